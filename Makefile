@@ -1,0 +1,63 @@
+# `make demo` and `make test` set up what they need from nothing, in .venv. `make help` lists the rest.
+
+# The first of these that is Python 3.11 or newer and can make environments. Another: `make PYTHON=/path/to/python test`.
+CANDIDATES := python3 python3.13 python3.12 python3.11 python
+SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in $(CANDIDATES); do $$p -c '$(SUITABLE)' 2>/dev/null && echo $$p && break; done)
+
+VENV := .venv
+READY := $(VENV)/.ready
+RUN := $(VENV)/bin/python -m
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-slow lint types imports docs format clean
+
+help: ## List the targets.
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F '|' '{ printf "%-18s %s\n", $$1, $$2 }'
+
+venv: $(READY) ## Set up .venv, or bring it up to date with pyproject.toml.
+
+$(READY): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv and ensurepip among: $(CANDIDATES)." \
+	  "Install one (Debian and Ubuntu: python3 and python3-venv), or name it: make PYTHON=/path/to/python" >&2; exit 1; }
+	@"$(PYTHON)" -c '$(SUITABLE)' || { echo "PYTHON=$(PYTHON) does not work, is older than 3.11" \
+	  "or lacks venv and ensurepip" >&2; exit 1; }
+	@echo "== Setting up $(VENV) with $(PYTHON): once, and again when pyproject.toml changes"
+	"$(PYTHON)" -m venv $(VENV)
+	$(RUN) pip install --editable ".[dev]"
+	@touch $@
+
+demo: $(READY) ## Train a small detector on synthetic shapes, evaluate it and draw what it sees (two CPU cores, minutes).
+	@echo "== Training, evaluating and drawing into runs/demo"
+	$(VENV)/bin/deformdetr demo --out runs/demo
+
+test: $(READY) ## Run the fast tests.
+	@echo "== torch.compile and torch.export (without checking of shapes, which they cannot trace)"
+	JAXTYPING_DISABLE=1 $(RUN) pytest -m "compile and not slow"
+	@echo "== All other fast tests (with every annotated shape checked)"
+	$(RUN) pytest
+
+test-slow: $(READY) ## Run the slow tests.
+	@echo "== Slow tests"
+	JAXTYPING_DISABLE=1 $(RUN) pytest -m "slow and compile" || test $$? -eq 5 # 5: there is no such test.
+	$(RUN) pytest -m slow || test $$? -eq 5
+
+lint: $(READY) ## Check style and formatting.
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+types: $(READY) ## Check types.
+	$(RUN) mypy
+
+imports: $(READY) ## Check who imports whom.
+	$(VENV)/bin/lint-imports
+
+docs: $(READY) ## Build the documentation into site/.
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
+
+format: $(READY) ## Rewrite the sources in the project's format.
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+clean: ## Remove .venv, caches and built documentation; runs/ stays.
+	rm -rf $(VENV) site dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,56 @@
+"""State dicts of the goldens, and small models of every variant."""
+
+import re
+from typing import Any
+
+from torch import Tensor
+
+from deformdetr.config import ConvBackboneConfig, DeformableDETRConfig
+from goldens import Golden, fill
+
+# Golden: the preset that it was computed with.
+PRESET_OF_GOLDEN = {
+    "single_scale": "deformable_detr_r50_single_scale",
+    "single_scale_dc5": "deformable_detr_r50_single_scale_dc5",
+    "multi_scale": "deformable_detr_r50",
+    "box_refine": "deformable_detr_r50_refine",
+    "two_stage": "deformable_detr_r50_two_stage",
+}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "single_scale": {"num_feature_levels": 1},
+    "multi_scale": {},
+    "box_refine": {"with_box_refine": True},
+    "two_stage": {"with_box_refine": True, "two_stage": True},
+    "two_stage_without_refinement": {"two_stage": True},
+}
+
+
+def tiny_config(**changes: Any) -> DeformableDETRConfig:
+    """Describe a model that builds and runs in milliseconds."""
+    tiny: dict[str, Any] = {
+        "num_classes": 5,
+        "num_queries": 12,
+        "d_model": 16,
+        "n_heads": 2,
+        "num_encoder_layers": 2,
+        "num_decoder_layers": 3,
+        "d_ffn": 24,
+        "norm_groups": 4,
+        "backbone": ConvBackboneConfig(channels=(8, 8, 16, 24)),
+    }
+    return DeformableDETRConfig(**tiny | changes)
+
+
+def golden_checkpoint(golden: Golden) -> dict[str, Tensor]:
+    """Give the original's state dict that a golden was computed with; `tests/goldens/README.md` has the rules."""
+    names: dict[str, list[int]] = golden.facts["state_dict_shapes"]
+    layers = len({name.split(".")[3] for name in names if name.startswith("transformer.decoder.layers.")})
+    shares_heads = not any(name.startswith("transformer.decoder.bbox_embed.") for name in names)
+    state = {}
+    for name, shape in names.items():
+        source = re.sub(r"^transformer\.decoder\.(bbox_embed|class_embed)\.", r"\1.", name)
+        if shares_heads:
+            source = re.sub(r"^(bbox_embed|class_embed)\.\d+\.", rf"\1.{layers - 1}.", source)
+        state[name] = fill(source, tuple(shape))
+    return state

@@ -1,0 +1,38 @@
+"""The examples of the documents, run as they stand, and the links between them."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+def _blocks(document: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "document", [document for document in DOCUMENTS if _blocks(document, "python")], ids=lambda path: path.stem
+)
+def test_python_examples_run_in_the_order_they_are_read(document):
+    names = {}
+    for block in _blocks(document, "python"):
+        exec(compile(block, str(document), "exec"), names)
+
+
+def test_config_in_the_training_guide_is_valid():
+    from deformdetr.engine import Experiment
+
+    (block,) = _blocks(ROOT / "docs" / "training.md", "yaml")
+    experiment = Experiment.model_validate(yaml.safe_load(block))
+    assert experiment.model.num_queries == 100
+
+
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.parent == ROOT], ids=lambda path: path.stem)
+def test_links_between_files_of_the_repository_lead_somewhere(document):
+    links = re.findall(r"\]\(([^)#\s]+)", document.read_text())
+    local = [link for link in links if "://" not in link]
+    assert [link for link in local if not (document.parent / link).exists()] == []

@@ -1,0 +1,177 @@
+import itertools
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deformdetr.visualize import (
+    class_colour,
+    displayable,
+    draw_boxes,
+    draw_comparison,
+    plot_curves,
+    plot_sampling_points,
+    save_image,
+)
+
+GREY = torch.full((3, 600, 700), 128, dtype=torch.uint8)
+NAMES = ["circle", "square"]
+
+
+def has_colour(picture: Image.Image, colour: tuple[int, int, int]) -> np.ndarray:
+    return (np.asarray(picture) == colour).all(axis=-1)
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def test_normalised_images_return_to_their_colours(rng: torch.Generator) -> None:
+    image = torch.randint(256, (3, 5, 6), generator=rng, dtype=torch.uint8)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    normalised = (image / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    assert torch.equal(displayable(normalised, mean=mean, std=std), image)
+    assert torch.equal(displayable(image), image)
+    assert displayable(torch.tensor([-1.0, 0.5, 3]).view(3, 1, 1)).flatten().tolist() == [0, 128, 255]
+
+
+def test_classes_differ_in_colour() -> None:
+    colours = [class_colour(label) for label in range(91)]
+    assert len(set(colours)) == 91
+    assert all(0 <= channel <= 255 for colour in colours for channel in colour)
+    for first, second in itertools.pairwise(colours):
+        assert sum(abs(a - b) for a, b in zip(first, second, strict=True)) > 60
+
+
+def test_a_box_is_outlined_where_it_is() -> None:
+    picture = draw_boxes(GREY, torch.tensor([[100.0, 200, 400, 500]]), torch.tensor([1]), NAMES)
+    assert picture.size == (700, 600)
+    outlined = has_colour(picture, class_colour(1))
+    assert outlined[300:400, 100].all()
+    assert outlined[300:400, 400].all()
+    assert outlined[500, 150:350].all()
+    assert not outlined[250:450, 150:350].any()
+    # Above the left corner stands the name.
+    assert outlined[180:199, 100:150].any()
+
+
+def test_small_images_are_enlarged_with_their_boxes() -> None:
+    picture = draw_boxes(GREY[:, :60, :100], torch.tensor([[10.0, 20, 90, 50]]), torch.tensor([0]), NAMES)
+    assert picture.size == (600, 360)
+    assert has_colour(picture, class_colour(0))[200:250, 60].all()
+
+
+def test_images_without_boxes_are_only_converted() -> None:
+    empty = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    picture = draw_boxes(GREY, *empty, NAMES, scores=torch.zeros(0))
+    np.testing.assert_array_equal(np.asarray(picture), GREY.permute(1, 2, 0))
+
+
+def test_the_best_box_is_drawn_on_top() -> None:
+    boxes = torch.tensor([[100.0, 200, 400, 500]] * 2)
+    labels = torch.tensor([0, 1])
+    for scores, on_top in (((0.9, 0.2), 0), ((0.2, 0.9), 1)):
+        picture = draw_boxes(GREY, boxes, labels, NAMES, scores=torch.tensor(scores))
+        assert has_colour(picture, class_colour(on_top))[300:400, 100].all()
+
+
+def test_boxes_beyond_the_image_do_no_harm() -> None:
+    boxes = torch.tensor([[-50.0, -50, 900, 900], [690, 590, 900, 900], [30, 30, 10, 10]])
+    assert draw_boxes(GREY, boxes, torch.tensor([0, 1, 0]), NAMES).size == (700, 600)
+
+
+def test_labels_without_a_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="to 2 do not fit 2 names"):
+        draw_boxes(GREY, torch.zeros(1, 4), torch.tensor([2]), NAMES)
+
+
+def test_a_comparison_shows_truth_left_and_confident_detections_right() -> None:
+    picture = draw_comparison(
+        GREY,
+        {
+            "boxes": torch.tensor([[100.0, 200, 400, 500], [10, 10, 50, 50]]),
+            "scores": torch.tensor([0.8, 0.2]),
+            "labels": torch.tensor([1, 0]),
+        },
+        {"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]]), "labels": torch.tensor([0])},
+        NAMES,
+        score_threshold=0.5,
+    )
+    middle = picture.width // 2
+    first, second = (has_colour(picture, class_colour(label)).any(axis=0) for label in (0, 1))
+    assert first[:middle].any()
+    assert not first[middle:].any()
+    assert not second[:middle].any()
+    assert second[middle:].any()
+
+
+@pytest.mark.parametrize("reference", [[0.4, 0.6], [0.4, 0.6, 0.2, 0.3]])
+@pytest.mark.parametrize("levels", [1, 4, 7])
+def test_sampling_points_are_shown_around_their_reference(
+    rng: torch.Generator, reference: list[float], levels: int
+) -> None:
+    locations = torch.rand(8, levels, 4, 2, generator=rng) * 1.4 - 0.2
+    weights = torch.rand(8, levels * 4, generator=rng).softmax(-1).view(8, levels, 4)
+    image = torch.rand(3, 64, 96, generator=rng)
+    picture = plot_sampling_points(image, locations, weights, reference=torch.tensor(reference), title="query 3")
+    assert picture.mode == "RGB"
+    assert picture.width > 800
+    pixels = np.asarray(picture)
+    # The first level's colour is that of no other thing.
+    assert (np.abs(pixels.astype(int) - (0, 229, 255)).sum(axis=-1) < 60).any()
+
+
+def test_drawing_leaves_the_callers_matplotlib_alone() -> None:
+    settings, pyplot_is_loaded = dict.copy(mpl.rcParams), "matplotlib.pyplot" in sys.modules
+    plot_sampling_points(GREY, torch.rand(1, 1, 1, 2), torch.ones(1, 1, 1), reference=torch.tensor([0.5, 0.5]))
+    assert dict.copy(mpl.rcParams) == settings
+    # Loading pyplot chooses a backend for the whole process.
+    assert ("matplotlib.pyplot" in sys.modules) == pyplot_is_loaded
+
+
+def test_curves_are_written_from_nested_and_incomplete_records(tmp_path: Path) -> None:
+    records = [
+        {"epoch": 0, "train": {"loss": 9.0, "loss_ce": 2.0, "loss_ce_0": 2.0}, "val": {"AP": None}},
+        {"epoch": 1, "train": {"loss": 5.0, "loss_ce": 1.0, "lr": 1e-4}, "val": {"AP": 0.1, "AP50": 0.3}},
+        {"epoch": 2, "train": {"loss": 4.0}},
+    ]
+    plot_curves(records, tmp_path / "curves.png")
+    both = size_of(tmp_path / "curves.png")
+    plot_curves([{"step": 10, "loss": 3.0}, {"step": 20, "loss": 2.0}], tmp_path / "curves.png")
+    one = size_of(tmp_path / "curves.png")
+    assert both[0] == 2 * one[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+
+
+def test_curves_without_anything_to_draw_are_refused(tmp_path: Path) -> None:
+    for records in ([], [{"epoch": 1, "lr": 0.1}], [{"epoch": 1, "val": {"AP": None}}]):
+        with pytest.raises(ValueError, match=f"{len(records)} records"):
+            plot_curves(records, tmp_path / "curves.png")
+
+
+def test_a_picture_replaces_an_old_one_only_when_it_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.png"
+    save_image(Image.new("RGB", (4, 5)), path)
+
+    def fail(self: Image.Image, target: Path, **options: str) -> None:
+        Path(target).write_bytes(b"half")
+        raise OSError("no space")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match="no space"):
+        save_image(Image.new("RGB", (9, 9)), path)
+    monkeypatch.undo()
+    assert size_of(path) == (4, 5)
+    assert [found.name for found in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_an_unknown_suffix_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'\.pngg'"):
+        save_image(Image.new("RGB", (4, 5)), tmp_path / "x.pngg")
