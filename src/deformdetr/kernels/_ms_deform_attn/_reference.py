@@ -1,0 +1,158 @@
+"""The specification of multi-scale deformable attention: plain, slow, obvious, and right in float64."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class Corner(NamedTuple):
+    """One of the four pixels around every sampling point of one level."""
+
+    level: int
+    row: Int[Tensor, "batch queries heads points"]
+    inside: Bool[Tensor, "batch queries heads points"]
+    x_weight: Float[Tensor, "batch queries heads points"]
+    y_weight: Float[Tensor, "batch queries heads points"]
+    x_sign: int
+    y_sign: int
+
+    def sample(self, rows: Float[Tensor, "rows channels"]) -> Float[Tensor, "batch queries heads points channels"]:
+        """Read the pixel of every point; pixels outside the level are zero, whatever is stored anywhere."""
+        return torch.where(self.inside.unsqueeze(-1), rows[self.row], 0)
+
+
+def corners(
+    spatial_shapes: Sequence[tuple[int | Tensor, int | Tensor]],
+    sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
+    pixels: int,
+) -> Iterator[Corner]:
+    """Go through the four corners of every level's sampling points.
+
+    With pixel centres at half-integers, as in `grid_sample(align_corners=False)`: a location `l` in [0, 1] along an
+    axis of `n` pixels lies at `u = l n - 1/2`; its neighbours `floor(u)` and `floor(u) + 1` weigh `1 - (u - floor(u))`
+    and `u - floor(u)`.
+
+    Args:
+        spatial_shapes: (height, width) of every level, as ints or as scalar tensors on any device; never read on the
+            host.
+        sampling_locations: (x, y) as fractions of each level.
+        pixels: Number of value positions over all levels.
+
+    Yields:
+        `Corner`s whose `row` indexes the value seen as a matrix of (batch * pixels * heads) rows.
+    """
+    batch, _, heads = sampling_locations.shape[:3]
+    device = sampling_locations.device
+    image = torch.arange(batch, device=device).view(-1, 1, 1, 1)
+    head = torch.arange(heads, device=device).view(-1, 1)
+    level_start: int | Tensor = 0
+    for level, (height, width) in enumerate(spatial_shapes):
+        location = sampling_locations[:, :, :, level]
+        x = location[..., 0] * width - 0.5
+        y = location[..., 1] * height - 0.5
+        # NaN and infinity are moved outside the level, because zero weights would not hide them from a product.
+        finite = x.isfinite() & y.isfinite()
+        x, y = torch.where(finite, x, -2), torch.where(finite, y, -2)
+        left, top = x.floor(), y.floor()
+        for bottom in (0, 1):
+            for right in (0, 1):
+                column, line = left + right, top + bottom
+                inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
+                # Integers before multiplying: a float32 product would lose pixels beyond 2^24.
+                column, line = torch.where(inside, column, 0).long(), torch.where(inside, line, 0).long()
+                pixel = torch.where(inside, level_start + line * width + column, 0)
+                yield Corner(
+                    level=level,
+                    row=(image * pixels + pixel) * heads + head,
+                    inside=inside,
+                    x_weight=x - left if right else 1 - (x - left),
+                    y_weight=y - top if bottom else 1 - (y - top),
+                    x_sign=1 if right else -1,
+                    y_sign=1 if bottom else -1,
+                )
+        level_start = level_start + height * width
+
+
+def forward(
+    value: Float[Tensor, "batch pixels heads channels"],
+    spatial_shapes: Sequence[tuple[int | Tensor, int | Tensor]],
+    sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
+    attention_weights: Float[Tensor, "batch queries heads levels points"],
+) -> Float[Tensor, "batch queries heads*channels"]:
+    """Sum bilinear samples of `value`, weighted by attention, over levels and points.
+
+    `out[b, q, m] = sum_{l, p} A[b, q, m, l, p] * bilinear(value[b, level l, m], locations[b, q, m, l, p])`
+
+    Half precision is read as stored and summed in float32; plain autograd differentiates it any number of times.
+    """
+    batch, pixels, heads, channels = value.shape
+    rows = value.reshape(-1, channels).to(_accumulation_dtype(value))
+    locations = sampling_locations.to(rows.dtype)
+    weights = attention_weights.to(rows.dtype)
+    out = rows.new_zeros(batch, sampling_locations.shape[1], heads, channels)
+    for corner in corners(spatial_shapes, locations, pixels):
+        weight = weights[:, :, :, corner.level] * corner.x_weight * corner.y_weight
+        out = out + (weight.unsqueeze(-1) * corner.sample(rows)).sum(3)
+    return out.flatten(2).to(value.dtype)
+
+
+def backward(
+    grad_output: Float[Tensor, "batch queries d_model"],
+    value: Float[Tensor, "batch pixels heads channels"],
+    spatial_shapes: Sequence[tuple[int | Tensor, int | Tensor]],
+    sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
+    attention_weights: Float[Tensor, "batch queries heads levels points"],
+) -> tuple[
+    Float[Tensor, "batch pixels heads channels"],
+    Float[Tensor, "batch queries heads levels points 2"],
+    Float[Tensor, "batch queries heads levels points"],
+]:
+    """Give the gradients of `forward` by its value, locations and weights, without autograd.
+
+    With `g` the gradient of one output, corner weights `w_x w_y` and `d = g . v` for the corner's pixel `v`:
+
+    * value: `A w_x w_y g`, added to the corner's pixel
+    * attention weight: `sum over corners of w_x w_y d`
+    * location: `sum over corners of A (± w_y width, ± w_x height) d`, with + for the right and the lower corners
+
+    At integer positions, where the derivative jumps, this is the derivative from the right.
+    """
+    pixels, channels = value.shape[1], value.shape[3]
+    rows = value.reshape(-1, channels).to(_accumulation_dtype(value))
+    locations = sampling_locations.to(rows.dtype)
+    weights = attention_weights.to(rows.dtype)
+    grad = grad_output.to(rows.dtype).reshape(*weights.shape[:3], 1, channels)
+
+    grad_rows = torch.zeros_like(rows)
+    grad_weights = [torch.zeros_like(weights[:, :, :, 0]) for _ in spatial_shapes]
+    grad_x = [torch.zeros_like(weight) for weight in grad_weights]
+    grad_y = [torch.zeros_like(weight) for weight in grad_weights]
+    for corner in corners(spatial_shapes, locations, pixels):
+        level = corner.level
+        weight = weights[:, :, :, level]
+        dot = (grad * corner.sample(rows)).sum(-1)
+        grad_weights[level] = grad_weights[level] + corner.x_weight * corner.y_weight * dot
+        grad_x[level] = grad_x[level] + corner.x_sign * corner.y_weight * weight * dot
+        grad_y[level] = grad_y[level] + corner.y_sign * corner.x_weight * weight * dot
+        share = torch.where(corner.inside, weight * corner.x_weight * corner.y_weight, 0)
+        grad_rows.index_add_(0, corner.row.flatten(), (share.unsqueeze(-1) * grad).reshape(-1, channels))
+
+    grad_locations = torch.stack(
+        [
+            torch.stack([x * width, y * height], dim=-1)
+            for x, y, (height, width) in zip(grad_x, grad_y, spatial_shapes, strict=True)
+        ],
+        dim=3,
+    )
+    return (
+        grad_rows.view(value.shape).to(value.dtype),
+        grad_locations.to(sampling_locations.dtype),
+        torch.stack(grad_weights, dim=3).to(attention_weights.dtype),
+    )
+
+
+def _accumulation_dtype(value: Tensor) -> torch.dtype:
+    return torch.promote_types(value.dtype, torch.float32)
