@@ -1,0 +1,49 @@
+"""Layers of Deformable DETR and DETR: attention, encoders, decoders, queries, positions, backbones and neck."""
+
+from deformdetr.nn._attention import MSDeformAttn
+from deformdetr.nn._backbone import ConvBackbone, ResNetBackbone
+from deformdetr.nn._decoder import DecoderOutput, DeformableDecoder, DeformableDecoderLayer, offset_boxes
+from deformdetr.nn._encoder import DeformableEncoder, DeformableEncoderLayer
+from deformdetr.nn._feed_forward import MLP, FeedForward
+from deformdetr.nn._geometry import pixel_centers, valid_ratios
+from deformdetr.nn._heads import box_head, class_head
+from deformdetr.nn._neck import ChannelMapper
+from deformdetr.nn._position import LearnedPositionEncoding, SinePositionEncoding, sine_features
+from deformdetr.nn._queries import LearnedQueries, ProposalQueries, Queries, proposal_embedding, proposal_logits
+from deformdetr.nn._transformer import (
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
+
+__all__ = [
+    "MLP",
+    "ChannelMapper",
+    "ConvBackbone",
+    "DecoderOutput",
+    "DeformableDecoder",
+    "DeformableDecoderLayer",
+    "DeformableEncoder",
+    "DeformableEncoderLayer",
+    "FeedForward",
+    "LearnedPositionEncoding",
+    "LearnedQueries",
+    "MSDeformAttn",
+    "ProposalQueries",
+    "Queries",
+    "ResNetBackbone",
+    "SinePositionEncoding",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
+    "box_head",
+    "class_head",
+    "offset_boxes",
+    "pixel_centers",
+    "proposal_embedding",
+    "proposal_logits",
+    "sine_features",
+    "valid_ratios",
+]

@@ -1,0 +1,152 @@
+"""The attention layer of Deformable DETR."""
+
+import math
+import sys
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from deformdetr.kernels import SpatialShapes, ms_deform_attn, register_flop_formulas
+from deformdetr.nn._geometry import at_least_float32
+
+
+class MSDeformAttn(nn.Module):
+    """Attend to a few learned points around a reference, on every level of a feature pyramid.
+
+    Constructor, call, initialisation and parameter names are those of the original layer, so that its checkpoints and
+    its callers work unchanged.
+
+    Args:
+        d_model: Channels of queries and features; a multiple of `n_heads`.
+        n_levels: Levels of the feature pyramid.
+        n_heads: Attention heads.
+        n_points: Sampling points per head and level.
+
+    Raises:
+        ValueError: If `d_model` is not a positive multiple of `n_heads`, or a count is not positive.
+
+    References:
+        Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", ICLR 2021, equation 3
+        and appendix A.4 for the initialisation.
+    """
+
+    def __init__(self, d_model: int = 256, n_levels: int = 4, n_heads: int = 8, n_points: int = 4) -> None:
+        super().__init__()
+        if min(d_model, n_levels, n_heads, n_points) < 1:
+            raise ValueError(
+                "d_model, n_levels, n_heads and n_points must be positive, got "
+                f"{d_model}, {n_levels}, {n_heads} and {n_points}"
+            )
+        if d_model % n_heads:
+            raise ValueError(f"d_model ({d_model}) must be divisible by n_heads ({n_heads})")
+        self.d_model = d_model
+        self.n_levels = n_levels
+        self.n_heads = n_heads
+        self.n_points = n_points
+        self.sampling_offsets = nn.Linear(d_model, n_heads * n_levels * n_points * 2)
+        self.attention_weights = nn.Linear(d_model, n_heads * n_levels * n_points)
+        self.value_proj = nn.Linear(d_model, d_model)
+        self.output_proj = nn.Linear(d_model, d_model)
+        self.reset_parameters()
+        if "torch.utils.flop_counter" in sys.modules:
+            register_flop_formulas()
+
+    def reset_parameters(self) -> None:
+        """Point head m in direction 2 pi m / n_heads, point p at distance p + 1 pixels, with uniform attention."""
+        nn.init.zeros_(self.sampling_offsets.weight)
+        angles = torch.arange(self.n_heads, dtype=torch.float32) * (2 * math.pi / self.n_heads)
+        directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        directions = directions / directions.abs().amax(dim=-1, keepdim=True)
+        distances = torch.arange(1, self.n_points + 1, dtype=torch.float32)
+        offsets = directions[:, None, None, :] * distances[:, None]
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(offsets.expand(-1, self.n_levels, -1, -1).flatten())
+        for layer in (self.attention_weights.weight, self.attention_weights.bias):
+            nn.init.zeros_(layer)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    # The original's transformer calls this name on the layers it holds.
+    _reset_parameters = reset_parameters
+
+    def forward(
+        self,
+        query: Float[Tensor, "batch queries d_model"],
+        reference_points: Float[Tensor, "#batch queries #levels coordinates"],
+        input_flatten: Float[Tensor, "batch pixels d_model"],
+        input_spatial_shapes: SpatialShapes,
+        input_level_start_index: Int[Tensor, " levels"] | None = None,
+        input_padding_mask: Bool[Tensor, "batch pixels"] | None = None,
+    ) -> Float[Tensor, "batch queries d_model"]:
+        """Sample the features around each query's reference and project the weighted sum.
+
+        Args:
+            query: Content plus position.
+            reference_points: Fractions of each level: centres (x, y), or boxes (cx, cy, w, h), which scale the offsets.
+                One that holds for every image, or for every level, may have a single one there.
+            input_flatten: Features of all levels, flattened row by row and concatenated.
+            input_spatial_shapes: (height, width) of every level, as ints or as a tensor.
+            input_level_start_index: Accepted for the original's callers and not needed: it follows from the shapes.
+            input_padding_mask: True at padded pixels, whose projected features count as zero.
+
+        Raises:
+            ValueError: If `reference_points` has neither 2 nor 4 coordinates, or neither one level nor the layer's, or
+                the spatial shapes do not fit the layer or the features.
+        """
+        value = self.value_proj(input_flatten)
+        if input_padding_mask is not None:
+            value = value.masked_fill(input_padding_mask[..., None], 0)
+        locations, weights = self.sampling_locations_and_weights(query, reference_points, input_spatial_shapes)
+        sampled = ms_deform_attn(value.unflatten(-1, (self.n_heads, -1)), input_spatial_shapes, locations, weights)
+        out: Tensor = self.output_proj(sampled)
+        return out
+
+    def sampling_locations_and_weights(
+        self,
+        query: Float[Tensor, "batch queries d_model"],
+        reference_points: Float[Tensor, "#batch queries #levels coordinates"],
+        spatial_shapes: SpatialShapes,
+    ) -> tuple[
+        Float[Tensor, "batch queries heads levels points 2"],
+        Float[Tensor, "batch queries heads levels points"],
+    ]:
+        """Give where each query samples, (x, y) as fractions of each level, and with which attention.
+
+        Locations have at least float32 precision in every mode of training; an offset counts pixels of its level for a
+        centre, and eighths of the box (for the usual four points) for a box.
+        """
+        levels, coordinates = reference_points.shape[-2:]
+        if coordinates not in (2, 4):
+            raise ValueError(f"reference_points must have 2 (x, y) or 4 (cx, cy, w, h) coordinates, got {coordinates}")
+        if levels not in (1, self.n_levels):
+            raise ValueError(f"reference_points has {levels} levels, but the layer has {self.n_levels}")
+        if len(spatial_shapes) != self.n_levels:
+            raise ValueError(f"spatial_shapes has {len(spatial_shapes)} levels, but the layer has {self.n_levels}")
+        # Level-major points in one axis, so that the softmax runs over all of them.
+        offsets = self.sampling_offsets(query).unflatten(-1, (self.n_heads, self.n_levels, self.n_points, 2))
+        weights = self.attention_weights(query).unflatten(-1, (self.n_heads, self.n_levels * self.n_points))
+        weights = weights.softmax(-1).unflatten(-1, (self.n_levels, self.n_points))
+
+        reference = at_least_float32(reference_points)[:, :, None, :, None]
+        offsets = at_least_float32(offsets)
+        if coordinates == 2:
+            locations = reference + offsets / _level_sizes(spatial_shapes, offsets)
+        else:
+            locations = reference[..., :2] + offsets / self.n_points * reference[..., 2:] * 0.5
+        return locations, weights
+
+    def extra_repr(self) -> str:
+        """Name the sizes that the linear layers do not show."""
+        return f"n_levels={self.n_levels}, n_heads={self.n_heads}, n_points={self.n_points}"
+
+
+def _level_sizes(spatial_shapes: SpatialShapes, like: Tensor) -> Float[Tensor, "levels 1 2"]:
+    """Give (width, height) of every level, to divide offsets of points by."""
+    if isinstance(spatial_shapes, Tensor):
+        sizes = spatial_shapes.flip(-1).to(like, non_blocking=True)
+        return sizes[:, None]
+    # Filled on the device, because copying a host list there would make the host wait.
+    sizes = torch.stack([like.new_full((), size) for height, width in spatial_shapes for size in (width, height)])
+    return sizes.view(-1, 1, 2)

@@ -1,0 +1,223 @@
+"""Convolutional backbones that give features of several strides."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from textwrap import shorten
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+ResNetName: TypeAlias = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+ResNetNorm: TypeAlias = Literal["frozen_batch", "batch", "group"]
+
+
+class ResNetBackbone(nn.Module):
+    """A ResNet of torchvision without its classifier.
+
+    Args:
+        name: Which one.
+        out_layers: Stages whose outputs are given, out of 1 to 4, at strides 4 to 32; ascending.
+        norm: `frozen_batch` keeps BatchNorm's statistics and scales as loaded, right for pretrained weights and small
+            batches; `batch` trains it; `group` is GroupNorm of 32 groups, right for training from scratch with small
+            batches.
+        dilation: Whether the last stage keeps stride 16 and dilates its convolutions instead (DC5).
+        trainable_layers: How many stages train, counted from the last: 0 to 5, where 5 includes the stem. The others
+            have no gradients and keep their norm's statistics.
+        weights: None draws random ones, "DEFAULT" downloads torchvision's best ImageNet weights, anything else is the
+            path of a state dict in torchvision's names, read with `weights_only=True`.
+
+    Attributes:
+        channels: Channels of each output.
+        strides: Stride of each output, in pixels of the image.
+
+    Raises:
+        ValueError: If a setting is unknown, or the network cannot be built that way, or the weights cannot be read
+            or do not fit.
+        FileNotFoundError: If `weights` names no file.
+
+    References:
+        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
+    """
+
+    def __init__(
+        self,
+        name: ResNetName = "resnet50",
+        *,
+        out_layers: Sequence[int] = (2, 3, 4),
+        norm: ResNetNorm = "frozen_batch",
+        dilation: bool = False,
+        trainable_layers: int = 3,
+        weights: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        # Imported here, so that the rest of the package works where torchvision does not match torch.
+        import torchvision
+
+        if name not in ("resnet18", "resnet34", "resnet50", "resnet101"):
+            raise ValueError(f"name must be resnet18, resnet34, resnet50 or resnet101, got {name!r}")
+        if dilation and name in ("resnet18", "resnet34"):
+            raise ValueError(f"{name} has no dilated form; dilation needs resnet50 or resnet101")
+        if not 0 <= trainable_layers <= 5:
+            raise ValueError(f"trainable_layers must lie in 0..5, got {trainable_layers}")
+        self.out_layers = _ascending_stages(out_layers)
+        resnet = torchvision.models.get_model(
+            name, weights=None, norm_layer=_norm_layer(norm), replace_stride_with_dilation=[False, False, dilation]
+        )
+        if weights is not None:
+            _load_weights(resnet, name, norm, weights)
+        self.conv1 = resnet.conv1
+        self.bn1 = resnet.bn1
+        self.relu = resnet.relu
+        self.maxpool = resnet.maxpool
+        self.layer1 = resnet.layer1
+        self.layer2 = resnet.layer2
+        self.layer3 = resnet.layer3
+        self.layer4 = resnet.layer4
+
+        widest = resnet.fc.in_features
+        self.channels = tuple(widest >> (4 - layer) for layer in self.out_layers)
+        self.strides = tuple(16 if dilation and layer == 4 else 2 << layer for layer in self.out_layers)
+        stages = [nn.ModuleList([self.conv1, self.bn1]), self.layer1, self.layer2, self.layer3, self.layer4]
+        self._frozen = tuple(stages[: 5 - trainable_layers])
+        for stage in self._frozen:
+            stage.requires_grad_(False)
+        self.train()
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> list[Float[Tensor, "batch _channels _height _width"]]:
+        """Give the outputs of the chosen stages, finest first.
+
+        Args:
+            images: RGB, normalised as the weights expect it.
+        """
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        features = []
+        for index, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), start=1):
+            x = stage(x)
+            if index in self.out_layers:
+                features.append(x)
+        return features
+
+    def train(self, mode: bool = True) -> "ResNetBackbone":  # noqa: FBT001, FBT002 - PyTorch's signature.
+        """Switch modes; frozen stages stay in evaluation mode, so that their norms do not drift."""
+        super().train(mode)
+        for stage in self._frozen:
+            stage.eval()
+        return self
+
+
+class ConvBackbone(nn.Module):
+    """A small residual network with group norm, for demonstrations and tests; it needs no torchvision.
+
+    Args:
+        channels: Channels at strides 4, 8, 16 and 32, each a multiple of 8.
+        out_layers: Stages whose outputs are given, out of 1 to 4, at those strides; ascending.
+
+    Attributes:
+        channels: Channels of each output.
+        strides: Stride of each output, in pixels of the image.
+
+    Raises:
+        ValueError: If a width is not a positive multiple of 8, or the stages are not ascending out of 1 to 4.
+    """
+
+    def __init__(self, channels: Sequence[int] = (32, 64, 128, 256), *, out_layers: Sequence[int] = (2, 3, 4)) -> None:
+        super().__init__()
+        if len(channels) != 4 or any(width < 8 or width % 8 for width in channels):
+            raise ValueError(f"channels must be four positive multiples of 8, got {tuple(channels)}")
+        self.out_layers = _ascending_stages(out_layers)
+        stem = nn.Conv2d(3, channels[0], 3, stride=2, padding=1, bias=False)
+        self.stem = nn.Sequential(stem, _group_norm(channels[0]))
+        widths = [channels[0], *channels]
+        self.stages = nn.ModuleList(_ResidualStage(a, b) for a, b in zip(widths, channels, strict=False))
+        self.channels = tuple(channels[layer - 1] for layer in self.out_layers)
+        self.strides = tuple(2 << layer for layer in self.out_layers)
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> list[Float[Tensor, "batch _channels _height _width"]]:
+        """Give the outputs of the chosen stages, finest first."""
+        x = self.stem(images).relu()
+        features = []
+        for index, stage in enumerate(self.stages, start=1):
+            x = stage(x)
+            if index in self.out_layers:
+                features.append(x)
+        return features
+
+
+class _ResidualStage(nn.Module):
+    """A strided convolution, then a residual one."""
+
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(d_in, d_out, 3, stride=2, padding=1, bias=False)
+        self.down_norm = _group_norm(d_out)
+        self.conv = nn.Conv2d(d_out, d_out, 3, padding=1, bias=False)
+        self.conv_norm = _group_norm(d_out)
+        for layer in (self.down, self.conv):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down_norm(self.down(x)).relu()
+        out: Tensor = (x + self.conv_norm(self.conv(x))).relu()
+        return out
+
+
+def _ascending_stages(out_layers: Sequence[int]) -> tuple[int, ...]:
+    if not out_layers or list(out_layers) != sorted(set(out_layers) & {1, 2, 3, 4}):
+        raise ValueError(f"out_layers must be ascending stages out of 1 to 4, got {tuple(out_layers)}")
+    return tuple(out_layers)
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(8, channels)
+
+
+def _norm_layer(norm: ResNetNorm) -> Callable[[int], nn.Module]:
+    from torchvision.ops import FrozenBatchNorm2d
+
+    layers: dict[str, Callable[[int], nn.Module]] = {
+        "frozen_batch": FrozenBatchNorm2d,
+        "batch": nn.BatchNorm2d,
+        "group": lambda channels: nn.GroupNorm(32, channels),
+    }
+    if norm not in layers:
+        raise ValueError(f"norm must be one of {', '.join(layers)}; got {norm!r}")
+    return layers[norm]
+
+
+def _load_weights(resnet: nn.Module, name: str, norm: ResNetNorm, weights: str | Path) -> None:
+    if norm == "group":
+        raise ValueError(f"weights ({weights}) are of a batch-norm network and do not fit norm='group'")
+    state = _default_state_dict(name) if weights == "DEFAULT" else _read_state_dict(Path(weights).expanduser())
+    # The classifier is not part of the backbone, and may have any number of classes, or be absent.
+    state = {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}
+    state |= {key: tensor for key, tensor in resnet.state_dict().items() if key.startswith("fc.")}
+    try:
+        resnet.load_state_dict(state)
+    except RuntimeError as error:
+        # One line for each kind of difference, and one for each size: enough of them to see what was given.
+        reasons = "; ".join(shorten(line, 200) for line in str(error).splitlines()[1:4])
+        raise ValueError(f"weights ({weights}) do not fit {name}: {reasons}") from error
+
+
+def _default_state_dict(name: str) -> dict[str, Tensor]:
+    from torchvision.models import get_model_weights
+
+    state: dict[str, Tensor] = get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)
+    return state
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(f"weights ({path}) cannot be read: {shorten(str(error), 200)}") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f"weights ({path}) hold no state dict of tensors: the file has a {type(state).__name__}")
+    return state
