@@ -1,0 +1,15 @@
+"""Losses of boxes."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from deformdetr.boxes import elementwise_giou
+
+
+def giou_loss(boxes: Float[Tensor, "*batch 4"], targets: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
+    """Give one minus the generalised IoU of corresponding xyxy boxes, in [0, 2]; the result is not reduced.
+
+    References:
+        Rezatofighi et al., "Generalized Intersection over Union", CVPR 2019, algorithm 2.
+    """
+    return 1 - elementwise_giou(boxes, targets)

@@ -1,0 +1,195 @@
+"""The set loss: match predictions and targets, then judge classes and boxes of every layer."""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+
+from deformdetr.boxes import cxcywh_to_xyxy
+from deformdetr.losses._boxes import giou_loss
+from deformdetr.losses._classification import ClassificationLoss, FocalClassification
+from deformdetr.matching import HungarianMatcher
+from deformdetr.structures import LayerPredictions, Predictions, Target
+
+LOSSES = ("loss_ce", "loss_bbox", "loss_giou")
+DEFAULT_WEIGHTS: Mapping[str, float] = {"loss_ce": 2.0, "loss_bbox": 5.0, "loss_giou": 2.0}
+
+
+class SetCriterion(nn.Module):
+    """Judge a set of predictions by its cheapest matching with the targets, for every layer that predicts.
+
+    Geometry and logits are judged in float32 at least, whatever the model's dtype or autocast.
+
+    Args:
+        matcher: Finds the pairs, anew for every layer.
+        classification: Loss of the logits; `FocalClassification()` by default.
+        weights: What `total` multiplies `loss_ce`, `loss_bbox` and `loss_giou` by, of whichever layer; one that is not
+            named is left out of it.
+
+    Raises:
+        ValueError: If `weights` names something else or a weight is negative.
+
+    References:
+        Zhu et al., "Deformable DETR", ICLR 2021, appendix A.4; Carion et al., "End-to-End Object Detection with
+        Transformers", ECCV 2020, section 3.1.
+    """
+
+    def __init__(
+        self,
+        matcher: HungarianMatcher,
+        *,
+        classification: ClassificationLoss | None = None,
+        weights: Mapping[str, float] = DEFAULT_WEIGHTS,
+    ) -> None:
+        super().__init__()
+        for name, weight in weights.items():
+            if name not in LOSSES or weight < 0:
+                raise ValueError(f"weights must be non-negative and among {', '.join(LOSSES)}, got {name!r}: {weight}")
+        self.matcher = matcher
+        self.classification = FocalClassification() if classification is None else classification
+        self.weights = dict(weights)
+
+    def forward(self, outputs: Predictions, targets: Sequence[Target]) -> dict[str, Float[Tensor, ""]]:
+        """Give all losses, unweighted, and what else is worth logging, detached.
+
+        `loss_ce`, `loss_bbox` (L1 of cxcywh) and `loss_giou` are sums over pairs, divided by the number of target boxes
+        per process (at least 1); `class_error` is the percentage of matched queries of the last layer whose best class
+        is wrong, 100 where there are none; `cardinality_error` is the mean difference between the number of targets and
+        that of queries whose best class is not the last: with a softmax over "no object" the count of detections, with
+        sigmoids without a meaning, and kept because published logs have it.
+
+        Names end in `_0`, `_1`, ... for `aux_outputs` and in `_enc` for `enc_outputs`, where every object has class 0.
+
+        Args:
+            outputs: Any model's of the family; images without targets are fine, as is a batch of them.
+            targets: One per image.
+
+        Raises:
+            ValueError: If predictions and targets do not fit together, a label is not a class, or a number is not
+                finite; values are checked in the matcher's one transfer to the host.
+            TypeError: If labels are not int64.
+        """
+        layers = _layers(outputs, targets)
+        matches = self.matcher.match_layers(
+            [layer.predictions for layer in layers],
+            [layer.targets for layer in layers],
+            names=[layer.name for layer in layers],
+        )
+        device = outputs["pred_logits"].device
+        num_boxes = _num_boxes(targets, device)
+        counts = torch.tensor([float(len(target["labels"])) for target in targets]).to(device, non_blocking=True)
+        losses: dict[str, Tensor] = {}
+        for layer, pairs in zip(layers, _pairs(matches, targets, device), strict=True):
+            of_layer = self._judge(layer, pairs, num_boxes)
+            of_layer["cardinality_error"] = _cardinality_error(layer.predictions["pred_logits"], counts)
+            losses |= {f"{name}{layer.suffix}": value for name, value in of_layer.items()}
+        return losses
+
+    def weighted(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Keep the losses that have a weight, whatever their suffix, each multiplied by it.
+
+        Args:
+            losses: What calling the criterion gave.
+        """
+        stems = {name: re.sub(r"_(\d+|enc)$", "", name) for name in losses}
+        return {name: losses[name] * self.weights[stem] for name, stem in stems.items() if stem in self.weights}
+
+    def total(self, losses: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+        """Add up what `weighted` gives: the number to minimise."""
+        return torch.stack(list(self.weighted(losses).values())).sum()
+
+    def _judge(
+        self, layer: "_Layer", pairs: Int64[Tensor, "3 pairs"], num_boxes: Float[Tensor, ""]
+    ) -> dict[str, Float[Tensor, ""]]:
+        logits, boxes = layer.predictions["pred_logits"], layer.predictions["pred_boxes"]
+        image, query, target = pairs.unbind(0)
+        labels = torch.cat([of_image["labels"] for of_image in layer.targets])[target]
+        target_boxes = torch.cat([of_image["boxes"] for of_image in layer.targets])[target].to(boxes.dtype)
+        matched_boxes = boxes[image, query]
+        overlap = giou_loss(cxcywh_to_xyxy(matched_boxes), cxcywh_to_xyxy(target_boxes))
+        losses = {
+            "loss_ce": self.classification(logits, (image, query), labels, num_boxes),
+            "loss_bbox": F.l1_loss(matched_boxes, target_boxes, reduction="sum") / num_boxes,
+            "loss_giou": overlap.sum() / num_boxes,
+        }
+        if layer.is_last:
+            losses["class_error"] = _class_error(logits[image, query], labels)
+        return losses
+
+
+class _Layer(NamedTuple):
+    name: str
+    suffix: str
+    is_last: bool
+    predictions: LayerPredictions
+    targets: Sequence[Target]
+
+
+def _layers(outputs: Predictions, targets: Sequence[Target]) -> list[_Layer]:
+    """List what is to be judged: the last decoder layer, the other ones, the encoder's proposals."""
+    layers = [_Layer("last layer", "", True, _at_least_float32(outputs), targets)]
+    for index, auxiliary in enumerate(outputs.get("aux_outputs", ())):
+        layers.append(_Layer(f"aux_outputs[{index}]", f"_{index}", False, _at_least_float32(auxiliary), targets))
+    if "enc_outputs" in outputs:
+        objects: list[Target] = [
+            {"boxes": target["boxes"], "labels": torch.zeros_like(target["labels"])} for target in targets
+        ]
+        layers.append(_Layer("enc_outputs", "_enc", False, _at_least_float32(outputs["enc_outputs"]), objects))
+    return layers
+
+
+def _at_least_float32(predictions: LayerPredictions) -> LayerPredictions:
+    logits, boxes = predictions["pred_logits"], predictions["pred_boxes"]
+    return {
+        "pred_logits": logits.to(torch.promote_types(logits.dtype, torch.float32)),
+        "pred_boxes": boxes.to(torch.promote_types(boxes.dtype, torch.float32)),
+    }
+
+
+def _pairs(
+    matches: Sequence[Sequence[tuple[Tensor, Tensor]]], targets: Sequence[Target], device: torch.device
+) -> Sequence[Int64[Tensor, "3 _"]]:
+    """Give, for every layer, the image, the query and the target (counted over the batch) of every matched pair."""
+    starts = [0, *accumulate(len(target["labels"]) for target in targets)]
+    layers = [
+        torch.cat(
+            [
+                torch.stack([torch.full_like(query, image), query, target + starts[image]])
+                for image, (query, target) in enumerate(layer)
+            ],
+            dim=1,
+        )
+        for layer in matches
+    ]
+    # One small transfer for all layers, which a GPU's queue need not wait for.
+    together = torch.cat(layers, dim=1).to(device, non_blocking=True)
+    return torch.split(together, [layer.shape[1] for layer in layers], dim=1)
+
+
+def _num_boxes(targets: Sequence[Target], device: torch.device) -> Float[Tensor, ""]:
+    """Count target boxes per process, on average over the processes, and at least 1."""
+    count = torch.full((), float(sum(len(target["labels"]) for target in targets)), device=device)
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(count)
+        count = count / distributed.get_world_size()
+    return count.clamp(min=1)
+
+
+@torch.no_grad()
+def _class_error(logits: Float[Tensor, "pairs classes"], labels: Int64[Tensor, " pairs"]) -> Float[Tensor, ""]:
+    if not len(labels):
+        return logits.new_full((), 100.0)
+    return 100 - 100 * (logits.argmax(-1) == labels).to(logits.dtype).mean()
+
+
+@torch.no_grad()
+def _cardinality_error(
+    logits: Float[Tensor, "batch queries classes"], counts: Float[Tensor, " batch"]
+) -> Float[Tensor, ""]:
+    predicted = (logits.argmax(-1) != logits.shape[-1] - 1).sum(1)
+    return F.l1_loss(predicted.float(), counts)

@@ -1,0 +1,28 @@
+import torch
+from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
+
+from deformdetr.losses import FocalClassification, SoftmaxClassification
+
+MATCHED = (torch.tensor([0, 0, 1]), torch.tensor([4, 1, 2]))
+LABELS = torch.tensor([2, 0, 2])
+
+
+def test_focal_classification_expects_nothing_of_unmatched_queries(rng: torch.Generator) -> None:
+    logits = torch.randn(2, 5, 3, generator=rng)
+    targets = torch.zeros(2, 5, 3)
+    targets[0, 4, 2] = targets[0, 1, 0] = targets[1, 2, 2] = 1
+    expected = torchvision_focal_loss(logits, targets, alpha=0.3, gamma=1.5, reduction="sum") / 7
+    torch.testing.assert_close(
+        FocalClassification(alpha=0.3, gamma=1.5)(logits, MATCHED, LABELS, torch.tensor(7.0)), expected
+    )
+
+
+def test_softmax_classification_expects_the_last_class_of_unmatched_queries(rng: torch.Generator) -> None:
+    logits = torch.randn(2, 5, 4, generator=rng)
+    classes = torch.tensor([[3, 0, 3, 3, 2], [3, 3, 2, 3, 3]])
+    weight = torch.where(classes == 3, 0.2, 1.0)
+    cross_entropy = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none")
+    expected = (cross_entropy * weight.flatten()).sum() / weight.sum()
+    found = SoftmaxClassification(no_object_weight=0.2)(logits, MATCHED, LABELS, torch.tensor(7.0))
+    torch.testing.assert_close(found, expected)
