@@ -1,0 +1,7 @@
+"""Whole detectors, their post-processing, and a wrapper with torchvision's detection contract."""
+
+from deformdetr.models._deformable_detr import DeformableDETR
+from deformdetr.models._detector import Detector
+from deformdetr.models._postprocess import SigmoidPostProcess, SoftmaxPostProcess
+
+__all__ = ["DeformableDETR", "Detector", "SigmoidPostProcess", "SoftmaxPostProcess"]

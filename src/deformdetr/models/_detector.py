@@ -1,0 +1,162 @@
+"""A model, its criterion and its post-processing behind the interface of torchvision's detectors."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Bool, Float, Num
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deformdetr.boxes import scale_boxes, xyxy_to_cxcywh
+from deformdetr.losses import SetCriterion
+from deformdetr.models._postprocess import PostProcess
+from deformdetr.structures import Detections, ImageBatch, Target
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Detector(nn.Module):
+    """Detect objects with the inputs and outputs of torchvision's detectors, so that loops written for those work.
+
+    In training it takes images and targets and returns a dict of losses to add up; in evaluation it takes images and
+    returns their detections. Images are normalised, resized with antialiasing (as the training data is, and unlike
+    torchvision's detectors) and padded here.
+
+    Labels are the channels of the model's logits, from 0, and mean the same in targets and detections: unlike with
+    torchvision, 0 is not set aside for the background.
+
+    Args:
+        model: Called with images (batch, 3, height, width) and their padding mask, gives `Predictions`.
+        criterion: Judges them in training.
+        postprocess: Turns them into detections in evaluation.
+        image_mean: Of red, green and blue, in [0, 1], subtracted from images.
+        image_std: Of red, green and blue; images are divided by it.
+        min_size: Pixels of the shorter side after resizing; None leaves images as they are.
+        max_size: Most pixels of the longer side after resizing, which takes precedence; None sets no limit.
+
+    Raises:
+        ValueError: If a size or a deviation is not positive or `max_size` is less than `min_size`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: SetCriterion,
+        postprocess: PostProcess,
+        *,
+        image_mean: tuple[float, float, float] = IMAGENET_MEAN,
+        image_std: tuple[float, float, float] = IMAGENET_STD,
+        min_size: int | None = 800,
+        max_size: int | None = 1333,
+    ) -> None:
+        super().__init__()
+        if min(image_std) <= 0:
+            raise ValueError(f"image_std must be positive, got {image_std}")
+        if min_size is not None and (min_size < 1 or (max_size is not None and max_size < min_size)):
+            raise ValueError(f"min_size ({min_size}) must be positive and at most max_size ({max_size})")
+        self.model = model
+        self.criterion = criterion
+        self.postprocess = postprocess
+        self.min_size = min_size
+        self.max_size = max_size
+        self.image_mean: Tensor
+        self.image_std: Tensor
+        self.register_buffer("image_mean", torch.tensor(image_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("image_std", torch.tensor(image_std).view(3, 1, 1), persistent=False)
+
+    def forward(
+        self, images: Sequence[Num[Tensor, "_ _ _"]], targets: Sequence[Mapping[str, Tensor]] | None = None
+    ) -> dict[str, Float[Tensor, ""]] | list[Detections]:
+        """Give the weighted losses in training, the detections of every image in evaluation.
+
+        Args:
+            images: (3, height, width) each, in [0, 1], of any sizes.
+            targets: Needed in training, otherwise ignored: "boxes" (n, 4), xyxy in pixels of the image, and "labels"
+                (n,), int64.
+
+        Returns:
+            In training a dict of losses whose sum is to be minimised; otherwise one `Detections` per image, boxes in
+            pixels of the image as it was given.
+
+        Raises:
+            ValueError: If images have another shape; in training also if targets are missing or do not fit the images,
+                or a box has no width or height.
+            TypeError: If images or boxes do not have a floating-point dtype, or labels are not int64.
+        """
+        for index, image in enumerate(images):
+            _check_image(index, image)
+        batch = ImageBatch.from_images([self._resize(self._normalize(image)) for image in images])
+        if not self.training:
+            return self.postprocess(self.model(*batch), [_size(image) for image in images])
+        if targets is None:
+            raise ValueError("targets must be given in training mode")
+        if len(targets) != len(images):
+            raise ValueError(f"there are {len(images)} images, but targets for {len(targets)}")
+        fractions = [
+            _to_fractions(index, target, _size(image))
+            for index, (target, image) in enumerate(zip(targets, images, strict=True))
+        ]
+        outputs = self.model(*batch)
+        try:
+            losses: dict[str, Tensor] = self.criterion(outputs, fractions)
+        except ValueError:
+            _refuse_degenerate(targets)
+            raise
+        return self.criterion.weighted(losses)
+
+    def _normalize(self, image: Float[Tensor, "3 height width"]) -> Float[Tensor, "3 height width"]:
+        return (image - self.image_mean.to(image.dtype)) / self.image_std.to(image.dtype)
+
+    def _resize(self, image: Float[Tensor, "3 _ _"]) -> Float[Tensor, "3 _ _"]:
+        height, width = _size(image)
+        if self.min_size is None:
+            return image
+        short, long = min(height, width), max(height, width)
+        new_short, new_long = self.min_size, int(self.min_size * long / short)
+        if self.max_size is not None and new_long > self.max_size:
+            new_short, new_long = max(1, int(self.max_size * new_short / new_long)), self.max_size
+        size = (new_short, new_long) if height <= width else (new_long, new_short)
+        if size == (height, width):
+            return image
+        return F.interpolate(image.unsqueeze(0), size, mode="bilinear", antialias=True, align_corners=False).squeeze(0)
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    return image.shape[-2], image.shape[-1]
+
+
+def _check_image(index: int, image: Tensor) -> None:
+    if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
+        raise ValueError(f"image {index} must have shape (3, height, width), got {tuple(image.shape)}")
+    if not image.is_floating_point():
+        raise TypeError(f"image {index} must be of a floating-point dtype, in [0, 1], got {image.dtype}")
+
+
+def _to_fractions(index: int, target: Mapping[str, Tensor], size: tuple[int, int]) -> Target:
+    """Convert one image's target from pixels to what the criterion takes; boxes without an extent become NaN."""
+    missing = {"boxes", "labels"} - target.keys()
+    if missing:
+        raise ValueError(f"target {index} has no {sorted(missing)}, only {sorted(target)}")
+    boxes = target["boxes"]
+    if boxes.ndim != 2 or boxes.shape[-1] != 4:
+        raise ValueError(f"boxes of target {index} must have shape (n, 4), got {tuple(boxes.shape)}")
+    if not boxes.is_floating_point():
+        raise TypeError(f"boxes of target {index} must be of a floating-point dtype, got {boxes.dtype}")
+    # Looking for degenerate boxes would stall a GPU; made NaN, they are refused where the matcher reads its costs.
+    boxes = boxes.masked_fill(_is_degenerate(boxes).unsqueeze(-1), torch.nan)
+    height, width = size
+    return {"boxes": scale_boxes(xyxy_to_cxcywh(boxes), (1 / height, 1 / width)), "labels": target["labels"]}
+
+
+def _is_degenerate(boxes: Float[Tensor, "targets 4"]) -> Bool[Tensor, " targets"]:
+    return (boxes[:, 2:] <= boxes[:, :2]).any(-1)
+
+
+def _refuse_degenerate(targets: Sequence[Mapping[str, Tensor]]) -> None:
+    for index, target in enumerate(targets):
+        degenerate = target["boxes"][_is_degenerate(target["boxes"])]
+        if len(degenerate):
+            raise ValueError(
+                f"boxes must have a positive width and height; target {index} has {degenerate.tolist()} (xyxy, pixels)"
+            )

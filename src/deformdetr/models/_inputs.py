@@ -1,0 +1,40 @@
+"""What the models take: images of any sizes, as one padded batch."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool
+from torch import Tensor
+
+from deformdetr.structures import ImageBatch
+
+
+def as_batch(images: Tensor | Sequence[Tensor], padding_mask: Tensor | None) -> ImageBatch:
+    """Make a padded batch of what a model was called with.
+
+    Args:
+        images: (batch, 3, height, width), or images (3, height, width) of any sizes.
+        padding_mask: (batch, height, width), True at padded pixels; None means none.
+
+    Raises:
+        ValueError: If a padding mask comes with a list of images, or shapes disagree.
+    """
+    if not isinstance(images, Tensor):
+        if padding_mask is not None:
+            raise ValueError("padding_mask goes with a batch; a list of images is padded here")
+        return ImageBatch.from_images(list(images))
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must have shape (batch, 3, height, width), got {tuple(images.shape)}")
+    if padding_mask is None:
+        padding_mask = torch.zeros_like(images[:, 0], dtype=torch.bool)
+    if padding_mask.shape != images[:, 0].shape:
+        raise ValueError(f"padding_mask {tuple(padding_mask.shape)} does not fit images {tuple(images.shape)}")
+    return ImageBatch(images, padding_mask)
+
+
+def shrink_mask(
+    padding_mask: Bool[Tensor, "batch height width"], height: int, width: int
+) -> Bool[Tensor, "batch new_height new_width"]:
+    """Sample a mask at the pixels of a feature map, by nearest neighbour."""
+    return F.interpolate(padding_mask[:, None].float(), size=(height, width))[:, 0].bool()
