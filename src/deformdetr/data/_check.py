@@ -1,0 +1,61 @@
+"""The whole check of a dataset before anything is trained on it."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from deformdetr.data._config import AnyDataConfig
+from deformdetr.data._dataset import DetectionDataset, build_datasets
+from deformdetr.data._errors import DatasetError, dataset_error
+
+
+class CheckReport(NamedTuple):
+    """What a check found in a dataset that can be trained on; printed, it describes both splits."""
+
+    train: str
+    val: str
+    decoded: int
+
+    def __str__(self) -> str:
+        decoded = f"{self.decoded:,} image files decoded" if self.decoded else "image files found, none decoded"
+        return f"train: {self.train}\nval: {self.val}\n{decoded}"
+
+
+def check(
+    config: AnyDataConfig, *, decode: bool = False, progress: Callable[[int, int], None] | None = None
+) -> CheckReport:
+    """Check both splits of a dataset, and refuse it with everything that is wrong.
+
+    Args:
+        config: The dataset.
+        decode: Whether every image file is decoded to its end, and its size compared with the annotated one.
+        progress: Called with the number of images decoded so far and of all images.
+
+    Raises:
+        DatasetError: With one line per problem, naming file, id and value.
+    """
+    datasets = build_datasets(config)
+    decoded = _decode(list(datasets), progress) if decode else 0
+    return CheckReport(datasets.train.summary(), datasets.val.summary(), decoded)
+
+
+def _decode(datasets: list[DetectionDataset], progress: Callable[[int, int], None] | None) -> int:
+    def problem_of(item: tuple[DetectionDataset, int]) -> str | None:
+        dataset, index = item
+        try:
+            dataset.untransformed(index)
+        except DatasetError as error:
+            return f"image {dataset.annotations.image_ids[index]}: {error}"
+        return None
+
+    items = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
+    problems: list[str] = []
+    with ThreadPoolExecutor() as pool:
+        for done, problem in enumerate(pool.map(problem_of, items), start=1):
+            if problem is not None:
+                problems.append(problem)
+            if progress is not None:
+                progress(done, len(items))
+    if problems:
+        raise dataset_error(problems)
+    return len(items)

@@ -1,0 +1,159 @@
+"""Reading annotation files in COCO's format, and the rules of what is kept, skipped and refused."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from deformdetr.data._annotations import Annotations, DatasetReport
+from deformdetr.data._config import LabelMap
+from deformdetr.data._entries import (
+    ImageTable,
+    Rows,
+    listed_ids,
+    load_document,
+    read_categories,
+    read_images,
+    read_rows,
+)
+from deformdetr.data._errors import DatasetError, dataset_error
+
+
+def read_coco(
+    images: Path,
+    annotations: Path,
+    *,
+    label_map: LabelMap | None = None,
+    ignore_unknown_categories: bool = False,
+) -> Annotations:
+    """Read an annotation file, and refuse it, with everything that is wrong with it, unless it can be trained on.
+
+    Skipped or changed, and counted in the report:
+
+    * a box without width or height (0, negative, or vanishing at float32 precision once clipped) is dropped;
+    * a box that reaches over the edge of its image is clipped there for training; evaluation uses the published box;
+    * a crowd box (`iscrowd` 1) is left out of training and stays an ignored region in evaluation;
+    * with `ignore_unknown_categories`, a box whose category the label map lacks is skipped;
+    * an image without boxes stays, with an empty target.
+
+    Refused: a file that is missing, empty, no JSON or not COCO's; no image; an image without integer id, file name,
+    width or height; an image id or box id used twice; an image file that is missing or holds no bytes; a box of an
+    unknown image or category; a box that is not four finite numbers; a box entirely outside its image; a negative or
+    non-finite area; a category whose name or id contradicts the label map.
+
+    Args:
+        images: Folder that the `file_name`s are relative to.
+        annotations: The JSON file.
+        label_map: Which category each label means; `None` numbers the categories in the order of their ids.
+        ignore_unknown_categories: Whether boxes of a category outside the label map are skipped and not refused.
+
+    Raises:
+        DatasetError: With one line per problem, naming file, id and value.
+    """
+    problems: list[str] = []
+    document = load_document(annotations)
+    table = read_images(document["images"], images, problems)
+    categories = read_categories(document["categories"], problems)
+    if label_map is None and categories:
+        label_map = LabelMap.contiguous(categories)
+    if label_map is None:
+        # Every annotation would be reported for its unknown category: the cause is enough.
+        problems.append("there is no category to learn")
+        raise _in_file(annotations, problems)
+    _compare_categories(categories, label_map, problems)
+    rows = read_rows(
+        document["annotations"],
+        {identifier: position for position, identifier in enumerate(table.ids)},
+        listed_ids(document["images"]),
+        listed_ids(document["categories"]),
+        problems,
+    )
+    unmapped = ~np.isin(rows.category_ids, label_map.category_ids)
+    if not ignore_unknown_categories:
+        _refuse_unmapped(rows.select(unmapped), categories, problems)
+    rows, boxes, counts = _apply_rules(rows.select(~unmapped), table, problems)
+    if problems:
+        raise _in_file(annotations, problems)
+    counts["unknown_category"] = int(unmapped.sum())
+    return _assemble(str(annotations), table, rows, boxes, label_map, counts)
+
+
+def _in_file(annotations: Path, problems: list[str]) -> DatasetError:
+    return dataset_error([f"{annotations}: {problem}" for problem in problems])
+
+
+def _compare_categories(categories: dict[int, str], label_map: LabelMap, problems: list[str]) -> None:
+    known = dict(zip(label_map.category_ids, label_map.names, strict=True))
+    ids_by_name = {name: number for number, name in known.items()}
+    for number, name in categories.items():
+        if number in known and known[number] != name:
+            problems.append(f"category {number} is {name!r} here and {known[number]!r} in the label map")
+        elif number not in known and name in ids_by_name:
+            problems.append(f"category {name!r} has the id {number} here and {ids_by_name[name]} in the label map")
+
+
+def _refuse_unmapped(rows: Rows, categories: dict[int, str], problems: list[str]) -> None:
+    for number in np.unique(rows.category_ids).tolist():
+        users = np.flatnonzero(rows.category_ids == number)
+        problems.append(
+            f"category {number} ({categories.get(number)!r}) is not in the label map, and {len(users):,} annotations "
+            f"have it, the first being {rows.ids[users[0]]}; add it, or set ignore_unknown_categories to skip them"
+        )
+
+
+def _apply_rules(
+    rows: Rows, table: ImageTable, problems: list[str]
+) -> tuple[Rows, Float32[np.ndarray, "kept 4"], dict[str, int]]:
+    limits = table.sizes[rows.image_index][:, ::-1].astype(np.float64)
+    with np.errstate(over="ignore"):
+        low, high = rows.bbox[:, :2], rows.bbox[:, :2] + rows.bbox[:, 2:]
+    has_extent = (rows.bbox[:, 2:] > 0).all(axis=1)
+    outside = has_extent & ((low >= limits) | (high <= 0)).any(axis=1)
+    for row in np.flatnonzero(outside):
+        image = rows.image_index[row]
+        problems.append(
+            f"annotation {rows.ids[row]}: 'bbox' {rows.bbox[row].tolist()} lies outside its image "
+            f"{table.file_names[image]}, which is {table.sizes[image, 1]} x {table.sizes[image, 0]} (width x height)"
+        )
+    boxes = np.concatenate([low.clip(0, limits), high.clip(0, limits)], axis=1).astype(np.float32)
+    has_extent &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    keep = has_extent & ~outside
+    clipped = keep & ((low < 0) | (high > limits)).any(axis=1)
+    counts = {"degenerate": int((~has_extent & ~outside).sum()), "clipped": int(clipped.sum())}
+    return rows.select(keep), boxes[keep], counts
+
+
+def _assemble(
+    source: str,
+    table: ImageTable,
+    rows: Rows,
+    boxes: Float32[np.ndarray, "boxes 4"],
+    label_map: LabelMap,
+    counts: dict[str, int],
+) -> Annotations:
+    label_of = label_map.labels()
+    labels = np.array([label_of[number] for number in rows.category_ids.tolist()], dtype=np.int64)
+    order = np.argsort(rows.image_index, kind="stable")
+    report = DatasetReport(
+        source=source,
+        images=len(table.ids),
+        empty_images=len(table.ids) - len(np.unique(rows.image_index[~rows.is_crowd])),
+        boxes=int((~rows.is_crowd).sum()),
+        crowd=int(rows.is_crowd.sum()),
+        degenerate=counts["degenerate"],
+        clipped=counts["clipped"],
+        unknown_category=counts["unknown_category"],
+    )
+    return Annotations(
+        file_names=tuple(table.file_names),
+        image_ids=tuple(table.ids),
+        sizes=table.sizes,
+        image_index=rows.image_index[order],
+        labels=labels[order],
+        boxes=boxes[order],
+        published=rows.bbox[order],
+        areas=rows.areas[order],
+        is_crowd=rows.is_crowd[order],
+        label_map=label_map,
+        report=report,
+    )

@@ -1,0 +1,165 @@
+"""Augmentation and resizing, from torchvision's v2 operations on images and boxes together.
+
+A sample is a dictionary of an image, its boxes and their labels. Any of torchvision's v2 transforms takes one, so they
+mix with those of this module.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict
+
+import torch
+from jaxtyping import Float32, Int64, Real, UInt8
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from deformdetr.boxes import xyxy_to_cxcywh
+from deformdetr.data._config import AugmentConfig
+from deformdetr.structures import Target
+
+
+class Sample(TypedDict):
+    """What transforms take and give: `tv_tensors.Image`, `tv_tensors.BoundingBoxes` (corners in pixels) and labels."""
+
+    image: Any
+    boxes: Any
+    labels: Tensor
+
+
+SampleTransform = Callable[[Sample], Sample]
+
+
+def make_sample(
+    image: UInt8[Tensor, "3 height width"], boxes: Float32[Tensor, "n 4"], labels: Int64[Tensor, " n"]
+) -> Sample:
+    """Mark image and boxes (corners in pixels) as what they are, so that transforms move them together."""
+    height, width = image.shape[1:]
+    corners = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
+    return {"image": tv_tensors.Image(image), "boxes": corners, "labels": labels}
+
+
+def split_sample(sample: Sample) -> tuple[Real[Tensor, "3 height width"], Target]:
+    """Give a transformed sample as plain tensors, its boxes as fractions of the transformed image."""
+    image = sample["image"].as_subclass(Tensor)
+    height, width = image.shape[1:]
+    boxes = sample["boxes"].as_subclass(Tensor) / torch.tensor([width, height, width, height], dtype=torch.float32)
+    return image, {
+        "boxes": xyxy_to_cxcywh(boxes),
+        "labels": sample["labels"],
+        "size": torch.tensor([height, width]),
+    }
+
+
+def resized_size(height: int, width: int, short_side: int, max_size: int | None) -> tuple[int, int]:
+    """Give (height, width) after resizing as DETR does: the aspect is kept up to rounding.
+
+    The shorter side becomes `short_side`, or what keeps the longer side within `max_size` up to rounding.
+    """
+    shorter, longer = min(height, width), max(height, width)
+    if max_size is not None and longer * short_side > max_size * shorter:
+        short_side = max(1, round(max_size * shorter / longer))
+    long_side = short_side * longer // shorter
+    return (short_side, long_side) if height <= width else (long_side, short_side)
+
+
+class ResizeShortSide:
+    """Resize to a shorter side drawn from `short_sides`, with antialiasing.
+
+    Args:
+        short_sides: In pixels, equally likely.
+        max_size: Limit of the longer side, up to rounding, to which the shorter side gives way; `None` sets none.
+
+    Raises:
+        ValueError: If there is no side to draw.
+    """
+
+    def __init__(self, short_sides: Sequence[int], max_size: int | None = None) -> None:
+        if not short_sides:
+            raise ValueError("short_sides is empty: there is no size to resize to")
+        self.short_sides = tuple(short_sides)
+        self.max_size = max_size
+
+    def __call__(self, sample: Sample) -> Sample:
+        drawn = self.short_sides[int(torch.randint(len(self.short_sides), ()))]
+        height, width = sample["image"].shape[-2:]
+        size = resized_size(height, width, drawn, self.max_size)
+        return {
+            "image": F.resize(sample["image"], size, antialias=True),
+            "boxes": F.resize(sample["boxes"], size),
+            "labels": sample["labels"],
+        }
+
+
+class RandomSizeCrop:
+    """Cut out a rectangle of random size and place; boxes are clipped to it, and those left without area dropped.
+
+    Each side is drawn between `min_size` and `max_size` pixels, both included, and never exceeds the image's.
+
+    Raises:
+        ValueError: Unless 0 < `min_size` <= `max_size`.
+    """
+
+    def __init__(self, min_size: int, max_size: int) -> None:
+        if not 0 < min_size <= max_size:
+            raise ValueError(f"min_size ({min_size}) and max_size ({max_size}) must satisfy 0 < min_size <= max_size")
+        self.min_size = min_size
+        self.max_size = max_size
+
+    def __call__(self, sample: Sample) -> Sample:
+        (top, height), (left, width) = (self._draw(side) for side in sample["image"].shape[-2:])
+        boxes = F.clamp_bounding_boxes(F.crop(sample["boxes"], top, left, height, width))
+        corners = boxes.as_subclass(Tensor)
+        keep = (corners[:, 2:] > corners[:, :2]).all(dim=1)
+        return {
+            "image": F.crop(sample["image"], top, left, height, width),
+            "boxes": tv_tensors.wrap(corners[keep], like=boxes),
+            "labels": sample["labels"][keep],
+        }
+
+    def _draw(self, side: int) -> tuple[int, int]:
+        low, high = min(self.min_size, side), min(self.max_size, side)
+        length = int(torch.randint(low, high + 1, ()))
+        return int(torch.randint(side - length + 1, ())), length
+
+
+def train_transforms(augment: AugmentConfig, mean: Sequence[float], std: Sequence[float]) -> SampleTransform:
+    """Flip, resize or crop, and normalise: the training recipe of DETR and Deformable DETR with their sizes as data.
+
+    References:
+        Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020, section 4 and appendix A.4.
+    """
+    steps: list[Callable[..., Any]] = [v2.RandomHorizontalFlip(augment.flip)]
+    resize = _resize(augment.short_sides, augment.max_size)
+    if augment.crop:
+        crop = [
+            *_resize(augment.crop_resize, None),
+            RandomSizeCrop(augment.crop_min, augment.crop_max),
+            *resize,
+        ]
+        chance = augment.crop_probability
+        steps.append(v2.RandomChoice([v2.Compose(crop), _chain(resize)], p=[chance, 1 - chance]))
+    else:
+        steps.extend(resize)
+    return v2.Compose([*steps, *_normalise(mean, std)])  # type: ignore[no-any-return]
+
+
+def eval_transforms(
+    short_side: int | None, max_size: int, mean: Sequence[float], std: Sequence[float]
+) -> SampleTransform:
+    """Resize to one shorter side (`None` keeps the size) and normalise."""
+    resize = _resize(() if short_side is None else (short_side,), max_size)
+    return v2.Compose([*resize, *_normalise(mean, std)])  # type: ignore[no-any-return]
+
+
+def _resize(short_sides: Sequence[int], max_size: int | None) -> list[Callable[..., Any]]:
+    return [ResizeShortSide(short_sides, max_size)] if short_sides else []
+
+
+def _chain(steps: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+    # torchvision's Compose refuses an empty list.
+    return v2.Compose(steps) if steps else v2.Identity()  # type: ignore[no-any-return]
+
+
+def _normalise(mean: Sequence[float], std: Sequence[float]) -> list[Callable[..., Any]]:
+    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]

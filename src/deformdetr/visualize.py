@@ -1,0 +1,328 @@
+"""Pictures: boxes on images, where a query samples, and how a training went."""
+
+import colorsys
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from deformdetr.boxes import cxcywh_to_xyxy, scale_boxes
+from deformdetr.structures import Detections, Target
+
+Colour = tuple[int, int, int]
+
+_PALETTE: tuple[Colour, ...] = (
+    (230, 57, 70),
+    (29, 131, 220),
+    (42, 157, 73),
+    (244, 162, 28),
+    (142, 68, 173),
+    (0, 172, 172),
+    (233, 30, 140),
+    (121, 85, 72),
+)
+_LEVEL_COLOURS = ("#00e5ff", "#8cff5a", "#ffd000", "#ff5c8a", "#c79bff", "#ffffff")
+_MARGIN = 0.03
+_GOLDEN_RATIO = 0.618034
+_OF_ONE_LAYER = re.compile(r"_(\d+|enc)$")
+
+
+def class_colour(label: int) -> Colour:
+    """Give the (red, green, blue) that a label is drawn in; neighbouring labels differ clearly."""
+    if label < len(_PALETTE):
+        return _PALETTE[label]
+    hue = (label * _GOLDEN_RATIO) % 1
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 0.6 + 0.35 * (label % 2))
+    return int(255 * red), int(255 * green), int(255 * blue)
+
+
+def displayable(
+    image: UInt8[Tensor, "3 height width"] | Float[Tensor, "3 height width"],
+    *,
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+) -> UInt8[Tensor, "3 height width"]:
+    """Turn an image into 8-bit colours, undoing its normalisation.
+
+    Args:
+        image: 8-bit, which stays as it is; or floating, on a scale of 0 to 1 before its normalisation.
+        mean: What was subtracted from each channel.
+        std: What each channel was divided by.
+    """
+    if image.dtype == torch.uint8:
+        return image.cpu()
+    plain = image.detach().to("cpu", torch.float32) * torch.tensor(std).view(3, 1, 1)
+    plain += torch.tensor(mean).view(3, 1, 1)
+    return (plain.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def draw_boxes(
+    image: UInt8[Tensor, "3 height width"] | Float[Tensor, "3 height width"],
+    boxes: Float[Tensor, "n 4"],
+    labels: Int64[Tensor, " n"],
+    names: Sequence[str],
+    *,
+    scores: Float[Tensor, " n"] | None = None,
+    min_size: int = 512,
+) -> Image.Image:
+    """Draw boxes with their class names, and scores if given, in one colour per class.
+
+    Args:
+        image: 8-bit, or floating in [0, 1].
+        boxes: xyxy in pixels of the image.
+        labels: Class of each box.
+        names: Name of each class.
+        scores: In [0, 1]; the best box is drawn last, on top.
+        min_size: An image whose longer side is shorter is enlarged by a whole factor, so that names can be read.
+
+    Raises:
+        ValueError: If a label has no name.
+    """
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
+        raise ValueError(f"labels from {int(labels.min())} to {int(labels.max())} do not fit {len(names)} names")
+    picture = Image.fromarray(displayable(image).permute(1, 2, 0).contiguous().numpy())
+    factor = max(1, -(-min_size // max(picture.size)))
+    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+    order = range(len(labels)) if scores is None else scores.argsort().tolist()
+    pixels = (boxes.detach().cpu().double() * factor).tolist()
+    draw = ImageDraw.Draw(picture)
+    line = max(2, max(picture.size) // 250)
+    for index in order:
+        _draw_outline(draw, pixels[index], class_colour(int(labels[index])), line)
+    placed: list[tuple[float, float, float, float]] = []
+    font = ImageFont.load_default(size=max(14, max(picture.size) // 42))
+    # The best comes first here: it gets the place that it wants.
+    for index in reversed(order):
+        label = int(labels[index])
+        text = names[label] if scores is None else f"{names[label]} {float(scores[index]):.2f}"
+        placed.append(_draw_tag(draw, pixels[index], text, class_colour(label), font, picture.size, placed))
+    return picture
+
+
+def draw_comparison(
+    image: UInt8[Tensor, "3 height width"] | Float[Tensor, "3 height width"],
+    detections: Detections,
+    target: Target,
+    names: Sequence[str],
+    *,
+    score_threshold: float = 0.3,
+    min_size: int = 512,
+) -> Image.Image:
+    """Draw ground truth on the left and detections of at least `score_threshold` on the right.
+
+    Args:
+        image: 8-bit, or floating in [0, 1].
+        detections: Boxes in pixels of this image.
+        target: Boxes as fractions of this image.
+        names: Name of each class.
+        score_threshold: Detections below it are left out.
+        min_size: As in `draw_boxes`.
+    """
+    height, width = image.shape[1:]
+    truth = scale_boxes(cxcywh_to_xyxy(target["boxes"]), (height, width))
+    keep = detections["scores"] >= score_threshold
+    found = {key: detections[key][keep] for key in ("boxes", "labels", "scores")}
+    left = draw_boxes(image, truth, target["labels"], names, min_size=min_size)
+    right = draw_boxes(image, found["boxes"], found["labels"], names, scores=found["scores"], min_size=min_size)
+    titles = (
+        f"ground truth: {len(truth)}",
+        f"detections: {len(found['labels'])} with a score of at least {score_threshold:g}",
+    )
+    return _side_by_side((left, right), titles)
+
+
+def plot_sampling_points(
+    image: UInt8[Tensor, "3 height width"] | Float[Tensor, "3 height width"],
+    locations: Float[Tensor, "heads levels points 2"],
+    weights: Float[Tensor, "heads levels points"],
+    *,
+    reference: Float[Tensor, "2"] | Float[Tensor, "4"],
+    title: str = "",
+) -> Image.Image:
+    """Show where one query samples an image: colour is the feature level, area the attention weight.
+
+    Args:
+        image: 8-bit, or floating in [0, 1].
+        locations: (x, y) as fractions of the image.
+        weights: Attention weights, which sum to 1 over levels and points. Points far outside the image are not shown,
+            but their weight counts in the legend.
+        reference: The query's reference point (x, y) or box (cx, cy, w, h), as fractions of the image.
+        title: Written above.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    height, width = image.shape[1:]
+    n_levels = locations.shape[1]
+    figure = Figure(figsize=(8, 8 * height / width + 1.1), layout="constrained")
+    axes = figure.subplots()
+    # Darkened, so that the points stand out on any picture.
+    axes.imshow(displayable(image).permute(1, 2, 0).numpy() * 0.7 / 255, extent=(0, width, height, 0))
+    places = locations.detach().cpu().double().numpy()
+    areas = weights.detach().cpu().double().numpy()
+    for level in range(n_levels):
+        near = (np.abs(places[:, level] - 0.5) <= 0.5 + _MARGIN).all(axis=-1)
+        x, y = (places[:, level][near] * (width, height)).T
+        axes.scatter(
+            x,
+            y,
+            s=12 + 320 * areas[:, level][near] / areas.max(),
+            color=_LEVEL_COLOURS[level % len(_LEVEL_COLOURS)],
+            alpha=0.9,
+            edgecolors="black",
+            linewidths=0.6,
+            clip_on=False,
+            label=f"{level + 1}: {areas[:, level].sum() / len(areas):.0%}",
+            zorder=3 + n_levels - level,
+        )
+    centre = reference.detach().cpu().double().numpy() * np.resize((width, height), len(reference))
+    for edge, line in (("black", 4.5), ("white", 2.0)):
+        if len(centre) == 4:
+            corner = centre[:2] - centre[2:] / 2
+            axes.add_patch(Rectangle((corner[0], corner[1]), *centre[2:], fill=False, edgecolor=edge, linewidth=line))
+        axes.plot(*centre[:2], marker="+", markersize=16, markeredgewidth=line, color=edge, zorder=20)
+    margin = np.array((width, height)) * _MARGIN
+    axes.set(xlim=(-margin[0], width + margin[0]), ylim=(height + margin[1], -margin[1]), title=title)
+    axes.set_axis_off()
+    handles, labels = axes.get_legend_handles_labels()
+    legend_title = "feature level: share of the attention weight"
+    figure.legend(handles, labels, loc="outside lower center", ncols=n_levels, frameon=False, title=legend_title)
+    return _rendered(figure)
+
+
+def plot_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write a picture of losses and average precision over training.
+
+    Args:
+        metrics: One mapping per record, nested mappings allowed, as a run's `metrics.jsonl` holds them. The horizontal
+            axis is `epoch`, or `step` where no record has an epoch. Curves are the numbers named `loss` and `loss_...`
+            (those of single decoder layers are left out) and `AP`, `AP50`, `AP75`; `None` leaves a gap.
+        path: Where to write; the suffix gives the format. An existing file is replaced in one step.
+
+    Raises:
+        ValueError: If no record has a loss or a precision.
+    """
+    from matplotlib.figure import Figure
+
+    records = [_flatten(record) for record in metrics]
+    axis = "epoch" if any("epoch" in record for record in records) else "step"
+    names = sorted({name for record in records for name, value in record.items() if value is not None})
+    last = {name: name.rpartition("/")[2] for name in names}
+    losses = [name for name in names if re.match(r"loss(_|$)", last[name]) and not _OF_ONE_LAYER.search(name)]
+    precisions = [name for name in names if last[name] in ("AP", "AP50", "AP75")]
+    panels = [(title, curves) for title, curves in (("loss", losses), ("average precision", precisions)) if curves]
+    if not panels:
+        raise ValueError(f"none of the {len(records)} records has a loss or a precision; they have {names}")
+    figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, curves) in zip(all_axes, panels, strict=True):
+        for name in curves:
+            points = [
+                (record.get(axis, number), record[name])
+                for number, record in enumerate(records)
+                if record.get(name) is not None
+            ]
+            total = last[name] == "loss" or last[name] == "AP"
+            axes.plot(*zip(*points, strict=True), label=name, linewidth=2.2 if total else 1.2, marker=".", markersize=4)
+        axes.set(title=title, xlabel=axis)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    if precisions:
+        all_axes[-1].set_ylim(0, 1)
+    save_image(_rendered(figure), path)
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write a picture, replacing an existing file in one step; the suffix gives the format.
+
+    Raises:
+        ValueError: If the suffix is that of no image format.
+    """
+    image_format = Image.registered_extensions().get(path.suffix.lower())
+    if image_format is None:
+        raise ValueError(f"{path}: no image format has the suffix {path.suffix!r}; use .png or .jpg")
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        image.save(unfinished, format=image_format)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _draw_outline(draw: ImageDraw.ImageDraw, box: Sequence[float], colour: Colour, line: int) -> None:
+    left, top = (min(box[axis], box[axis + 2]) for axis in (0, 1))
+    right, bottom = (max(box[axis], box[axis + 2]) for axis in (0, 1))
+    # A dark rim keeps a box visible on a background of its own colour.
+    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(20, 20, 20), width=line + 2)
+    draw.rectangle((left, top, right, bottom), outline=colour, width=line)
+
+
+def _draw_tag(
+    draw: ImageDraw.ImageDraw,
+    box: Sequence[float],
+    text: str,
+    colour: Colour,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    size: tuple[int, int],
+    placed: Sequence[tuple[float, float, float, float]],
+) -> tuple[float, float, float, float]:
+    """Write a name above the box, or inside or below it where that is free; give the place taken."""
+    _, _, text_right, text_bottom = draw.textbbox((0, 0), text, font=font)
+    width, height = text_right + 6, text_bottom + 5
+    left = float(min(max(box[0] - 1, 0), max(size[0] - width, 0)))
+    tops = (box[1] - height, box[1] + 1, box[3], box[3] - height)
+    inside = [top for top in tops if 0 <= top <= size[1] - height] or [max(0.0, min(box[1], size[1] - height))]
+    places = [(left, top, left + width, top + height) for top in inside]
+    place = next((place for place in places if not any(_overlap(place, other) for other in placed)), places[0])
+    draw.rectangle(place, fill=colour)
+    red, green, blue = colour
+    is_bright = 0.299 * red + 0.587 * green + 0.114 * blue > 150
+    draw.text((place[0] + 3, place[1] + 1), text, fill=(0, 0, 0) if is_bright else (255, 255, 255), font=font)
+    return place
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _side_by_side(pictures: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
+    gap = 12
+    text_size = max(14, max(pictures[0].size) // 36)
+    font = ImageFont.load_default(size=text_size)
+    header = int(text_size * 1.8)
+    width = sum(picture.width for picture in pictures) + gap * (len(pictures) + 1)
+    canvas = Image.new("RGB", (width, pictures[0].height + header + gap), (255, 255, 255))
+    draw = ImageDraw.Draw(canvas)
+    left = gap
+    for picture, title in zip(pictures, titles, strict=True):
+        draw.text((left, header / 2), title, fill=(30, 30, 30), font=font, anchor="lm")
+        canvas.paste(picture, (left, header))
+        left += picture.width + gap
+    return canvas
+
+
+def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}/"))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _rendered(figure: Any) -> Image.Image:
+    # A figure made without pyplot leaves the caller's choice of windows and backends alone.
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    buffer.seek(0)
+    with Image.open(buffer) as image:
+        return image.convert("RGB")

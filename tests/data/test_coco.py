@@ -1,0 +1,301 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coco_files import coco_document, write_coco
+from deformdetr.data import Annotations, DatasetError, LabelMap, read_coco
+
+Edit = Callable[[dict[str, Any]], Any]
+
+
+def read(folder: Path, edit: Edit | None = None, **options: Any) -> Annotations:
+    document = coco_document()
+    if edit is not None:
+        edit(document)
+    return read_coco(folder, write_coco(folder, document), **options)
+
+
+def box(values: list[Any], **fields: Any) -> Edit:
+    """Give the first annotation another box; its image is 20 pixels wide and 50 high."""
+
+    def edit(document: dict[str, Any]) -> None:
+        document["annotations"][0] |= {"bbox": values, **fields}
+
+    return edit
+
+
+def test_boxes_come_by_image_with_labels_of_rising_category_ids(tmp_path: Path) -> None:
+    annotations = read(tmp_path)
+    assert annotations.label_map == LabelMap(names=("cat", "dog"), category_ids=(4, 20))
+    boxes, labels = annotations.of_image(0)
+    np.testing.assert_array_equal(boxes, np.float32([[5.5, 6, 15.5, 18], [0, 0, 40, 30]]))
+    np.testing.assert_array_equal(labels, [0, 1])
+    boxes, labels = annotations.of_image(1)
+    np.testing.assert_array_equal(boxes, np.float32([[1, 2, 11, 22]]))
+    np.testing.assert_array_equal(labels, [1])
+
+
+def test_an_image_without_boxes_stays_and_is_counted(tmp_path: Path) -> None:
+    annotations = read(tmp_path)
+    boxes, labels = annotations.of_image(2)
+    assert boxes.shape == (0, 4)
+    assert labels.shape == (0,)
+    assert annotations.report.empty_images == 1
+    assert annotations.report.images == 3
+
+
+@pytest.mark.parametrize("sides", [(0, 0), (0, 5), (5, 0), (-4, 5), (5, -4), (1e-9, 5)])
+def test_a_box_without_width_or_height_is_dropped_and_counted(tmp_path: Path, sides: tuple[float, float]) -> None:
+    annotations = read(tmp_path, box([3, 4, *sides], area=min(sides)))
+    assert annotations.report.degenerate == 1
+    assert annotations.report.boxes == 2
+    assert annotations.of_image(1)[0].shape == (0, 4)
+    assert "1 without width or height" in str(annotations.report)
+    assert len(annotations.to_coco()["annotations"]) == 2
+
+
+def test_a_box_over_the_edge_is_clipped_for_training_and_published_unclipped(tmp_path: Path) -> None:
+    annotations = read(tmp_path, box([-3, 40, 30, 20.5]))
+    np.testing.assert_array_equal(annotations.of_image(1)[0], np.float32([[0, 40, 20, 50]]))
+    assert annotations.report.clipped == 1
+    published = next(row for row in annotations.to_coco()["annotations"] if row["image_id"] == 3)
+    assert published["bbox"] == [-3, 40, 30, 20.5]
+
+
+def test_a_box_that_fills_its_image_is_not_clipped(tmp_path: Path) -> None:
+    assert read(tmp_path).report.clipped == 0
+
+
+def test_a_crowd_is_left_out_of_training_and_kept_for_evaluation(tmp_path: Path) -> None:
+    annotations = read(tmp_path, box([1, 2, 10, 20], iscrowd=1))
+    assert annotations.of_image(1)[0].shape == (0, 4)
+    assert annotations.report.crowd == 1
+    assert annotations.report.boxes == 2
+    assert annotations.report.empty_images == 2
+    assert [row["iscrowd"] for row in annotations.to_coco()["annotations"]] == [0, 0, 1]
+
+
+def test_a_missing_area_is_that_of_the_box(tmp_path: Path) -> None:
+    def edit(document: dict[str, Any]) -> None:
+        del document["annotations"][0]["area"], document["annotations"][0]["iscrowd"]
+
+    coco = read(tmp_path, edit).to_coco()
+    assert [row["area"] for row in coco["annotations"]] == [120, 1200, 200]
+
+
+def test_no_annotation_gets_the_id_0_that_pycocotools_takes_for_unmatched(tmp_path: Path) -> None:
+    assert [row["id"] for row in read(tmp_path).to_coco()["annotations"]] == [1, 2, 3]
+
+
+def test_a_label_map_selects_and_orders_categories(tmp_path: Path) -> None:
+    label_map = LabelMap(names=("dog", "cat"), category_ids=(20, 4))
+    np.testing.assert_array_equal(read(tmp_path, label_map=label_map).of_image(0)[1], [1, 0])
+
+
+def test_boxes_outside_the_label_map_are_refused_unless_ignored(tmp_path: Path) -> None:
+    dogs = LabelMap(names=("dog",), category_ids=(20,))
+    with pytest.raises(DatasetError, match=r"category 4 \('cat'\).*1 annotations.*first being 5"):
+        read(tmp_path, label_map=dogs)
+    annotations = read(tmp_path, label_map=dogs, ignore_unknown_categories=True)
+    assert annotations.report.unknown_category == 1
+    assert annotations.report.boxes == 2
+    assert annotations.to_coco()["categories"] == [{"id": 20, "name": "dog"}]
+
+
+def test_a_category_outside_the_label_map_that_nothing_uses_is_accepted(tmp_path: Path) -> None:
+    def edit(document: dict[str, Any]) -> None:
+        document["categories"].append({"id": 0, "name": "animals"})
+
+    label_map = LabelMap(names=("cat", "dog"), category_ids=(4, 20))
+    assert read(tmp_path, edit, label_map=label_map).report.boxes == 3
+
+
+@pytest.mark.parametrize(
+    ("label_map", "named"),
+    [
+        (LabelMap(names=("cat", "wolf"), category_ids=(4, 20)), "category 20 is 'dog' here and 'wolf'"),
+        (LabelMap(names=("cat", "dog"), category_ids=(4, 2)), "'dog' has the id 20 here and 2"),
+    ],
+)
+def test_a_label_map_that_contradicts_the_file_is_refused(tmp_path: Path, label_map: LabelMap, named: str) -> None:
+    with pytest.raises(DatasetError, match=named):
+        read(tmp_path, label_map=label_map, ignore_unknown_categories=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ([20, 4, 5, 5], r"annotation 0: 'bbox' \[20.0, 4.0, 5.0, 5.0\] lies outside.*b.png.*20 x 50"),
+        ([3, -5, 5, 5], "annotation 0.*outside"),
+        ([float("nan"), 4, 5, 5], r"annotation 0: 'bbox' is \[nan, 4, 5, 5\].*not finite"),
+        ([1, 2, float("inf"), 5], "annotation 0.*inf.*not finite"),
+        ([1, 2, 10**400, 5], "annotation 0.*not finite"),
+        ([1, 2, 3], r"annotation 0: 'bbox' is \[1, 2, 3\]"),
+        ([1, 2, "3", 4], "annotation 0.*'3' is not a number"),
+        ([1, 2, True, 4], "annotation 0.*True is not a number"),
+    ],
+)
+def test_a_box_that_cannot_be_meant_is_refused_by_id_and_value(tmp_path: Path, values: list[Any], named: str) -> None:
+    with pytest.raises(DatasetError, match=named) as caught:
+        read(tmp_path, box(values))
+    assert str(caught.value).startswith(f"{tmp_path / 'annotations.json'}: ")
+
+
+def set_image(**fields: Any) -> Edit:
+    return lambda document: document["images"][1].update(fields)
+
+
+def set_annotation(**fields: Any) -> Edit:
+    return lambda document: document["annotations"][0].update(fields)
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (set_annotation(image_id=77), "annotation 0: its image 77 is not among the images"),
+        (set_annotation(category_id=78), "annotation 0: its category 78 is not among the categories"),
+        (set_annotation(image_id="3"), "annotation 0: 'image_id' is '3', not an integer"),
+        (set_annotation(category_id=[4]), r"annotation 0: 'category_id' is \[4\], not an integer"),
+        (set_annotation(id=5), "annotation id 5 is used twice"),
+        (set_annotation(id=None), "annotation number 1 of the list: 'id' is None"),
+        (set_annotation(bbox=None), "annotation 0: 'bbox' is None"),
+        (set_annotation(iscrowd=2), "annotation 0: 'iscrowd' is 2"),
+        (set_annotation(area=float("nan")), "annotation 0: 'area' is nan"),
+        (set_annotation(area=-1), "annotation 0: 'area' is -1"),
+        (set_annotation(area="x"), "annotation 0: 'area': 'x' is not a number"),
+        (set_image(id=7), "image id 7 is used twice: 'a.png' and 'b.png'"),
+        (set_image(id="three"), "image number 2 of the list: 'id' is 'three'"),
+        (set_image(id=2**63), "9223372036854775808: its id does not fit"),
+        (set_image(width=0), r"image 3 \(b.png\): width 0"),
+        (set_image(height=2.5), r"image 3 \(b.png\): 'height' is 2.5"),
+        (set_image(file_name=None), "image 3: 'file_name' is None"),
+        (lambda document: document["images"].append("d.png"), "image number 4 of the list is 'd.png'"),
+        (lambda document: document["images"][0].pop("width"), r"image 7 \(a.png\) has no 'width'"),
+        (lambda document: document["categories"][0].update(id="x"), "category number 1 of the list: 'id' is 'x'"),
+        (lambda document: document["categories"][0].update(id=4), "category id 4 is used twice"),
+        (lambda document: document["categories"][0].update(name=5), "category 20: 'name' is 5"),
+        (lambda document: document.update(categories=[]), "no category to learn"),
+        (lambda document: document.update(images=[]), "lists no images"),
+        (lambda document: document.pop("annotations"), "is not a COCO annotation file: it has no 'annotations'"),
+        (lambda document: document.update(images={"7": "a.png"}), "'images' is {'7': 'a.png'}"),
+    ],
+)
+def test_entries_that_are_wrong_are_refused_by_id_and_value(tmp_path: Path, edit: Edit, named: str) -> None:
+    with pytest.raises(DatasetError, match=named) as caught:
+        read(tmp_path, edit)
+    assert str(tmp_path / "annotations.json") in str(caught.value)
+
+
+def test_boxes_of_a_refused_image_are_not_reported_again(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError) as caught:
+        read(tmp_path, set_image(width=-1))
+    assert len(caught.value.problems) == 1
+
+
+def test_image_files_that_are_missing_empty_or_folders_are_named(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, coco_document())
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "b.png").write_bytes(b"")
+    (tmp_path / "c.png").unlink()
+    (tmp_path / "c.png").mkdir()
+    with pytest.raises(DatasetError) as caught:
+        read_coco(tmp_path, path)
+    assert [problem.removeprefix(f"{path}: ") for problem in caught.value.problems] == [
+        f"image 7: {tmp_path / 'a.png'}: No such file or directory",
+        f"image 3: {tmp_path / 'b.png'}: the file is empty",
+        f"image 900: {tmp_path / 'c.png'}: is not a file",
+    ]
+
+
+def test_a_missing_image_folder_is_one_problem(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, coco_document())
+    with pytest.raises(DatasetError, match=r"image folder .*nowhere does not exist") as caught:
+        read_coco(tmp_path / "nowhere", path)
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "the file is empty"),
+        (b" \n", "the file is empty"),
+        (b'{"images": [', "is not JSON"),
+        (b"\xff\xd8\xff\xe0", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b'[{"image_id": 1}]', "is not a COCO annotation file: it holds a list"),
+        (b"3", "it holds a int"),
+    ],
+)
+def test_a_file_that_is_not_coco_is_refused_by_name(tmp_path: Path, content: bytes, named: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match=named) as caught:
+        read_coco(tmp_path, path)
+    assert str(path) in str(caught.value)
+
+
+def test_an_annotation_file_that_is_missing_or_a_folder_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere.json", tmp_path):
+        with pytest.raises(DatasetError, match="cannot be read") as caught:
+            read_coco(tmp_path, path)
+        assert str(path) in str(caught.value)
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, coco_document())
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_coco(tmp_path, path).report.boxes == 3
+
+
+def test_all_problems_are_counted_and_the_first_twenty_shown(tmp_path: Path) -> None:
+    def edit(document: dict[str, Any]) -> None:
+        document["annotations"] += [
+            {"id": number, "image_id": 12345, "category_id": 4, "bbox": [1, 1, 2, 2]} for number in range(100, 125)
+        ]
+        document["annotations"][0]["bbox"][0] = float("nan")
+
+    with pytest.raises(DatasetError) as caught:
+        read(tmp_path, edit)
+    assert len(caught.value.problems) == 26
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "26 problems in the dataset:"
+    assert "annotation 0" in lines[1]
+    assert lines[-1] == "  ... and 6 more"
+    assert len(lines) == 22
+
+
+def test_evaluation_sees_what_the_file_says(tmp_path: Path) -> None:
+    coco = read(tmp_path).ground_truth()
+    assert sorted(coco.getImgIds()) == [3, 7, 900]
+    assert sorted(coco.getCatIds()) == [4, 20]
+    (row,) = coco.loadAnns(coco.getAnnIds(imgIds=[7], catIds=[4]))
+    assert (row["bbox"], row["area"]) == ([5.5, 6, 10, 12], 120)
+    json.dumps(coco.dataset)
+
+
+def test_the_summary_counts_boxes_by_class(tmp_path: Path) -> None:
+    lines = read(tmp_path).summary().splitlines()
+    assert "3 images (1 without boxes), 3 boxes; nothing skipped" in lines[0]
+    assert lines[2].split() == ["cat", "1", "1"]
+    assert lines[3].split() == ["dog", "2", "2"]
+    assert "quartiles 11 | 13 | 14 | 24 | 35" in lines[4]
+    assert "small 2, medium 1, large 0" in lines[5]
+
+
+def test_ids_beyond_double_precision_stay_exact(tmp_path: Path) -> None:
+    large = 2**60 + 1
+
+    def edit(document: dict[str, Any]) -> None:
+        document["categories"][0]["id"] = large
+        document["images"][1]["id"] = large
+        for row in document["annotations"]:
+            row["category_id"] = large if row["category_id"] == 20 else 4
+            row["image_id"] = large if row["image_id"] == 3 else 7
+
+    coco = read(tmp_path, edit).to_coco()
+    assert [row["image_id"] for row in coco["annotations"]] == [7, 7, large]
+    assert [row["category_id"] for row in coco["annotations"]] == [4, large, large]
