@@ -10,15 +10,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deformdetr.config import PRESETS, DeformableDETRConfig, preset, preset_names
+    from deformdetr.config import PRESETS, DeformableDETRConfig, DETRConfig, preset, preset_names
     from deformdetr.kernels import ms_deform_attn
-    from deformdetr.models import DeformableDETR, Detector
+    from deformdetr.models import DETR, DeformableDETR, Detector
     from deformdetr.nn import MSDeformAttn
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DETR",
     "PRESETS",
+    "DETRConfig",
     "DeformableDETR",
     "DeformableDETRConfig",
     "Detector",
@@ -30,6 +32,8 @@ __all__ = [
 
 # Loaded at first use, so that whoever needs one part does not wait for the others.
 _HOMES = {
+    "DETR": "deformdetr.models",
+    "DETRConfig": "deformdetr.config",
     "PRESETS": "deformdetr.config",
     "DeformableDETR": "deformdetr.models",
     "DeformableDETRConfig": "deformdetr.config",

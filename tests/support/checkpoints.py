@@ -15,6 +15,8 @@ PRESET_OF_GOLDEN = {
     "multi_scale": "deformable_detr_r50",
     "box_refine": "deformable_detr_r50_refine",
     "two_stage": "deformable_detr_r50_two_stage",
+    "detr_r50": "detr_r50",
+    "detr_r50_dc5": "detr_r50_dc5",
 }
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -2,6 +2,7 @@
 
 from deformdetr.models._deformable_detr import DeformableDETR
 from deformdetr.models._detector import Detector
+from deformdetr.models._detr import DETR
 from deformdetr.models._postprocess import SigmoidPostProcess, SoftmaxPostProcess
 
-__all__ = ["DeformableDETR", "Detector", "SigmoidPostProcess", "SoftmaxPostProcess"]
+__all__ = ["DETR", "DeformableDETR", "Detector", "SigmoidPostProcess", "SoftmaxPostProcess"]

@@ -97,11 +97,12 @@ class DeformableDETR(nn.Module):
         decoded = self.decoder(
             queries.content, queries.position, queries.reference_points, memory, spatial_shapes, ratios, padding
         )
-        layers = [
-            LayerPredictions(pred_logits=self.class_heads[index % len(self.class_heads)](hidden), pred_boxes=boxes)
+        layers: list[LayerPredictions] = [
+            {"pred_logits": self.class_heads[index % len(self.class_heads)](hidden), "pred_boxes": boxes}
             for index, (hidden, boxes) in enumerate(zip(decoded.hidden_states, decoded.boxes, strict=True))
         ]
-        outputs = Predictions(pred_logits=layers[-1]["pred_logits"], pred_boxes=layers[-1]["pred_boxes"])
+        last = layers[-1]
+        outputs: Predictions = {"pred_logits": last["pred_logits"], "pred_boxes": last["pred_boxes"]}
         if self.aux_loss:
             outputs["aux_outputs"] = layers[:-1]
         if queries.proposals is not None:

@@ -89,7 +89,8 @@ class DETR(nn.Module):
         query_position = self.query_position.weight.expand(len(src), -1, -1)
         hidden_states = self.decoder(torch.zeros_like(query_position), query_position, memory, position, padding)
         layers = [self._predict(hidden) for hidden in hidden_states]
-        outputs = Predictions(pred_logits=layers[-1]["pred_logits"], pred_boxes=layers[-1]["pred_boxes"])
+        last = layers[-1]
+        outputs: Predictions = {"pred_logits": last["pred_logits"], "pred_boxes": last["pred_boxes"]}
         if self.aux_loss:
             outputs["aux_outputs"] = layers[:-1]
         return outputs
@@ -97,4 +98,4 @@ class DETR(nn.Module):
     def _predict(self, hidden: Tensor) -> LayerPredictions:
         deltas = self.box_head(hidden)
         boxes = deltas.to(torch.promote_types(deltas.dtype, torch.float32)).sigmoid()
-        return LayerPredictions(pred_logits=self.class_head(hidden), pred_boxes=boxes)
+        return {"pred_logits": self.class_head(hidden), "pred_boxes": boxes}

@@ -29,7 +29,7 @@ def valid_ratios(padding_masks: Sequence[Bool[Tensor, "batch _height _width"]]) 
 
 def level_size(height: int, width: int, *, like: Tensor) -> Float[Tensor, " 2"]:
     """Give (width, height) in float32, filled on the device of `like`: a copy to it would make the host wait."""
-    return torch.stack([torch.full((), float(size), device=like.device) for size in (width, height)])
+    return torch.stack([torch.full((), size, dtype=torch.float32, device=like.device) for size in (width, height)])
 
 
 def pixel_indices(height: int, width: int, *, device: torch.device) -> Float[Tensor, "{height}*{width} 2"]:

@@ -1,0 +1,110 @@
+"""Descriptions of DETR and of its criterion."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from torch import nn
+
+from deformdetr.config._base import Config
+from deformdetr.config._parts import BackboneConfig, PositionConfig, ResNetConfig, SinePositionConfig
+from deformdetr.losses import SetCriterion, SoftmaxClassification
+from deformdetr.matching import HungarianMatcher, SoftmaxClassCost
+from deformdetr.models import DETR, SoftmaxPostProcess
+from deformdetr.nn import (
+    MLP,
+    FeedForward,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
+
+
+class SoftmaxCriterionConfig(Config):
+    """Costs of the matching and weights of the losses, and what "no object" counts among the classes."""
+
+    cost_class: NonNegativeFloat = 1.0
+    cost_bbox: NonNegativeFloat = 5.0
+    cost_giou: NonNegativeFloat = 2.0
+    loss_class: NonNegativeFloat = 1.0
+    loss_bbox: NonNegativeFloat = 5.0
+    loss_giou: NonNegativeFloat = 2.0
+    no_object_weight: NonNegativeFloat = 0.1
+
+    def build(self) -> SetCriterion:
+        """Build matcher and criterion."""
+        matcher = HungarianMatcher(
+            cost_class=self.cost_class,
+            cost_bbox=self.cost_bbox,
+            cost_giou=self.cost_giou,
+            class_cost=SoftmaxClassCost(),
+        )
+        return SetCriterion(
+            matcher,
+            classification=SoftmaxClassification(no_object_weight=self.no_object_weight),
+            weights={"loss_ce": self.loss_class, "loss_bbox": self.loss_bbox, "loss_giou": self.loss_giou},
+        )
+
+
+class DETRConfig(Config):
+    """DETR; the defaults are those of the published model with a ResNet-50."""
+
+    kind: Literal["detr"] = "detr"
+    num_classes: PositiveInt = Field(
+        default=91, description="Classes; a query has one more logit, the last, for no object. COCO's ids run to 90."
+    )
+    num_queries: PositiveInt = 100
+    aux_loss: bool = Field(default=True, description="Return, and train, the predictions of every decoder layer.")
+    d_model: PositiveInt = 256
+    n_heads: PositiveInt = 8
+    num_encoder_layers: Annotated[int, Field(ge=0)] = 6
+    num_decoder_layers: PositiveInt = 6
+    d_ffn: PositiveInt = 2048
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    backbone: BackboneConfig = ResNetConfig()
+    position: PositionConfig = SinePositionConfig(offset=0.0)
+    criterion: SoftmaxCriterionConfig = SoftmaxCriterionConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, divisor in ((f"n_heads ({self.n_heads})", self.n_heads), ("4", 4)):
+            if self.d_model % divisor:
+                raise ValueError(f"d_model ({self.d_model}) must be divisible by {name}")
+        return self
+
+    def build(self) -> DETR:
+        """Build the model, with weights drawn from PyTorch's global generator."""
+        backbone = self.backbone.build(out_layers=(4,))
+        return DETR(
+            backbone=backbone,
+            projection=nn.Conv2d(backbone.channels[-1], self.d_model, 1),
+            position=self.position.build(self.d_model),
+            encoder=TransformerEncoder(self._encoder_layer() for _ in range(self.num_encoder_layers)),
+            decoder=TransformerDecoder(
+                (self._decoder_layer() for _ in range(self.num_decoder_layers)), nn.LayerNorm(self.d_model)
+            ),
+            num_queries=self.num_queries,
+            class_head=nn.Linear(self.d_model, self.num_classes + 1),
+            box_head=MLP(self.d_model, self.d_model, 4, 3),
+            aux_loss=self.aux_loss,
+        )
+
+    def build_criterion(self) -> SetCriterion:
+        """Build matcher and criterion."""
+        return self.criterion.build()
+
+    def build_postprocess(self) -> SoftmaxPostProcess:
+        """Build what turns outputs into detections."""
+        return SoftmaxPostProcess()
+
+    def _encoder_layer(self) -> TransformerEncoderLayer:
+        return TransformerEncoderLayer(self._attention(), self._feed_forward(), dropout=self.dropout)
+
+    def _decoder_layer(self) -> TransformerDecoderLayer:
+        return TransformerDecoderLayer(self._attention(), self._attention(), self._feed_forward(), dropout=self.dropout)
+
+    def _attention(self) -> nn.MultiheadAttention:
+        return nn.MultiheadAttention(self.d_model, self.n_heads, dropout=self.dropout, batch_first=True)
+
+    def _feed_forward(self) -> FeedForward:
+        return FeedForward(self.d_model, self.d_ffn, dropout=self.dropout)

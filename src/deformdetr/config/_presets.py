@@ -1,0 +1,54 @@
+"""The published models, by name."""
+
+from collections.abc import Mapping
+from typing import Annotated, TypeAlias
+
+from pydantic import Field
+
+from deformdetr.config._deformable_detr import DeformableDETRConfig
+from deformdetr.config._detr import DETRConfig
+from deformdetr.config._parts import ConvBackboneConfig, ResNetConfig
+
+ModelConfig: TypeAlias = Annotated[DeformableDETRConfig | DETRConfig, Field(discriminator="kind")]
+
+_SINGLE_SCALE = DeformableDETRConfig(num_feature_levels=1)
+
+PRESETS: Mapping[str, DeformableDETRConfig | DETRConfig] = {
+    "deformable_detr_r50_single_scale": _SINGLE_SCALE,
+    "deformable_detr_r50_single_scale_dc5": _SINGLE_SCALE.replace(backbone=ResNetConfig(dilation=True)),
+    "deformable_detr_r50": DeformableDETRConfig(),
+    "deformable_detr_r50_refine": DeformableDETRConfig(with_box_refine=True),
+    "deformable_detr_r50_two_stage": DeformableDETRConfig(with_box_refine=True, two_stage=True),
+    "detr_r50": DETRConfig(),
+    "detr_r50_dc5": DETRConfig(backbone=ResNetConfig(dilation=True)),
+    "demo": DeformableDETRConfig(
+        num_classes=3,
+        num_queries=30,
+        with_box_refine=True,
+        two_stage=True,
+        d_model=64,
+        n_heads=4,
+        num_encoder_layers=2,
+        num_decoder_layers=2,
+        d_ffn=128,
+        dropout=0.0,
+        norm_groups=8,
+        backbone=ConvBackboneConfig(channels=(16, 32, 64, 128)),
+    ),
+}
+
+
+def preset(name: str) -> DeformableDETRConfig | DETRConfig:
+    """Give the description of a published model by its name.
+
+    Raises:
+        ValueError: If there is no such preset.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def preset_names() -> list[str]:
+    """List the presets."""
+    return list(PRESETS)

@@ -1,0 +1,221 @@
+"""Descriptions: validation, files, schema, and the parts that presets build."""
+
+import json
+import sys
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from checkpoints import VARIANTS, tiny_config
+from deformdetr import PRESETS, DeformableDETRConfig, preset, preset_names
+from deformdetr.config import (
+    Config,
+    ConvBackboneConfig,
+    CriterionConfig,
+    LearnedPositionConfig,
+    ResNetConfig,
+    SinePositionConfig,
+    load_config,
+    save_config,
+)
+from deformdetr.losses import SetCriterion
+from deformdetr.models import DeformableDETR
+from deformdetr.nn import LearnedQueries, ProposalQueries
+
+ODD = tiny_config(
+    position=LearnedPositionConfig(max_size=7),
+    criterion=CriterionConfig(focal_gamma=1.5, loss_giou=0),
+    two_stage=True,
+    top_k=9,
+)
+
+
+@pytest.mark.parametrize("config", [*PRESETS.values(), ODD], ids=[*PRESETS, "odd"])
+@pytest.mark.parametrize("suffix", [".yaml", ".yml", ".json", ".JSON"])
+def test_files_give_the_same_description_back(config, suffix, tmp_path):
+    path = tmp_path / f"model{suffix}"
+    save_config(config, path)
+    assert load_config(path, type(config)) == config
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("config", [*PRESETS.values(), ODD], ids=[*PRESETS, "odd"])
+def test_plain_values_and_json_give_the_same_description_back(config):
+    assert type(config).model_validate(config.model_dump()) == config
+    assert type(config).model_validate_json(config.model_dump_json()) == config
+
+
+def test_saving_replaces_a_file_and_failing_leaves_it(tmp_path, monkeypatch):
+    path = tmp_path / "model.json"
+    save_config(tiny_config(), path)
+    save_config(ODD, path)
+    assert load_config(path, DeformableDETRConfig) == ODD
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("pathlib.Path.write_text", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_config(tiny_config(), path)
+    monkeypatch.undo()
+    assert load_config(path, DeformableDETRConfig) == ODD
+    assert [file.name for file in tmp_path.iterdir()] == ["model.json"]
+
+
+def test_a_file_may_leave_fields_out_and_be_empty(tmp_path):
+    path = tmp_path / "model.yaml"
+    path.write_text("# nothing but a comment\n")
+    assert load_config(path, DeformableDETRConfig) == DeformableDETRConfig()
+    path.write_text("backbone: {kind: conv, channels: [8, 8, 8, 8]}\nnum_classes: 3\n")
+    config = load_config(path, DeformableDETRConfig)
+    assert config == DeformableDETRConfig(num_classes=3, backbone=ConvBackboneConfig(channels=(8, 8, 8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.yaml", "num_classes: [", r"a\.yaml is not valid YAML: (.*\n)*.*line 1"),
+        ("a.json", "{'num_classes': 3}", r"a\.json is not valid JSON: .*line 1 column 2"),
+        ("a.json", "", r"a\.json is not valid JSON"),
+        ("a.yaml", "- num_classes\n- 3\n", r"a\.yaml must hold a mapping of fields, got a list: \['num_classes', 3\]"),
+        ("a.yaml", "just words", r"got a str: 'just words'"),
+        ("a.json", "null", r"got a NoneType: None"),
+        ("a.yaml", "num_clases: 3", r"a\.yaml: 1 validation error .*\n *num_clases\n *Extra inputs are not permitted"),
+        ("a.yaml", "d_model: 100", r"a\.yaml: .*\n.*d_model \(100\) must be divisible by n_heads \(8\)"),
+        ("a.toml", "num_classes = 3", r"a\.toml must end in \.yaml, \.yml or \.json"),
+    ],
+)
+def test_a_file_that_is_no_description_is_refused_by_name(name, text, message, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_config(tmp_path / name, DeformableDETRConfig)
+
+
+def test_a_missing_file_and_an_unknown_suffix(tmp_path):
+    for name in ("none.yaml", "none.json"):
+        with pytest.raises(FileNotFoundError, match=name):
+            load_config(tmp_path / name, DeformableDETRConfig)
+    with pytest.raises(ValueError, match=r"must end in \.yaml, \.yml or \.json"):
+        save_config(tiny_config(), tmp_path / "model.txt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_pyyaml_the_error_says_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "model.yaml").write_text("num_classes: 3")
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    for use in (lambda path: save_config(tiny_config(), path), lambda path: load_config(path, DeformableDETRConfig)):
+        with pytest.raises(ImportError, match=r"needs pyyaml: pip install pyyaml, or use a \.json file"):
+            use(tmp_path / "model.yaml")
+    save_config(tiny_config(), tmp_path / "model.json")
+
+
+def test_schema_describes_every_field_and_accepts_nothing_else():
+    schema = DeformableDETRConfig.model_json_schema()
+    assert set(schema["properties"]) == set(DeformableDETRConfig.model_fields)
+    assert schema["additionalProperties"] is False
+    assert schema["properties"]["backbone"]["discriminator"]["propertyName"] == "kind"
+    assert schema["properties"]["num_feature_levels"]["maximum"] == 6
+    assert json.loads(json.dumps(schema)) == schema
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (DeformableDETRConfig, {"num_query": 3}),
+        (DeformableDETRConfig, {"backbone": {"kind": "resnet", "depth": 50}}),
+        (DeformableDETRConfig, {"backbone": {"kind": "vgg"}}),
+        (DeformableDETRConfig, {"position": {"kind": "conv"}}),
+        (ResNetConfig, {"name": "resnet20"}),
+        (CriterionConfig, {"loss_mask": 1.0}),
+    ],
+)
+def test_unknown_fields_and_kinds_are_refused(kind, fields):
+    with pytest.raises(ValidationError):
+        kind.model_validate(fields)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (DeformableDETRConfig, {"d_model": 100}, r"d_model \(100\) must be divisible by n_heads \(8\)"),
+        (DeformableDETRConfig, {"d_model": 40}, r"d_model \(40\) must be divisible by norm_groups \(32\)"),
+        (
+            DeformableDETRConfig,
+            {"d_model": 6, "n_heads": 2, "norm_groups": 3},
+            r"d_model \(6\) must be divisible by 4",
+        ),
+        (DeformableDETRConfig, {"num_queries": 0}, "greater than 0"),
+        (DeformableDETRConfig, {"num_classes": 0}, "greater than 0"),
+        (DeformableDETRConfig, {"num_feature_levels": 7}, "less than or equal to 6"),
+        (DeformableDETRConfig, {"num_decoder_layers": 0}, "greater than 0"),
+        (DeformableDETRConfig, {"dropout": 1.0}, "less than 1"),
+        (ResNetConfig, {"name": "resnet18", "dilation": True}, "resnet18 has no dilated form"),
+        (ResNetConfig, {"norm": "group", "weights": "DEFAULT"}, r"weights \(DEFAULT\) .* do not fit norm='group'"),
+        (ResNetConfig, {"trainable_layers": 6}, "less than or equal to 5"),
+        (ConvBackboneConfig, {"channels": (8, 8, 12, 8)}, r"multiples of 8, got \(8, 8, 12, 8\)"),
+        (SinePositionConfig, {"temperature": 0}, "greater than 0"),
+        (CriterionConfig, {"focal_alpha": 1.5}, "less than or equal to 1"),
+        (CriterionConfig, {"cost_giou": -1}, "greater than or equal to 0"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused_with_their_numbers(kind, fields, message):
+    with pytest.raises(ValidationError, match=message):
+        kind(**fields)
+
+
+def test_replacing_changes_a_copy_and_validates_it():
+    config = tiny_config()
+    changed = config.replace(num_classes=9, backbone={"kind": "resnet", "name": "resnet18"})
+    assert (config.num_classes, changed.num_classes) == (5, 9)
+    assert changed.backbone == ResNetConfig(name="resnet18")
+    assert changed.replace(num_classes=5, backbone=config.backbone) == config
+    with pytest.raises(ValidationError, match=r"d_model \(16\) must be divisible by n_heads \(3\)"):
+        config.replace(n_heads=3)
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        config.replace(heads=3)
+
+
+def test_descriptions_do_not_change():
+    with pytest.raises(ValidationError, match="frozen"):
+        tiny_config().num_classes = 4
+    assert len({tiny_config(), tiny_config(), ODD}) == 2
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds_all_of_its_parts(name):
+    config = preset(name)
+    assert isinstance(config, Config)
+    with torch.device("meta"):
+        model = config.build()
+    assert isinstance(config.build_criterion(), SetCriterion)
+    assert callable(config.build_postprocess())
+    if isinstance(config, DeformableDETRConfig):
+        assert isinstance(model, DeformableDETR)
+        assert isinstance(model.queries, ProposalQueries if config.two_stage else LearnedQueries)
+        assert len(model.class_heads) == (config.num_decoder_layers if config.with_box_refine else 1)
+        assert len(model.neck.levels) == config.num_feature_levels
+
+
+def test_an_unknown_preset_is_answered_with_the_known_ones():
+    assert preset_names() == list(PRESETS)
+    with pytest.raises(ValueError, match=r"no preset 'deformable_detr_r101'; there are .*r50_two_stage"):
+        preset("deformable_detr_r101")
+
+
+def test_criterion_passes_its_numbers_on():
+    config = CriterionConfig(cost_class=1, cost_bbox=2, cost_giou=3, loss_class=4, loss_bbox=5, loss_giou=6)
+    criterion = config.build()
+    assert criterion.weights == {"loss_ce": 4, "loss_bbox": 5, "loss_giou": 6}
+    matcher = criterion.matcher
+    assert (matcher.cost_class, matcher.cost_bbox, matcher.cost_giou) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+def test_initial_boxes_keep_the_centres_of_their_references(variant):
+    model = tiny_config(**variant).build()
+    biases = [head.layers[-1].bias.tolist() for head in model.decoder.box_heads]
+    first = 0.0 if variant.get("two_stage") else -2.0
+    assert biases[0] == [0, 0, first, first]
+    assert all(bias == [0, 0, 0, 0] for bias in biases[1:])
+    assert all(not head.layers[-1].weight.any() for head in model.decoder.box_heads)
