@@ -1,0 +1,57 @@
+"""The page of parameters and FLOPs, the results it is written from, and the count that gave them."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def flops():
+    """Give the module of the benchmark, which is not installed."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        from benchmarks import flops
+    finally:
+        sys.path.remove(str(ROOT))
+    return flops
+
+
+@pytest.fixture(scope="module")
+def results(flops):
+    return json.loads(flops.RESULTS.read_text())
+
+
+def test_page_is_that_of_the_stored_results(flops, results):
+    _, _, generated = flops.PAGE.read_text().partition(flops.START)
+    generated, end, _ = generated.partition(flops.END)
+    assert end, "the marks of the generated part are missing"
+    assert generated.strip() == flops.table(results)
+
+
+@pytest.mark.parametrize("name", ["deformable_detr_r50_single_scale", "deformable_detr_r50_two_stage"])
+def test_stored_results_are_those_of_the_models(flops, results, name):
+    # Totals may differ between versions of PyTorch by what its counter knows.
+    counted, stored = flops.count(name, 800, 1333), results["counts"][name]["800x1333"]
+    assert (counted.parameters, counted.trainable) == (stored["parameters"], stored["trainable"])
+    assert (counted.convolutions, counted.sampling) == (stored["convolutions"], stored["sampling"])
+    assert counted.total == pytest.approx(stored["total"], rel=0.01)
+
+
+def test_samples_are_counted_as_the_operator_takes_them(flops):
+    # 64 x 64 pixels: levels of 8, 4, 2 and 1 on a side; 6 layers of encoder and of decoder, 4 levels of 4 points, 256
+    # channels, 4 corners.
+    pixels, queries = 64 + 16 + 4 + 1, 300
+    expected = 6 * (pixels + queries) * 4 * 4 * 256 * 4
+    assert flops.count("deformable_detr_r50", 64, 64).sampling == expected
+
+
+def test_published_numbers_are_met_within_two_percent_at_the_size_that_fits_best(results):
+    best = results["best_match"]
+    assert best["worst_relative_deviation"] < 0.02
+    for name, published in results["published_giga_multiply_adds"].items():
+        total = results["counts"][name][f"800x{best['width']}"]["total"] / 1e9
+        assert total == pytest.approx(published, rel=0.02), name
