@@ -1,0 +1,314 @@
+"""What each command takes and does."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, Field, SkipValidation, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliPositionalArg,
+    CliSubCommand,
+    CliSuppress,
+    CliToggleFlag,
+    SettingsConfigDict,
+    SettingsError,
+    get_subcommand,
+)
+
+from deformdetr import __version__
+from deformdetr.cli._template import commented_yaml
+from deformdetr.config import PRESETS, DeformableDETRConfig, DETRConfig, ResNetConfig, preset
+from deformdetr.data import DataConfig, ShapesConfig, check
+from deformdetr.engine import (
+    Experiment,
+    Processes,
+    ProgressDisplay,
+    TrainConfig,
+    evaluate_run,
+    experiment_schema,
+    models_in,
+    predict,
+    read_experiment,
+    run_demo,
+    setting_names,
+    suggest,
+    train,
+)
+
+
+class _DeformableDETROptions(DeformableDETRConfig):
+    preset: str | None = Field(default=None, description="The preset whose fields are the defaults.")
+
+
+class _DETROptions(DETRConfig):
+    preset: str | None = Field(default=None, description="The preset whose fields are the defaults.")
+
+
+# Fields of these types make options of the command line, too many to list; their values stay as given, to be put over a
+# file's.
+_MODEL = CliSuppress[SkipValidation[_DeformableDETROptions | _DETROptions]]
+_DATA = CliSuppress[SkipValidation[DataConfig | ShapesConfig]]
+_TRAIN = CliSuppress[SkipValidation[TrainConfig]]
+
+
+def _nothing() -> Any:
+    return {}
+
+
+class Train(BaseModel):
+    """Train the model that CONFIG describes.
+
+    Any setting of CONFIG can be given here too, and then takes precedence: `--train.lr 1e-4 --model.num_queries 50`.
+    `accelerate launch -m deformdetr train ...` runs it on several GPUs or machines, and so does torchrun.
+    """
+
+    config: CliPositionalArg[Path] = Field(
+        description="YAML or JSON file; `deformdetr config` prints one to start from."
+    )
+    output: Path | None = Field(default=None, description="Run directory; by default runs/ and the name of CONFIG.")
+    resume: CliToggleFlag[bool] = Field(
+        default=False, description="Go on with the run in the directory, or start it if there is none."
+    )
+    model: _MODEL = Field(default_factory=_nothing, description="Settings of the model.")
+    data: _DATA = Field(default_factory=_nothing, description="Settings of the dataset.")
+    train: _TRAIN = Field(default_factory=_nothing, description="Settings of the training.")
+
+    def execute(self) -> int:
+        """Train."""
+        experiment = read_experiment(self.config, _overrides(self))
+        output = Path("runs") / self.config.stem if self.output is None else self.output
+        train(experiment, output, resume=self.resume)
+        if Processes().is_main:
+            print(f"{output}: best.pt, last.pt, metrics.jsonl, curves.png; next: deformdetr eval {output}")
+        return 0
+
+
+class Eval(BaseModel):
+    """Evaluate a run's best checkpoint: print pycocotools' table and write it as JSON.
+
+    Settings of the run's dataset can be replaced: `--data.val_images DIR --data.val_annotations FILE`.
+    """
+
+    run: CliPositionalArg[Path] = Field(description="Run directory, or one of its checkpoints.")
+    output: Path | None = Field(
+        default=None, description="JSON file to write; by default evaluation.json in the run directory."
+    )
+    batch_size: int | None = Field(
+        default=None, ge=1, description="Images per forward pass; by default as in training."
+    )
+    data: _DATA = Field(default_factory=_nothing, description="Settings of the dataset, in place of the run's.")
+
+    def execute(self) -> int:
+        """Evaluate."""
+        result = evaluate_run(
+            self.run, data_changes=_overrides(self).get("data"), batch_size=self.batch_size, output=self.output
+        )
+        if Processes().is_main:
+            print(result.table)
+            print(result.class_table)
+        return 0
+
+
+class Predict(BaseModel):
+    """Detect objects in image files: write pictures with boxes, names and scores, and predictions.json.
+
+    Files that cannot be read as images are named and skipped, and the exit status is then 1.
+    """
+
+    run: CliPositionalArg[Path] = Field(description="Run directory, or one of its checkpoints.")
+    images: CliPositionalArg[list[Path]] = Field(description="Image files, and folders of them.")
+    out: Path = Field(description="Where to write; made if it does not exist.")
+    threshold: float = Field(
+        default=0.5, ge=0, le=1, description="Lowest score to be drawn; predictions.json has all detections."
+    )
+
+    def execute(self) -> int:
+        """Predict."""
+        result = predict(self.run, self.images, self.out, threshold=self.threshold)
+        print(f"{len(result.images)} pictures and predictions.json in {self.out}; {len(result.skipped)} files skipped")
+        return 1 if result.skipped else 0
+
+
+class Check(BaseModel):
+    """Check the dataset of CONFIG: annotations, image files, and with --decode every picture in full."""
+
+    config: CliPositionalArg[Path] = Field(description="YAML or JSON file.")
+    decode: CliToggleFlag[bool] = Field(default=False, description="Decode every image, to find broken ones.")
+    data: _DATA = Field(default_factory=_nothing, description="Settings of the dataset.")
+
+    def execute(self) -> int:
+        """Check."""
+        experiment = read_experiment(self.config, _overrides(self))
+        if not self.decode:
+            print(check(experiment.data))
+            return 0
+        with ProgressDisplay("decoding", 1) as display:
+            report = check(experiment.data, decode=True, progress=lambda done, total: display.update(done, total=total))
+        print(report)
+        return 0
+
+
+class Presets(BaseModel):
+    """List the presets, which `model: {preset: NAME}` in a config starts from."""
+
+    def execute(self) -> int:
+        """List them."""
+        width = max(map(len, PRESETS))
+        for name, config in PRESETS.items():
+            print(f"{name:<{width}}  {_summary(config)}")
+        return 0
+
+
+class Config(BaseModel):
+    """Print a config file with every setting, its default and what it means, to start from."""
+
+    preset: CliPositionalArg[str] = Field(default="deformable_detr_r50", description="Of the model.")
+
+    def execute(self) -> int:
+        """Print it."""
+        data = DataConfig(
+            train_images=Path("data/train"),
+            train_annotations=Path("data/train.json"),
+            val_images=Path("data/val"),
+            val_annotations=Path("data/val.json"),
+        )
+        print("# Every setting with its default; what is left out keeps it. $VARIABLES in paths are replaced.")
+        print(
+            commented_yaml(Experiment(model=preset(self.preset), data=data), leave_out=("model.num_classes",)), end=""
+        )
+        return 0
+
+
+class Schema(BaseModel):
+    """Print the JSON schema of config files, with which editors complete and check them."""
+
+    def execute(self) -> int:
+        """Print it."""
+        print(json.dumps(experiment_schema(), indent=2))
+        return 0
+
+
+class Demo(BaseModel):
+    """Train a small model on synthetic shapes, evaluate it, and draw what it sees: minutes on two CPU cores."""
+
+    out: Path = Field(
+        default=Path("runs/demo"), description="Run directory; an earlier demonstration in it is replaced."
+    )
+
+    def execute(self) -> int:
+        """Run it."""
+        result = run_demo(self.out)
+        print(result.evaluation.table)
+        print(f"detections beside ground truth: {result.detections}")
+        print(f"sampling points of a decoder query: {result.sampling_points}")
+        return 0
+
+
+class Commands(BaseSettings):
+    """Train, evaluate and use Deformable DETR detectors.
+
+    From a dataset in COCO format to detections:
+      deformdetr config > detector.yaml           (then put in the paths of your dataset)
+      deformdetr check detector.yaml --decode
+      deformdetr train detector.yaml --output runs/detector
+      deformdetr eval runs/detector
+      deformdetr predict runs/detector photo.jpg --out predictions
+    Without any data, in minutes on a CPU:
+      deformdetr demo
+    """
+
+    model_config = SettingsConfigDict(
+        cli_prog_name="deformdetr",
+        cli_exit_on_error=False,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_parse_none_str="null",
+    )
+
+    debug: CliToggleFlag[bool] = Field(default=False, description="Show where an error comes from.")
+    version: CliToggleFlag[bool] = Field(default=False, description="Print the version.")
+    train: CliSubCommand[Train] = Field(description="Train the model that a config describes.")
+    eval: CliSubCommand[Eval] = Field(description="Evaluate a run: COCO's average precision and recall.")
+    predict: CliSubCommand[Predict] = Field(description="Detect objects in image files.")
+    check: CliSubCommand[Check] = Field(description="Check a dataset before training on it.")
+    presets: CliSubCommand[Presets] = Field(description="List the models to start from.")
+    config: CliSubCommand[Config] = Field(description="Print a config file to start from.")
+    schema_: CliSubCommand[Schema] = Field(alias="schema", description="Print the JSON schema of config files.")
+    demo: CliSubCommand[Demo] = Field(description="Train, evaluate and draw on synthetic shapes, in minutes on a CPU.")
+
+
+class UsageError(ValueError):
+    """The command line itself is wrong."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command that the arguments name, and give its exit status.
+
+    Raises:
+        UsageError: If they name none, or options that it does not have.
+    """
+    try:
+        commands = CliApp.run(Commands, cli_args=list(arguments))
+    except SettingsError as error:
+        raise UsageError(_explain(str(error), arguments)) from error
+    except ValidationError as error:
+        raise UsageError(_explain_values(error)) from error
+    if commands.version:
+        print(__version__)
+        return 0
+    command: Any = get_subcommand(commands, is_required=False)
+    if command is None:
+        return run(["--help"])
+    status: int = command.execute()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return status
+
+
+def _overrides(command: BaseModel) -> dict[str, Any]:
+    """Give the settings that were given on the command line."""
+    sections = ("model", "data", "train")
+    return {name: getattr(command, name) for name in sections if name in command.model_fields_set}
+
+
+def _explain(message: str, arguments: Sequence[str]) -> str:
+    """Put argparse's message into a person's terms, with the options that an unknown one may have meant."""
+    message = message.removeprefix("error parsing CLI: ")
+    name = next((each for each in arguments if not each.startswith("-")), "")
+    field = next((field for key, field in Commands.model_fields.items() if name == (field.alias or key)), None)
+    models = [] if field is None else models_in(field.annotation)
+    unknown = re.findall(r"--([\w.-]+)", message) if message.startswith("unrecognized arguments") else []
+    if not (models and unknown):
+        return f"{message}; see `deformdetr{f' {name}' if models else ''} --help`"
+    known = list(setting_names(models[0]))
+    return "\n".join(f"`deformdetr {name}` has no option --{each}{suggest(each, known)}" for each in unknown)
+
+
+def _explain_values(error: ValidationError) -> str:
+    """Name the options whose values are wrong, or that are missing."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        command, *names = map(str, problem["loc"])
+        if problem["type"] == "missing":
+            lines.append(f"`deformdetr {command}` needs --{'.'.join(names)}; see `deformdetr {command} --help`")
+        else:
+            lines.append(f"--{'.'.join(names)}: {problem['msg']}, got {problem['input']!r:.60}")
+    return "\n".join(lines)
+
+
+def _summary(config: DeformableDETRConfig | DETRConfig) -> str:
+    """Say in a few words what distinguishes a preset."""
+    backbone = config.backbone
+    network = (
+        backbone.name + (" DC5" if backbone.dilation else "") if isinstance(backbone, ResNetConfig) else "small CNN"
+    )
+    parts = [network, f"{config.num_queries} queries", f"d_model {config.d_model}"]
+    if isinstance(config, DeformableDETRConfig):
+        parts.insert(1, f"{config.num_feature_levels} level{'s' if config.num_feature_levels > 1 else ''}")
+        parts += ["box refinement"] * config.with_box_refine + ["two-stage"] * config.two_stage
+    return ", ".join(parts)

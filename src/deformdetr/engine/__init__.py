@@ -1,0 +1,55 @@
+"""Training, evaluation and prediction: from a config to a run directory, its numbers and pictures."""
+
+from deformdetr.engine._checkpoint import Checkpoint
+from deformdetr.engine._config import CosineSchedule, Experiment, StepSchedule, TrainConfig
+from deformdetr.engine._demo import DemoResult, demo_experiment, run_demo
+from deformdetr.engine._errors import ConfigError, PredictionError, RunError, TrainingError
+from deformdetr.engine._evaluate import Evaluation, evaluate, evaluate_run
+from deformdetr.engine._experiment import experiment_schema, read_experiment, resolve
+from deformdetr.engine._gradient_checkpointing import enable_gradient_checkpointing
+from deformdetr.engine._optimizer import build_optimizer, parameter_groups
+from deformdetr.engine._predict import ImageDetections, PredictResult, predict
+from deformdetr.engine._processes import Processes
+from deformdetr.engine._progress import ProgressDisplay
+from deformdetr.engine._run_directory import RunDirectory, load_run
+from deformdetr.engine._schedule import learning_rate_factor
+from deformdetr.engine._settings import describe, models_in, setting_names, suggest
+from deformdetr.engine._train import TrainResult, train
+
+__all__ = [
+    "Checkpoint",
+    "ConfigError",
+    "CosineSchedule",
+    "DemoResult",
+    "Evaluation",
+    "Experiment",
+    "ImageDetections",
+    "PredictResult",
+    "PredictionError",
+    "Processes",
+    "ProgressDisplay",
+    "RunDirectory",
+    "RunError",
+    "StepSchedule",
+    "TrainConfig",
+    "TrainResult",
+    "TrainingError",
+    "build_optimizer",
+    "demo_experiment",
+    "describe",
+    "enable_gradient_checkpointing",
+    "evaluate",
+    "evaluate_run",
+    "experiment_schema",
+    "learning_rate_factor",
+    "load_run",
+    "models_in",
+    "parameter_groups",
+    "predict",
+    "read_experiment",
+    "resolve",
+    "run_demo",
+    "setting_names",
+    "suggest",
+    "train",
+]

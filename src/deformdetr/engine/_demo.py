@@ -1,0 +1,148 @@
+"""A whole run in minutes on two CPU cores: train on synthetic shapes, evaluate, draw."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from deformdetr.config import DeformableDETRConfig, preset
+from deformdetr.data import DetectionDataset, ShapesConfig, build_dataset
+from deformdetr.engine._config import CosineSchedule, Experiment, TrainConfig
+from deformdetr.engine._errors import RunError
+from deformdetr.engine._evaluate import Evaluation, detect, evaluate_run
+from deformdetr.engine._run_directory import RunDirectory, load_run
+from deformdetr.engine._train import TrainResult, train
+from deformdetr.models import SigmoidPostProcess
+from deformdetr.structures import ImageBatch
+from deformdetr.visualize import draw_comparison, plot_sampling_points, save_image
+
+_PICTURES = ("detections.png", "sampling_points.png")
+_ROWS = 3
+
+
+class DemoResult(NamedTuple):
+    """The trained run, its evaluation, and the two pictures."""
+
+    training: TrainResult
+    evaluation: Evaluation
+    detections: Path
+    sampling_points: Path
+
+
+def demo_experiment() -> Experiment:
+    """Describe the demonstration: the preset `demo` on synthetic shapes, for two CPU cores."""
+    return Experiment(
+        model=preset("demo"),
+        data=ShapesConfig(num_train=2000, num_val=200, image_size=128),
+        train=TrainConfig(
+            epochs=8,
+            batch_size=16,
+            lr=1e-3,
+            lr_backbone_multiplier=1.0,
+            schedule=CosineSchedule(),
+            warmup_steps=50,
+            max_grad_norm=1.0,
+            eval_every=4,
+            save_every=4,
+            seed=0,
+        ),
+    )
+
+
+def run_demo(out_dir: str | Path, experiment: Experiment | None = None) -> DemoResult:
+    """Train, evaluate, and draw detections beside ground truth and the sampling points of one query.
+
+    Args:
+        out_dir: The run directory, where the pictures go too; an earlier demonstration in it is replaced.
+        experiment: What to run; by default `demo_experiment()`.
+
+    Raises:
+        RunError: If the directory holds anything but an earlier demonstration, or the model is no Deformable DETR.
+    """
+    experiment = demo_experiment() if experiment is None else experiment
+    if not isinstance(experiment.model, DeformableDETRConfig):
+        kind = experiment.model.kind
+        raise RunError(f"the demonstration draws sampling points, which a model of kind {kind!r} has not")
+    run = RunDirectory(Path(out_dir))
+    _clear(run)
+    result = train(experiment, run.path)
+    evaluation = evaluate_run(run.path)
+    _, checkpoint = load_run(run.path)
+    model = checkpoint.build()
+    dataset = build_dataset(checkpoint.experiment.data, "val")
+    detections, sampling_points = (run.path / name for name in _PICTURES)
+    crowded = [index for index in range(len(dataset)) if len(dataset[index][1]["labels"]) >= 3] or [0]
+    save_image(_draw_detections(model, dataset, crowded[:_ROWS]), detections)
+    save_image(_draw_sampling_points(model, dataset, crowded[0]), sampling_points)
+    return DemoResult(result, evaluation, detections, sampling_points)
+
+
+def _clear(run: RunDirectory) -> None:
+    """Remove the files of an earlier demonstration.
+
+    Raises:
+        RunError: If there are others.
+    """
+    if not run.path.exists():
+        return
+    own = {*run.file_names(), *_PICTURES}
+    found = {each.name for each in run.path.iterdir()}
+    if found - own:
+        raise RunError(
+            f"{run.path} holds {', '.join(sorted(found - own)[:5])}, which no demonstration made: name another"
+        )
+    for name in found:
+        (run.path / name).unlink()
+
+
+def _draw_detections(model: nn.Module, dataset: DetectionDataset, indices: list[int]) -> Image.Image:
+    names = dataset.label_map.names
+    rows = []
+    for index in indices:
+        picture, target = dataset.untransformed(index)
+        image, _ = dataset[index]
+        size = (picture.shape[1], picture.shape[2])
+        batch = ImageBatch.from_images([image])
+        (found,) = detect(model, SigmoidPostProcess(), batch, [size], num_labels=len(names))
+        rows.append(draw_comparison(picture, found, target, names, score_threshold=0.3))
+    canvas = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), (255, 255, 255))
+    top = 0
+    for row in rows:
+        canvas.paste(row, (0, top))
+        top += row.height
+    return canvas
+
+
+def _draw_sampling_points(model: nn.Module, dataset: DetectionDataset, index: int) -> Image.Image:
+    """Show where the surest query of one picture looks in the last decoder layer."""
+    picture, _ = dataset.untransformed(index)
+    image, _ = dataset[index]
+    sampled: dict[str, Tensor] = {}
+
+    *_, last_layer = model.get_submodule("decoder.layers").children()
+    attention: Any = last_layer.cross_attn
+
+    def record(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        query, reference_points, _, spatial_shapes = arguments
+        sampled["locations"], sampled["weights"] = attention.sampling_locations_and_weights(
+            query, reference_points, spatial_shapes
+        )
+        sampled["references"] = reference_points
+
+    handle = attention.register_forward_pre_hook(record)
+    with torch.inference_mode():
+        outputs = model([image])
+    handle.remove()
+    scores, labels = outputs["pred_logits"][0].sigmoid().max(-1)
+    query = int(scores.argmax())
+    name = dataset.label_map.names[int(labels[query])]
+    return plot_sampling_points(
+        picture,
+        sampled["locations"][0, query],
+        sampled["weights"][0, query],
+        # Without padding, fractions of every level are fractions of the image.
+        reference=sampled["references"][0, query, 0],
+        title=f"query {query}, {name} {float(scores[query]):.2f}: what the last decoder layer samples",
+    )

@@ -1,0 +1,178 @@
+"""Average precision of a model on a dataset, and of a finished run."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deformdetr.data import AnyDataConfig, DataConfig, DetectionDataset, LabelMap, build_dataset
+from deformdetr.engine._errors import RunError
+from deformdetr.engine._experiment import validate_experiment
+from deformdetr.engine._files import write_text_atomically
+from deformdetr.engine._learner import autocast
+from deformdetr.engine._overrides import merge
+from deformdetr.engine._processes import Processes
+from deformdetr.engine._progress import ProgressDisplay
+from deformdetr.engine._run_directory import load_run
+from deformdetr.engine._sharding import batches, eval_loader
+from deformdetr.evaluation import CocoEvaluator, CocoMetrics
+from deformdetr.structures import Detections, ImageBatch
+
+
+class Evaluation(NamedTuple):
+    """COCO's numbers, and the tables in which pycocotools and this library print them."""
+
+    metrics: CocoMetrics
+    table: str
+    class_table: str
+
+
+def detect(
+    model: nn.Module,
+    postprocess: Callable[..., list[Detections]],
+    images: ImageBatch,
+    sizes: list[tuple[int, int]],
+    *,
+    num_labels: int,
+    precision: str = "float32",
+) -> list[Detections]:
+    """Detect objects, with tensors on the CPU.
+
+    Args:
+        model: In evaluation mode; called with images (batch, 3, height, width) and their padding mask.
+        postprocess: Turns its predictions and the sizes of images into detections.
+        images: Moved to the model's device.
+        sizes: (height, width) to which boxes are scaled, in pixels.
+        num_labels: Detections of labels from this on, which a model may have and its dataset not, are left out.
+        precision: As in `TrainConfig`.
+    """
+    device = next(model.parameters()).device
+    images = images.to(device, non_blocking=True)
+    with torch.inference_mode(), autocast(device, precision):
+        found = postprocess(model(images.images, images.padding_mask), sizes)
+    return [_on_host(detections, num_labels) for detections in found]
+
+
+def _on_host(detections: Detections, num_labels: int) -> Detections:
+    keep = detections["labels"] < num_labels
+
+    def move(values: Tensor) -> Tensor:
+        return values[keep].cpu()
+
+    return {
+        "boxes": move(detections["boxes"]),
+        "scores": move(detections["scores"]),
+        "labels": move(detections["labels"]),
+    }
+
+
+def evaluate(
+    model: nn.Module,
+    postprocess: Callable[..., list[Detections]],
+    dataset: DetectionDataset,
+    processes: Processes,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    precision: str = "float32",
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Evaluate a model with pycocotools, each process on its share of the images; all of them get the result.
+
+    Args:
+        model: Evaluated in evaluation mode, and left in its own.
+        postprocess: Turns its predictions and the sizes of images into detections.
+        dataset: Of validation.
+        processes: Those that call this together.
+        batch_size: Images per forward pass.
+        num_workers: Processes that load images.
+        precision: As in `TrainConfig`.
+        progress: Called with the number of batches done and of all.
+    """
+    loader = eval_loader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        rank=processes.rank,
+        world_size=processes.world_size,
+    )
+    evaluator = CocoEvaluator(dataset.coco_ground_truth(), dataset.label_map)
+    was_training = model.training
+    model.eval()
+    for done, (images, targets) in enumerate(batches(loader), start=1):
+        sizes = [(int(target["orig_size"][0]), int(target["orig_size"][1])) for target in targets]
+        num_labels = dataset.label_map.num_classes
+        found = detect(model, postprocess, images, sizes, num_labels=num_labels, precision=precision)
+        evaluator.update(found, [target["image_id"] for target in targets])
+        if progress is not None:
+            progress(done, len(loader))
+    model.train(was_training)
+    evaluator.merge(processes.gather(evaluator.state()))
+    result = Evaluation(evaluator.compute(), evaluator.table(), evaluator.class_table()) if processes.is_main else None
+    evaluation: Evaluation = processes.broadcast(result)
+    return evaluation
+
+
+def evaluate_run(
+    run: Path,
+    *,
+    data_changes: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+    output: Path | None = None,
+) -> Evaluation:
+    """Evaluate a run's best checkpoint, or its last where none is best, on its validation images.
+
+    Args:
+        run: A run directory, or one of its checkpoints.
+        data_changes: Settings in place of those of the run's dataset, which must still mean the same by its categories.
+        batch_size: Images per forward pass; by default as in training.
+        output: Where to write the numbers as JSON; by default `evaluation.json` in the run directory. An older one is
+            replaced.
+
+    Raises:
+        ConfigError: If the changed settings are not valid.
+        RunError: If there is no such run, or the dataset's categories are others.
+        DatasetError: If the dataset cannot be evaluated on.
+    """
+    path, checkpoint = load_run(run)
+    processes = Processes()
+    experiment = checkpoint.experiment
+    if data_changes:
+        changed = merge(experiment.model_dump(mode="json"), {"data": data_changes})
+        experiment = validate_experiment(changed, source=str(path))
+    dataset = build_dataset(_with_labels(experiment.data, checkpoint.label_map), "val")
+    if dataset.label_map != checkpoint.label_map:
+        raise RunError(
+            f"{path} knows the labels {', '.join(checkpoint.label_map.names)}, but the dataset has "
+            f"{', '.join(dataset.label_map.names)}"
+        )
+    model = checkpoint.build().to(processes.device)
+    with ProgressDisplay("evaluating", len(dataset), is_silent=not processes.is_main) as display:
+        evaluation = evaluate(
+            model,
+            experiment.model.build_postprocess(),
+            dataset,
+            processes,
+            batch_size=batch_size or experiment.train.batch_size,
+            num_workers=experiment.data.num_workers,
+            precision=experiment.train.precision,
+            progress=lambda done, total: display.update(len(dataset) * done // total),
+        )
+    if processes.is_main:
+        record = {
+            "checkpoint": path.name,
+            "epoch": checkpoint.epoch,
+            "step": checkpoint.step,
+            "images": len(dataset),
+            "data": dataset.report.source,
+            **evaluation.metrics,
+        }
+        write_text_atomically(output or path.parent / "evaluation.json", json.dumps(record, indent=2) + "\n")
+    return evaluation
+
+
+def _with_labels(data: AnyDataConfig, label_map: LabelMap) -> AnyDataConfig:
+    return data.replace(label_map=label_map) if isinstance(data, DataConfig) else data

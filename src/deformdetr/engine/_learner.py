@@ -1,0 +1,156 @@
+"""Forward, backward and optimiser step, with everything around them that keeps a run alive."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deformdetr.engine._config import TrainConfig
+from deformdetr.engine._errors import TrainingError
+from deformdetr.engine._gradient_checkpointing import enable_gradient_checkpointing
+from deformdetr.engine._optimizer import build_optimizer, set_learning_rate
+from deformdetr.engine._processes import Processes
+from deformdetr.losses import SetCriterion
+from deformdetr.models import DETR, DeformableDETR
+from deformdetr.structures import ImageBatch, Target
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Learner:
+    """A model and what makes it learn.
+
+    A loss or gradient that is not finite stops training. Both are read with the loss, the one transfer to the host per
+    batch beside the matcher's; a gradient is therefore judged with the next batch, or by `check_gradient`.
+
+    Args:
+        model: Moved to the device of this process.
+        criterion: Judges its predictions.
+        config: How to train it.
+        processes: Those that train together.
+
+    Attributes:
+        module: The model itself, not wrapped for several processes.
+    """
+
+    def __init__(
+        self, model: DeformableDETR | DETR, criterion: SetCriterion, config: TrainConfig, processes: Processes
+    ) -> None:
+        self.module = model.to(processes.device)
+        if config.gradient_checkpointing:
+            enable_gradient_checkpointing(self.module)
+        self.device = processes.device
+        self._processes = processes
+        self._config = config
+        self._criterion = criterion.to(self.device)
+        self._optimizer = build_optimizer(self.module, config)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
+        self._model: nn.Module = processes.prepare(self.module)
+        self._gradient_norm: Tensor | None = None
+        self._where = ""
+
+    def start_epoch(self) -> None:
+        """Switch to training mode."""
+        self._model.train()
+
+    def learn(
+        self, images: ImageBatch, targets: Sequence[Target], *, step: int, group_size: int, is_last: bool
+    ) -> dict[str, float]:
+        """Add a batch's gradient to those of its group.
+
+        Args:
+            images: A batch.
+            targets: Of each image.
+            step: Counts optimiser steps from 1, for messages.
+            group_size: Batches whose mean loss one optimiser step lowers.
+            is_last: Whether this batch completes the group, so that processes exchange their gradients.
+
+        Returns:
+            The total as `loss`, and its parts unweighted.
+
+        Raises:
+            TrainingError: If a loss, or a gradient of the step before, is not finite.
+        """
+        where = f"step {step}, images {[target.get('image_id', '?') for target in targets]}"
+        images = images.to(self.device, non_blocking=True)
+        targets = [to_device(target, self.device) for target in targets]
+        with self._processes.exchange(self._model, enabled=is_last):
+            with autocast(self.device, self._config.precision):
+                outputs = self._model(images.images, images.padding_mask)
+            try:
+                losses = self._criterion(outputs, targets)
+            except ValueError as error:
+                self.check_gradient()
+                raise TrainingError(f"{where}: {error}") from error
+            losses = {"loss": self._criterion.total(losses), **losses}
+            values = self._read(losses, where)
+            self._processes.backward(self._scaler.scale(losses["loss"] / group_size))
+        self._where = where
+        return values
+
+    def step(self, learning_rate_factor: float) -> None:
+        """Clip the gradient and let the optimiser step."""
+        set_learning_rate(self._optimizer, learning_rate_factor)
+        self._scaler.unscale_(self._optimizer)
+        limit = math.inf if self._config.max_grad_norm is None else self._config.max_grad_norm
+        self._gradient_norm = nn.utils.clip_grad_norm_(self.module.parameters(), limit)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def check_gradient(self) -> None:
+        """Wait for the newest gradient and check it; to be called before anything is saved.
+
+        Raises:
+            TrainingError: If it is not finite.
+        """
+        if self._gradient_norm is not None:
+            self._judge_gradient(float(self._gradient_norm))
+
+    def learning_rates(self) -> dict[str, float]:
+        """Give the learning rate of each parameter group."""
+        return {group["name"]: group["lr"] for group in self._optimizer.param_groups}
+
+    def state(self) -> dict[str, Any]:
+        """Give what `load_state` needs to go on as if nothing had happened; the model's weights are not part of it."""
+        return {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+
+    def _read(self, losses: dict[str, Tensor], where: str) -> dict[str, float]:
+        names = [name for name in losses if not name.startswith("cardinality_error")]
+        tensors = [losses[name].detach() for name in names]
+        if self._gradient_norm is not None:
+            tensors.append(self._gradient_norm.to(tensors[0].dtype))
+        numbers = torch.stack(tensors).tolist()
+        values = dict(zip(names, numbers, strict=False))
+        if self._gradient_norm is not None:
+            self._judge_gradient(numbers[-1])
+        wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
+        if wrong:
+            raise TrainingError(f"{where}: the loss is not finite: {wrong}")
+        return values
+
+    def _judge_gradient(self, norm: float) -> None:
+        # The gradient scaler skips such steps, and lowers its scale until there are none.
+        if not math.isfinite(norm) and not self._scaler.is_enabled():
+            raise TrainingError(f"{self._where}: the norm of the gradient is {norm}, while the loss is finite")
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Let matrix products and convolutions run in a precision of `TrainConfig`."""
+    return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "float32")
+
+
+def to_device(target: Target, device: torch.device) -> Target:
+    """Move what the criterion reads; sizes and ids stay where they are."""
+    return {
+        **target,
+        "boxes": target["boxes"].to(device, non_blocking=True),
+        "labels": target["labels"].to(device, non_blocking=True),
+    }

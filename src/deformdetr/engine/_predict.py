@@ -1,0 +1,171 @@
+"""Detections in pictures from files."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+
+from deformdetr.data import (
+    AnyDataConfig,
+    DatasetError,
+    LabelMap,
+    eval_transforms,
+    load_image,
+    make_sample,
+    split_sample,
+)
+from deformdetr.engine._errors import PredictionError
+from deformdetr.engine._evaluate import detect
+from deformdetr.engine._files import write_text_atomically
+from deformdetr.engine._processes import Processes
+from deformdetr.engine._progress import ProgressDisplay
+from deformdetr.engine._run_directory import load_run
+from deformdetr.structures import Detections, ImageBatch
+from deformdetr.visualize import draw_boxes, save_image
+
+_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+class ImageDetections(TypedDict):
+    """What was found in one file, best first: boxes are (left, top, right, bottom) in pixels."""
+
+    file: str
+    width: int
+    height: int
+    boxes: list[list[float]]
+    scores: list[float]
+    labels: list[int]
+    category_ids: list[int]
+    names: list[str]
+
+
+class PredictResult(NamedTuple):
+    """All detections, and why files were skipped, by their path."""
+
+    images: list[ImageDetections]
+    skipped: dict[str, str]
+
+
+def predict(
+    run: str | Path, images: Sequence[str | Path], out_dir: str | Path, *, threshold: float = 0.5
+) -> PredictResult:
+    """Detect objects in image files, draw them, and list them in `predictions.json`.
+
+    The JSON holds every detection that the model's post-processing keeps; a picture shows those of at least
+    `threshold`. Pictures are PNG files named after their images, numbered where names collide. A file that cannot be
+    read as an image is skipped, with its reason in the result and in the JSON. Images are shown and measured as their
+    pixels are stored, without their EXIF orientation.
+
+    Args:
+        run: A run directory, whose best checkpoint is taken, or one of its checkpoints.
+        images: Files, and folders, of which every file with the suffix of an image is taken.
+        out_dir: Where to write; it is made, and pictures of an earlier call are replaced.
+        threshold: Lowest score to be drawn.
+
+    Raises:
+        RunError: If there is no such run.
+        PredictionError: Before anything is written, if a path does not exist, there is no image, or a picture would
+            replace one of the images.
+    """
+    files = find_images([Path(image) for image in images])
+    out_dir = Path(out_dir)
+    pictures = _name_pictures(files, out_dir)
+    _, checkpoint = load_run(Path(run))
+    processes = Processes()
+    model = checkpoint.build().to(processes.device)
+    postprocess = checkpoint.experiment.model.build_postprocess()
+    names = checkpoint.label_map.names
+    result = PredictResult([], {})
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with ProgressDisplay("predicting", len(files)) as display:
+        for done, (file, picture) in enumerate(zip(files, pictures, strict=True), start=1):
+            try:
+                image = load_image(file)
+            except DatasetError as error:
+                result.skipped[str(file)] = str(error)
+                display.say(f"skipped: {error}")
+                continue
+            height, width = image.shape[1:]
+            batch = ImageBatch.from_images([_prepare(image, checkpoint.experiment.data)])
+            (found,) = detect(
+                model,
+                postprocess,
+                batch,
+                [(height, width)],
+                num_labels=len(names),
+                precision=checkpoint.experiment.train.precision,
+            )
+            result.images.append(_listed(file, (height, width), found, checkpoint.label_map))
+            keep = found["scores"] >= threshold
+            drawn = draw_boxes(image, found["boxes"][keep], found["labels"][keep], names, scores=found["scores"][keep])
+            save_image(drawn, picture)
+            display.update(done, status=f"{int(keep.sum())} in {file.name}")
+    content = {"run": str(run), "threshold": threshold, "images": result.images, "skipped": result.skipped}
+    write_text_atomically(out_dir / "predictions.json", json.dumps(content, indent=1) + "\n")
+    return result
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """List files, and the images of folders by name; a file given twice comes once.
+
+    Raises:
+        PredictionError: If a path does not exist, or there is no image at all.
+    """
+    absent = [str(path) for path in paths if not path.exists()]
+    if absent:
+        raise PredictionError(f"no such file or folder: {', '.join(absent)}")
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files += sorted(each for each in path.iterdir() if each.suffix.lower() in _SUFFIXES and each.is_file())
+        else:
+            files.append(path)
+    if not files:
+        where = ", ".join(map(str, paths)) or "nothing"
+        raise PredictionError(f"no image with one of the suffixes {', '.join(sorted(_SUFFIXES))} in {where}")
+    return list(dict.fromkeys(files))
+
+
+def _name_pictures(files: Sequence[Path], out_dir: Path) -> list[Path]:
+    """Choose where to draw each image.
+
+    Raises:
+        PredictionError: If that is where one of the images lies.
+    """
+    taken: set[Path] = set()
+    pictures = []
+    for file in files:
+        picture, number = out_dir / f"{file.stem}.png", 1
+        while picture in taken:
+            number += 1
+            picture = out_dir / f"{file.stem}_{number}.png"
+        taken.add(picture)
+        pictures.append(picture)
+    overwritten = {picture.resolve() for picture in pictures} & {file.resolve() for file in files}
+    if overwritten:
+        raise PredictionError(f"{min(overwritten)} would be replaced by a picture: choose another folder to write to")
+    return pictures
+
+
+def _prepare(image: Tensor, data: AnyDataConfig) -> Tensor:
+    """Resize and normalise an image as in evaluation."""
+    transforms = eval_transforms(data.eval_short_side, data.eval_max_size, data.image_mean, data.image_std)
+    empty = make_sample(image, image.new_zeros(0, 4, dtype=torch.float32), image.new_zeros(0, dtype=torch.int64))
+    return split_sample(transforms(empty))[0]
+
+
+def _listed(file: Path, size: tuple[int, int], found: Detections, label_map: LabelMap) -> ImageDetections:
+    labels = found["labels"].tolist()
+    return {
+        "file": str(file),
+        "width": size[1],
+        "height": size[0],
+        "boxes": [[round(side, 2) for side in box] for box in found["boxes"].tolist()],
+        "scores": [round(score, 5) for score in found["scores"].tolist()],
+        "labels": labels,
+        "category_ids": [label_map.category_ids[label] for label in labels],
+        "names": [label_map.names[label] for label in labels],
+    }

@@ -1,0 +1,267 @@
+"""Training a detector from an experiment to its best checkpoint."""
+
+import platform
+import sys
+import time
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from deformdetr.data import Datasets, build_datasets, expand_path
+from deformdetr.engine._checkpoint import Checkpoint
+from deformdetr.engine._config import Experiment
+from deformdetr.engine._evaluate import Evaluation, evaluate
+from deformdetr.engine._experiment import resolve
+from deformdetr.engine._learner import Learner
+from deformdetr.engine._processes import Processes
+from deformdetr.engine._progress import ProgressDisplay
+from deformdetr.engine._run_directory import RunDirectory
+from deformdetr.engine._schedule import learning_rate_factor
+from deformdetr.engine._seeds import seed_everything
+from deformdetr.engine._sharding import batches, train_loader
+from deformdetr.integrations import load_checkpoint
+from deformdetr.models import DETR, DeformableDETR
+from deformdetr.visualize import plot_curves
+
+
+class TrainResult(NamedTuple):
+    """What a training run came to.
+
+    `metrics` are COCO's numbers of the last epoch; `best` is the highest AP of any, `None` where there is no object.
+    """
+
+    run: Path
+    epoch: int
+    step: int
+    metrics: dict[str, Any]
+    best: float | None
+
+
+def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = False) -> TrainResult:
+    """Train a model, evaluate it on the way, and keep everything in a run directory.
+
+    Every process of `accelerate launch` or `torchrun` calls this with the same arguments. Epochs are seeded one by one,
+    so that a resumed run continues as if it had never stopped, bit for bit on a CPU.
+
+    Args:
+        experiment: What to train, on what, and how.
+        output_dir: The run directory: empty or absent, unless `resume` is given.
+        resume: Whether to go on with the run in the directory, after its last saved epoch; without one, from the start.
+
+    Raises:
+        ConfigError: If model and dataset do not fit together.
+        DatasetError: If the dataset cannot be trained on, or an image turns out to be unreadable.
+        RunError: If the directory holds something else.
+        TrainingError: If a loss or a gradient is not finite.
+        CheckpointError: If `train.init_checkpoint` does not fit the model.
+    """
+    processes = Processes(has_unused_parameters=not experiment.model.aux_loss)
+    datasets = build_datasets(experiment.data)
+    experiment = resolve(experiment, datasets.train.label_map)
+    run = RunDirectory(Path(output_dir))
+    checkpoint = run.open(experiment, resume=resume)
+    training = _Training(experiment, datasets, processes, run, checkpoint)
+    processes.wait()
+    if processes.is_main:
+        run.create(experiment, _environment(processes), epoch=training.epoch)
+    return training.run()
+
+
+class _Training:
+    """The state of a run, and its epochs."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        datasets: Datasets,
+        processes: Processes,
+        run: RunDirectory,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self._experiment = experiment
+        self._config = experiment.train
+        self._datasets = datasets
+        self._processes = processes
+        self._run = run
+        self._loader, self._sampler = train_loader(
+            datasets.train,
+            batch_size=self._config.batch_size,
+            num_workers=experiment.data.num_workers,
+            seed=self._config.seed,
+            rank=processes.rank,
+            world_size=processes.world_size,
+        )
+        self._steps_per_epoch = -(-len(self._loader) // self._config.accumulate_steps)
+        limit = self._config.epochs * self._steps_per_epoch
+        self._total_steps = min(limit, self._config.max_steps or limit)
+        self.epoch = 0 if checkpoint is None else checkpoint.epoch
+        self._step = 0 if checkpoint is None else checkpoint.step
+        self._metrics: dict[str, Any] = {} if checkpoint is None else checkpoint.metrics
+        self._best: float | None = None
+        # Every process starts from the same weights.
+        seed_everything(self._config.seed, rank=0, epoch=0)
+        with processes.main_first():
+            model, self._notes = _build(experiment, checkpoint)
+        self._learner = Learner(model, experiment.model.build_criterion(), self._config, processes)
+        self._postprocess = experiment.model.build_postprocess()
+        if checkpoint is not None and checkpoint.training is not None:
+            self._learner.load_state(checkpoint.training["learner"])
+            self._best = checkpoint.training["best"]
+
+    def run(self) -> TrainResult:
+        """Go through the epochs that are left."""
+        with ProgressDisplay(
+            "starting",
+            self._total_steps,
+            done=self._step,
+            log_every=self._config.log_every,
+            is_silent=not self._processes.is_main,
+        ) as display:
+            for line in (*self._notes, *self._describe()):
+                display.say(line)
+            while self.epoch < self._config.epochs and self._step < self._total_steps:
+                self._run_epoch(display)
+        return TrainResult(self._run.path, self.epoch, self._step, self._metrics, self._best)
+
+    def _run_epoch(self, display: ProgressDisplay) -> None:
+        started = time.monotonic()
+        losses, num_images = self._learn(display)
+        seconds = time.monotonic() - started
+        self.epoch += 1
+        is_last = self.epoch == self._config.epochs or self._step == self._total_steps
+        row: dict[str, Any] = {
+            "epoch": self.epoch,
+            "step": self._step,
+            **losses,
+            "lr": self._learner.learning_rates(),
+            "seconds": round(seconds, 3),
+            "images_per_second": round(num_images / seconds, 2),
+        }
+        is_best = False
+        if is_last or self.epoch % self._config.eval_every == 0:
+            self._metrics = dict(self._evaluate(display).metrics)
+            row |= self._metrics
+            precision = self._metrics["AP"]
+            is_best = precision is not None and (self._best is None or precision > self._best)
+            self._best = precision if is_best else self._best
+        if self._processes.is_main:
+            display.say(_summary(row, self._config.epochs))
+            self._save(row, is_best=is_best, is_due=is_last or self.epoch % self._config.save_every == 0)
+        self._processes.wait()
+
+    def _learn(self, display: ProgressDisplay) -> tuple[dict[str, float], int]:
+        """Train for an epoch; give the mean losses and the number of images, over all processes."""
+        seed_everything(self._config.seed, rank=self._processes.rank, epoch=self.epoch + 1)
+        self._sampler.set_epoch(self.epoch)
+        self._learner.start_epoch()
+        group, num_batches = self._config.accumulate_steps, len(self._loader)
+        totals: dict[str, float] = {}
+        done = 0
+        for done, (images, targets) in enumerate(batches(self._loader), start=1):
+            completes_group = done % group == 0 or done == num_batches
+            values = self._learner.learn(
+                images,
+                targets,
+                step=self._step + 1,
+                group_size=min(group, num_batches - (done - 1) // group * group),
+                is_last=completes_group,
+            )
+            totals = {name: totals.get(name, 0.0) + value for name, value in values.items()}
+            if completes_group:
+                self._learner.step(self._learning_rate_factor())
+                self._step += 1
+                display.update(self._step, description=self._epoch_name(), status=self._status(totals["loss"] / done))
+            if self._step == self._total_steps:
+                break
+        self._learner.check_gradient()
+        num_images = done * self._config.batch_size * self._processes.world_size
+        return self._processes.mean({name: total / done for name, total in totals.items()}), num_images
+
+    def _evaluate(self, display: ProgressDisplay) -> Evaluation:
+        return evaluate(
+            self._learner.module,
+            self._postprocess,
+            self._datasets.val,
+            self._processes,
+            batch_size=self._config.batch_size,
+            num_workers=self._experiment.data.num_workers,
+            precision=self._config.precision,
+            progress=lambda done, total: display.within("evaluating", done, total),
+        )
+
+    def _save(self, row: dict[str, Any], *, is_best: bool, is_due: bool) -> None:
+        self._run.append_metrics(row)
+        plot_curves(self._run.read_metrics(), self._run.curves)
+        checkpoint = Checkpoint(
+            model=self._learner.module.state_dict(),
+            experiment=self._experiment,
+            label_map=self._datasets.train.label_map,
+            epoch=self.epoch,
+            step=self._step,
+            metrics=self._metrics,
+        )
+        # The best first: a run that stops in between repeats the epoch, and saves the same again.
+        if is_best:
+            checkpoint.save(self._run.best)
+        if is_due:
+            state = {"learner": self._learner.state(), "best": self._best}
+            replace(checkpoint, training=state).save(self._run.last)
+
+    def _learning_rate_factor(self) -> float:
+        return learning_rate_factor(
+            self._config, self._step, steps_per_epoch=self._steps_per_epoch, total_steps=self._total_steps
+        )
+
+    def _epoch_name(self) -> str:
+        return f"epoch {self.epoch + 1}/{self._config.epochs}"
+
+    def _status(self, loss: float) -> str:
+        precision = self._metrics.get("AP")
+        return f"loss {loss:.3f}" + ("" if precision is None else f"  AP {precision:.3f}")
+
+    def _describe(self) -> list[str]:
+        parameters = sum(each.numel() for each in self._learner.module.parameters() if each.requires_grad)
+        images = self._config.batch_size * self._config.accumulate_steps * self._processes.world_size
+        start = f"resuming after epoch {self.epoch}" if self._step else "starting"
+        return [
+            f"train: {self._datasets.train.report}",
+            f"val: {self._datasets.val.report}",
+            f"{start} in {self._run.path}: {parameters:,} parameters on {self._learner.device}, {images} images per "
+            f"step, {self._steps_per_epoch} steps per epoch, {self._config.epochs} epochs",
+        ]
+
+
+def _build(experiment: Experiment, checkpoint: Checkpoint | None) -> tuple[DeformableDETR | DETR, list[str]]:
+    """Build the model with the weights to start from; give what there is to say about those."""
+    if checkpoint is not None:
+        return checkpoint.build(), []
+    model = experiment.model.build()
+    source = experiment.train.init_checkpoint
+    if source is None:
+        return model, []
+    report = load_checkpoint(model, expand_path(source), drop_class_head=True)
+    return model, [f"{source}: {report}"]
+
+
+def _summary(row: dict[str, Any], epochs: int) -> str:
+    parts = [f"epoch {row['epoch']}/{epochs}", f"step {row['step']}", f"loss {row['loss']:.3f}"]
+    parts += [f"{name} {row[name]:.3f}" for name in ("AP", "AP50", "AP75") if row.get(name) is not None]
+    return "  ".join([*parts, f"{row['images_per_second']:.1f} images/s"])
+
+
+def _environment(processes: Processes) -> dict[str, Any]:
+    device = torch.cuda.get_device_name(processes.device) if processes.device.type == "cuda" else platform.processor()
+    return {
+        "command": sys.argv,
+        "deformdetr": version("deformdetr"),
+        "torch": torch.__version__,
+        "torchvision": version("torchvision"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": f"{processes.device.type}: {device or platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "processes": processes.world_size,
+    }

@@ -1,0 +1,81 @@
+"""Checkpoints: safe to load, complete, and refused where they are something else."""
+
+import pytest
+import torch
+
+from deformdetr.config import DeformableDETRConfig
+from deformdetr.engine import Checkpoint, RunError
+from deformdetr.integrations import load_checkpoint
+
+
+def test_checkpoint_loads_with_weights_only(finished_run):
+    content = torch.load(finished_run / "last.pt", weights_only=True)
+    assert content["label_map"] == {"names": ["circle", "rectangle", "triangle"], "category_ids": [1, 2, 3]}
+    assert (content["epoch"], content["step"]) == (2, 6)
+    assert "AP50" in content["metrics"]
+
+
+def test_best_checkpoint_holds_no_optimiser(finished_run):
+    assert Checkpoint.load(finished_run / "best.pt").training is None
+    assert Checkpoint.load(finished_run / "last.pt").training is not None
+
+
+def test_model_comes_back_in_evaluation_mode_with_its_weights(finished_run):
+    checkpoint = Checkpoint.load(finished_run / "best.pt")
+    model = checkpoint.build()
+    assert not model.training
+    for name, weights in model.state_dict().items():
+        assert torch.equal(weights, checkpoint.model[name])
+
+
+def test_checkpoint_of_a_run_loads_like_any_other(finished_run):
+    checkpoint = Checkpoint.load(finished_run / "best.pt")
+    model = checkpoint.experiment.model.build()
+    assert load_checkpoint(model, finished_run / "best.pt").fits
+
+
+def test_model_is_built_without_the_weights_that_its_backbone_started_from(finished_run, tmp_path):
+    checkpoint = Checkpoint.load(finished_run / "best.pt")
+    backbone = {"kind": "resnet", "name": "resnet18", "weights": str(tmp_path / "gone.pth")}
+    config = DeformableDETRConfig.model_validate(checkpoint.experiment.model.model_dump() | {"backbone": backbone})
+    weights = config.replace(backbone=config.backbone.replace(weights=None)).build().state_dict()
+    changed = Checkpoint(
+        model=weights,
+        experiment=checkpoint.experiment.replace(model=config),
+        label_map=checkpoint.label_map,
+        epoch=1,
+        step=1,
+        metrics={},
+    )
+    changed.save(tmp_path / "checkpoint.pt")
+    model = Checkpoint.load(tmp_path / "checkpoint.pt").build()
+    assert torch.equal(model.backbone.conv1.weight, weights["backbone.conv1.weight"])
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04 broken"])
+def test_broken_file_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "last.pt"
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"last\.pt: is not a checkpoint"):
+        Checkpoint.load(path)
+
+
+def test_checkpoint_cut_short_is_refused_by_name(tmp_path, finished_run):
+    path = tmp_path / "last.pt"
+    path.write_bytes((finished_run / "last.pt").read_bytes()[:-5000])
+    with pytest.raises(RunError, match=r"last\.pt: is not a checkpoint"):
+        Checkpoint.load(path)
+
+
+def test_state_dict_of_other_code_is_refused_with_the_way_to_use_it(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"model": {"a": torch.zeros(1)}}, path)
+    with pytest.raises(RunError, match=r"not the checkpoint of a run; .*init_checkpoint"):
+        Checkpoint.load(path)
+
+
+def test_checkpoint_of_another_format_is_refused(tmp_path, finished_run):
+    content = torch.load(finished_run / "best.pt", weights_only=True)
+    torch.save(content | {"format": 99}, tmp_path / "best.pt")
+    with pytest.raises(RunError, match="has format 99, but this version reads format 1"):
+        Checkpoint.load(tmp_path / "best.pt")

@@ -1,0 +1,86 @@
+"""Prediction on files: of any size, unreadable ones too, and never over the images themselves."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from deformdetr.engine import PredictionError, RunError, predict
+
+
+def save_picture(path, width, height, mode="RGB"):
+    Image.effect_noise((width, height), 90).convert(mode).save(path)
+    return path
+
+
+def test_pictures_and_json_list_what_was_found(finished_run, tmp_path):
+    (tmp_path / "in").mkdir()
+    wide = save_picture(tmp_path / "in" / "wide.png", 150, 40)
+    grey = save_picture(tmp_path / "in" / "grey.jpg", 33, 97, mode="L")
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    result = predict(finished_run, [tmp_path / "in"], tmp_path / "out", threshold=0.0)
+    assert result.skipped == {}
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert written["images"] == result.images
+    assert [image["file"] for image in result.images] == [str(grey), str(wide)]
+    assert [(image["width"], image["height"]) for image in result.images] == [(33, 97), (150, 40)]
+    for image in result.images:
+        assert len(image["boxes"]) == len(image["scores"]) == len(image["labels"]) == len(image["names"]) == 20
+        assert image["scores"] == sorted(image["scores"], reverse=True)
+        assert set(image["names"]) <= {"circle", "rectangle", "triangle"}
+        assert [label + 1 for label in image["labels"]] == image["category_ids"]
+        boxes = torch.tensor(image["boxes"])
+        assert (boxes[:, 2:] >= boxes[:, :2]).all()
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["grey.png", "predictions.json", "wide.png"]
+    with Image.open(tmp_path / "out" / "wide.png") as drawn:
+        assert drawn.width > drawn.height
+
+
+def test_boxes_scale_with_the_picture(finished_run, tmp_path):
+    small = Image.new("RGB", (64, 64), (200, 40, 40))
+    small.save(tmp_path / "a.png")
+    found = predict(finished_run, [tmp_path / "a.png"], tmp_path / "out").images[0]
+    assert found["boxes"]
+    centres = torch.tensor(found["boxes"]).view(-1, 2, 2).mean(1)
+    assert ((centres > 0) & (centres < 64)).all()
+
+
+def test_unreadable_file_is_named_and_skipped(finished_run, tmp_path):
+    good = save_picture(tmp_path / "good.png", 64, 64)
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"not a picture")
+    result = predict(finished_run, [broken, good], tmp_path / "out")
+    assert list(result.skipped) == [str(broken)]
+    assert str(broken) in result.skipped[str(broken)]
+    assert [image["file"] for image in result.images] == [str(good)]
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text())["skipped"] == result.skipped
+
+
+def test_images_of_one_name_get_pictures_of_their_own(finished_run, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        save_picture(tmp_path / folder / "same.png", 64, 64)
+    predict(finished_run, [tmp_path / "a", tmp_path / "b" / "same.png"], tmp_path / "out")
+    names = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert names == ["predictions.json", "same.png", "same_2.png"]
+
+
+def test_picture_over_an_image_is_refused_before_anything_is_written(finished_run, tmp_path):
+    image = save_picture(tmp_path / "photo.png", 64, 64)
+    before = image.read_bytes()
+    with pytest.raises(PredictionError, match=r"photo\.png would be replaced"):
+        predict(finished_run, [tmp_path], tmp_path)
+    assert image.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_missing_images_are_refused_before_anything_is_written(finished_run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PredictionError, match=r"no such file or folder: .*nothing\.png"):
+        predict(finished_run, [tmp_path / "nothing.png"], tmp_path / "out")
+    with pytest.raises(PredictionError, match=r"no image with one of the suffixes .*empty"):
+        predict(finished_run, [tmp_path / "empty"], tmp_path / "out")
+    with pytest.raises(RunError, match="does not exist"):
+        predict(tmp_path / "no_run", [save_picture(tmp_path / "a.png", 64, 64)], tmp_path / "out")
+    assert not (tmp_path / "out").exists()

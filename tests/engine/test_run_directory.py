@@ -1,0 +1,43 @@
+"""Finding runs, and keeping their metrics."""
+
+import pytest
+
+from deformdetr.engine import RunDirectory, RunError, load_run
+from experiments import tiny_experiment
+
+
+def test_best_checkpoint_is_preferred_and_the_last_taken_where_there_is_none(tmp_path, finished_run):
+    assert load_run(finished_run)[0].name == "best.pt"
+    (tmp_path / "last.pt").write_bytes((finished_run / "last.pt").read_bytes())
+    assert load_run(tmp_path)[0].name == "last.pt"
+
+
+def test_checkpoint_file_stands_for_its_run(finished_run):
+    path, checkpoint = load_run(finished_run / "last.pt")
+    assert path == finished_run / "last.pt"
+    assert checkpoint.epoch == 2
+
+
+def test_directory_without_checkpoints_is_refused(tmp_path):
+    with pytest.raises(RunError, match=r"holds neither of best\.pt, last\.pt"):
+        load_run(tmp_path)
+    with pytest.raises(RunError, match="does not exist"):
+        load_run(tmp_path / "nothing")
+
+
+def test_file_in_place_of_a_run_directory_is_refused(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(RunError, match="is a file"):
+        RunDirectory(tmp_path / "run").open(tiny_experiment(), resume=False)
+
+
+def test_line_that_an_interruption_cut_is_dropped(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.append_metrics({"epoch": 1, "loss": 2.0})
+    run.append_metrics({"epoch": 2, "loss": 1.0})
+    with run.metrics.open("a") as file:
+        file.write('{"epoch": 3, "lo')
+    assert [row["epoch"] for row in run.read_metrics()] == [1, 2]
+    run.create(tiny_experiment(), {}, epoch=1)
+    run.append_metrics({"epoch": 2, "loss": 0.5})
+    assert run.metrics.read_text() == '{"epoch": 1, "loss": 2.0}\n{"epoch": 2, "loss": 0.5}\n'

@@ -1,0 +1,287 @@
+"""Whole runs: what they write, how they go on, and how they stop."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from deformdetr.data import DetectionDataset
+from deformdetr.engine import Checkpoint, ConfigError, Experiment, RunError, TrainingError, load_run, train
+from deformdetr.losses import SetCriterion
+from experiments import SETTINGS, tiny_experiment, tiny_run
+
+
+def rows_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_weights(run, other):
+    _, one = load_run(run, prefer=["last.pt"])
+    _, two = load_run(other, prefer=["last.pt"])
+    assert one.model.keys() == two.model.keys()
+    for name, weights in one.model.items():
+        assert torch.equal(weights, two.model[name]), name
+
+
+def stop_at_the_start_of_epoch(monkeypatch, epoch, error):
+    """Let the first batch after `epoch - 1` epochs of three batches fail."""
+    calls = []
+    forward = SetCriterion.forward
+
+    def failing(self, outputs, targets):
+        calls.append(None)
+        if len(calls) == 3 * (epoch - 1) + 1:
+            raise error
+        return forward(self, outputs, targets)
+
+    monkeypatch.setattr(SetCriterion, "forward", failing)
+
+
+def test_run_directory_holds_config_metrics_curves_and_checkpoints(finished_run):
+    assert {file.name for file in finished_run.iterdir()} == {
+        "best.pt",
+        "config.yaml",
+        "curves.png",
+        "environment.json",
+        "last.pt",
+        "metrics.jsonl",
+    }
+    with Image.open(finished_run / "curves.png") as curves:
+        assert min(curves.size) > 200
+    assert json.loads((finished_run / "environment.json").read_text())["torch"] == torch.__version__
+
+
+def test_metrics_have_losses_precision_rates_and_speed_of_every_epoch(finished_run):
+    rows = rows_of(finished_run)
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 3), (2, 6)]
+    for row in rows:
+        assert {"loss", "loss_ce", "loss_bbox", "loss_giou", "loss_ce_enc", "AP", "AP50", "per_class"} <= row.keys()
+        assert row["lr"] == pytest.approx({"main": 1e-3, "backbone": 1e-3, "sampling": 1e-4})
+        assert row["seconds"] > 0
+        assert row["images_per_second"] > 0
+
+
+def test_saved_config_is_complete_and_describes_the_same_run(finished_run):
+    saved = Experiment.model_validate(yaml.safe_load((finished_run / "config.yaml").read_text()))
+    assert saved.model.num_classes == 3
+    assert saved == load_run(finished_run)[1].experiment
+
+
+def test_total_loss_is_the_weighted_sum_of_its_parts(finished_run):
+    for row in rows_of(finished_run):
+        parts = {name: value for name, value in row.items() if name.startswith("loss_")}
+        weights = {"loss_ce": 2, "loss_bbox": 5, "loss_giou": 2}
+        expected = sum(weights["_".join(name.split("_")[:2])] * value for name, value in parts.items())
+        assert row["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_training_lowers_the_loss(tmp_path):
+    rows = rows_of(tiny_run(tmp_path / "run", epochs=8, eval_every=8))
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+    assert "AP" not in rows[-2]
+    assert "AP" in rows[-1]
+
+
+def test_runs_of_one_seed_are_the_same_and_of_another_are_not(tmp_path, finished_run):
+    assert_same_weights(finished_run, tiny_run(tmp_path / "again"))
+    with pytest.raises(AssertionError):
+        assert_same_weights(finished_run, tiny_run(tmp_path / "other", seed=1))
+
+
+def test_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path, monkeypatch, finished_run):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at_the_start_of_epoch(patch, 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            tiny_run(run)
+    assert [row["epoch"] for row in rows_of(run)] == [1]
+    result = train(tiny_experiment(), run, resume=True)
+    assert (result.epoch, result.step) == (2, 6)
+    assert_same_weights(run, finished_run)
+    drop_times = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows_of(run)]
+    expected = [{k: row[k] for k in drop_times[0]} for row in rows_of(finished_run)]
+    assert drop_times == expected
+
+
+def test_resumed_run_restores_the_optimiser(tmp_path, finished_run):
+    run = tiny_run(tmp_path / "run", epochs=1)
+    train(tiny_experiment(), run, resume=True)
+    ours, theirs = (Checkpoint.load(each / "last.pt").training for each in (run, finished_run))
+    assert ours["best"] == theirs["best"]
+    states = [each["learner"]["optimizer"]["state"] for each in (ours, theirs)]
+    assert states[0].keys() == states[1].keys()
+    for index, state in states[0].items():
+        for name, value in state.items():
+            assert torch.equal(value, states[1][index][name])
+
+
+def test_longer_run_continues_a_finished_one(tmp_path, finished_run):
+    run = tiny_run(tmp_path / "run", epochs=1)
+    train(tiny_experiment(epochs=2), run, resume=True)
+    assert_same_weights(run, finished_run)
+
+
+def test_dropout_follows_the_seed_after_resuming(tmp_path):
+    def experiment(epochs):
+        settings = SETTINGS | {"model": SETTINGS["model"] | {"dropout": 0.3}}
+        return Experiment.model_validate(settings | {"train": SETTINGS["train"] | {"epochs": epochs}})
+
+    train(experiment(2), tmp_path / "whole")
+    train(experiment(1), tmp_path / "parts")
+    train(experiment(2), tmp_path / "parts", resume=True)
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_resume_without_a_run_starts_one(tmp_path, finished_run):
+    train(tiny_experiment(), tmp_path / "run", resume=True)
+    assert_same_weights(tmp_path / "run", finished_run)
+
+
+def test_run_that_saved_nothing_yet_starts_again_on_resume(tmp_path, monkeypatch, finished_run):
+    with monkeypatch.context() as patch:
+        stop_at_the_start_of_epoch(patch, 1, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            tiny_run(tmp_path / "run")
+    train(tiny_experiment(), tmp_path / "run", resume=True)
+    assert_same_weights(tmp_path / "run", finished_run)
+
+
+def test_directory_with_content_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"not empty .*notes\.txt"):
+        tiny_run(tmp_path)
+    with pytest.raises(RunError, match="no run to resume"):
+        train(tiny_experiment(), tmp_path, resume=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_resuming_with_another_config_names_what_differs(finished_run):
+    before = {file.name: file.read_bytes() for file in finished_run.iterdir()}
+    with pytest.raises(RunError) as refused:
+        train(tiny_experiment(lr=5e-4, weight_decay=0.0, eval_every=2), finished_run, resume=True)
+    assert "train.lr: 0.001 before, 0.0005 now" in str(refused.value)
+    assert "train.weight_decay: 0.0001 before, 0.0 now" in str(refused.value)
+    assert "eval_every" not in str(refused.value)
+    assert before == {file.name: file.read_bytes() for file in finished_run.iterdir()}
+
+
+def test_length_of_a_run_whose_learning_rate_depends_on_it_cannot_change(tmp_path):
+    cosine = {"kind": "cosine"}
+    run = tiny_run(tmp_path / "run", epochs=1, schedule=cosine)
+    with pytest.raises(RunError, match=r"train\.epochs: 1 before, 2 now"):
+        train(tiny_experiment(schedule=cosine), run, resume=True)
+
+
+def test_max_steps_stops_within_an_epoch_and_saves(tmp_path):
+    run = tmp_path / "run"
+    result = train(tiny_experiment(max_steps=4), run)
+    assert (result.epoch, result.step) == (2, 4)
+    assert load_run(run, prefer=["last.pt"])[1].step == 4
+    assert [row["step"] for row in rows_of(run)] == [3, 4]
+
+
+def test_accumulated_batches_make_one_step_each_group(tmp_path):
+    result = train(tiny_experiment(batch_size=2, accumulate_steps=4, epochs=1), tmp_path / "run")
+    # Six batches: a group of four, and the two that are left.
+    assert result.step == 2
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_trains_float32_weights(tmp_path, precision):
+    run = tiny_run(tmp_path / "run", precision=precision, epochs=1)
+    _, checkpoint = load_run(run)
+    assert {weights.dtype for weights in checkpoint.model.values() if weights.is_floating_point()} == {torch.float32}
+    rows = rows_of(run)
+    assert all(torch.tensor(row["loss"]).isfinite() for row in rows)
+
+
+def test_gradient_checkpointing_changes_no_weight(tmp_path, finished_run):
+    run = tiny_run(tmp_path / "run", gradient_checkpointing=True)
+    assert_same_weights(run, finished_run)
+
+
+def test_loader_processes_change_no_weight(tmp_path, finished_run):
+    settings = SETTINGS | {"data": SETTINGS["data"] | {"num_workers": 2}}
+    train(Experiment.model_validate(settings), tmp_path / "run")
+    assert_same_weights(tmp_path / "run", finished_run)
+
+
+def test_loss_that_is_not_finite_names_step_images_and_loss(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    forward = SetCriterion.forward
+    calls = []
+
+    def broken(self, outputs, targets):
+        losses = forward(self, outputs, targets)
+        calls.append([target["image_id"] for target in targets])
+        if len(calls) == 5:
+            losses["loss_giou_0"] = losses["loss_giou_0"] * torch.nan
+        return losses
+
+    monkeypatch.setattr(SetCriterion, "forward", broken)
+    with pytest.raises(TrainingError) as stopped:
+        tiny_run(run)
+    message = str(stopped.value)
+    assert "step 5" in message
+    assert str(calls[4]) in message
+    assert "loss_giou_0" in message
+    assert "loss_bbox" not in message
+    _, checkpoint = load_run(run, prefer=["last.pt"])
+    assert checkpoint.step == 3
+    assert all(weights.isfinite().all() for weights in checkpoint.model.values())
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_gradient_that_is_not_finite_stops_before_anything_is_saved(tmp_path, monkeypatch, batch):
+    run = tmp_path / "run"
+    forward = SetCriterion.forward
+    calls = []
+
+    def broken(self, outputs, targets):
+        losses = forward(self, outputs, targets)
+        calls.append(None)
+        if len(calls) == batch:
+            # Finite itself, but not its derivative.
+            root = (outputs["pred_logits"].sum() * 0).sqrt()
+            losses["loss_ce"] = losses["loss_ce"] + root
+        return losses
+
+    monkeypatch.setattr(SetCriterion, "forward", broken)
+    with pytest.raises(TrainingError, match=rf"step {batch}, images \[.*gradient is nan"):
+        tiny_run(run)
+    assert not (run / "last.pt").exists()
+
+
+def test_predictions_that_are_not_finite_name_step_and_images(tmp_path, monkeypatch):
+    getitem = DetectionDataset.__getitem__
+
+    def broken(self, index):
+        image, target = getitem(self, index)
+        return image * torch.nan, target
+
+    monkeypatch.setattr(DetectionDataset, "__getitem__", broken)
+    with pytest.raises(TrainingError, match=r"step 1, images \["):
+        tiny_run(tmp_path / "run")
+
+
+def test_batch_larger_than_the_dataset_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ConfigError, match=r"12 training images .*batch_size is 16"):
+        tiny_run(tmp_path / "run", batch_size=16)
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_starts_from_a_checkpoint_with_another_class_head(tmp_path, finished_run):
+    settings = SETTINGS | {
+        "model": SETTINGS["model"] | {"num_classes": 5},
+        "train": SETTINGS["train"] | {"epochs": 1, "lr": 1e-12, "init_checkpoint": str(finished_run / "best.pt")},
+    }
+    train(Experiment.model_validate(settings), tmp_path / "run")
+    _, ours = load_run(tmp_path / "run")
+    _, theirs = load_run(finished_run)
+    for name, weights in ours.model.items():
+        if "class_head" in name:
+            assert weights.shape[0] == 5
+        else:
+            torch.testing.assert_close(weights, theirs.model[name], rtol=1e-4, atol=1e-6)
