@@ -8,7 +8,6 @@ shapes alone.
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,20 +15,22 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.pages import RESULTS, ROOT, write_generated_part
 from deformdetr import PRESETS
 from deformdetr.kernels import register_flop_formulas
 
-RESULTS = Path(__file__).parent / "results" / "flops.json"
-PAGE = Path(__file__).parents[1] / "docs" / "models.md"
-START, END = "<!-- generated: start -->", "<!-- generated: end -->"
+STORED = RESULTS / "flops.json"
+PAGE = ROOT / "docs" / "models.md"
 
-# In 1e9 multiply-adds, by the README of the original implementation.
+# In 1e9 multiply-adds, by the README of the original implementation, which has those of DETR as well.
 PUBLISHED = {
     "deformable_detr_r50_single_scale": 78,
     "deformable_detr_r50_single_scale_dc5": 128,
     "deformable_detr_r50": 173,
     "deformable_detr_r50_refine": 173,
     "deformable_detr_r50_two_stage": 173,
+    "detr_r50": 86,
+    "detr_r50_dc5": 187,
 }
 # Images are resized to a shorter side of 800 pixels and a longer one of at most 1333. COCO's are 4:3 or 3:2, mostly.
 SIZES = ((800, 1066), (800, 1200), (800, 1333))
@@ -131,21 +132,13 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join([*("| " + " | ".join(row) + " |" for row in rows), "", note])
 
 
-def write_table(results: dict[str, Any]) -> None:
-    """Put the table into the page, between its two marks."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{START}\n\n{table(results)}\n\n{END}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="only write the table, from the stored results")
     if not parser.parse_args().table:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(measure(), indent=2) + "\n", encoding="utf-8")
-    results = json.loads(RESULTS.read_text(encoding="utf-8"))
-    write_table(results)
+        STORED.write_text(json.dumps(measure(), indent=2) + "\n", encoding="utf-8")
+    results = json.loads(STORED.read_text(encoding="utf-8"))
+    write_generated_part(PAGE, table(results))
     print(table(results))
 
 
