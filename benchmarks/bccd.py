@@ -54,8 +54,8 @@ def summary(results: dict[str, Any]) -> str:
     return (
         "A two-stage Deformable DETR of 1.3 million parameters, trained from scratch on the 205 photographs of BCCD, a "
         f"dataset of blood cells: AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f} on its 87 validation photographs "
-        f"(pycocotools, best checkpoint, epoch {metrics['epoch']}). The {len(epochs)} epochs took {minutes:.0f} minutes "
-        f"in all on {environment['threads']} thread of a shared x86-64 CPU, and the loss fell from "
+        f"(pycocotools, best checkpoint, epoch {metrics['epoch']}). The {len(epochs)} epochs took {minutes:.0f} "
+        f"minutes in all on {environment['threads']} thread of a shared x86-64 CPU, and the loss fell from "
         f"{epochs[0]['loss']:.2f} to {epochs[-1]['loss']:.2f}. {commands}, torch "
         f"{environment['torch'].split('+')[0]}, commit {results['commit']}; every epoch is in "
         "`benchmarks/results/bccd_cpu.json`."
