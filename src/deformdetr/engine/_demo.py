@@ -35,17 +35,16 @@ def demo_experiment() -> Experiment:
     """Describe the demonstration: the preset `demo` on synthetic shapes, for two CPU cores."""
     return Experiment(
         model=preset("demo"),
-        data=ShapesConfig(num_train=2000, num_val=200, image_size=128),
+        data=ShapesConfig(num_train=1600, num_val=200, image_size=96),
         train=TrainConfig(
-            epochs=8,
-            batch_size=16,
-            lr=1e-3,
+            epochs=7,
+            batch_size=8,
+            lr=2e-3,
             lr_backbone_multiplier=1.0,
             schedule=CosineSchedule(),
             warmup_steps=50,
             max_grad_norm=1.0,
-            eval_every=4,
-            save_every=4,
+            eval_every=7,
             seed=0,
         ),
     )
