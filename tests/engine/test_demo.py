@@ -1,7 +1,5 @@
 """The demonstration, cut down to seconds."""
 
-import time
-
 import pytest
 from PIL import Image
 
@@ -28,10 +26,7 @@ def test_directory_with_anything_else_is_left_alone(tmp_path):
 
 
 @pytest.mark.slow
-def test_demonstration_reaches_its_precision_in_three_minutes_of_two_cores(tmp_path):
-    started = time.process_time()
+def test_demonstration_reaches_its_precision(tmp_path):
     result = run_demo(tmp_path / "demo")
-    # Processor time, which a busy machine does not lengthen; two cores are never both busy all of the time.
-    assert time.process_time() - started < 2 * 180
     assert result.evaluation.metrics["AP50"] >= 0.5
     assert demo_experiment().data.kind == "shapes"
