@@ -22,7 +22,7 @@ PARAMETERS = {
     "deformable_detr_r50": (40_069_665, 39_847_265),
     "deformable_detr_r50_refine": (40_849_660, 40_627_260),
     "deformable_detr_r50_two_stage": (41_181_529, 40_959_129),
-    "demo": (616_869, 616_869),
+    "demo": (491_213, 491_213),
 }
 
 
