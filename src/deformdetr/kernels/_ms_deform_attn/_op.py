@@ -1,8 +1,8 @@
 """The public function of the operator, and its registration with `torch.library`.
 
 Two custom ops, forward and backward, carry fake kernels and autograd formulas, so that compilation and export see them
-as single nodes. A backend is a kernel registered on these ops for its device type; the reference serves every other
-device.
+as single nodes. Their bodies run the CPU kernel or the reference; another device's kernel is registered on the ops for
+its device type.
 """
 
 from collections.abc import Sequence
@@ -122,6 +122,11 @@ def _join_homes(value: Tensor, on_device: Tensor | None, on_host: list[int]) -> 
     return _levels(on_device)
 
 
+def _fits_cpu_kernel(*tensors: Tensor) -> bool:
+    """Tell whether all lie on the CPU in no more precision than its kernel computes in, which is float32."""
+    return all(tensor.device.type == "cpu" and tensor.dtype != torch.float64 for tensor in tensors)
+
+
 @torch.library.custom_op("deformdetr::ms_deform_attn", mutates_args=())
 def _forward_op(
     value: Tensor,
@@ -131,6 +136,8 @@ def _forward_op(
     attention_weights: Tensor,
 ) -> Tensor:
     shapes = _join_homes(value, spatial_shapes, spatial_shapes_on_host)
+    if _fits_cpu_kernel(value, sampling_locations, attention_weights):
+        return _cpu.forward(value, shapes, sampling_locations, attention_weights)
     return _reference.forward(value, shapes, sampling_locations, attention_weights)
 
 
@@ -144,41 +151,9 @@ def _backward_op(
     attention_weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shapes = _join_homes(value, spatial_shapes, spatial_shapes_on_host)
+    if _fits_cpu_kernel(value, sampling_locations, attention_weights):
+        return _cpu.backward(grad_output, value, shapes, sampling_locations, attention_weights)
     return _reference.backward(grad_output, value, shapes, sampling_locations, attention_weights)
-
-
-@_forward_op.register_kernel("cpu")
-def _(
-    value: Tensor,
-    spatial_shapes: Tensor | None,
-    spatial_shapes_on_host: list[int],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-) -> Tensor:
-    shapes = _join_homes(value, spatial_shapes, spatial_shapes_on_host)
-    if _in_float64(value, sampling_locations, attention_weights):
-        return _reference.forward(value, shapes, sampling_locations, attention_weights)
-    return _cpu.forward(value, shapes, sampling_locations, attention_weights)
-
-
-@_backward_op.register_kernel("cpu")
-def _(
-    grad_output: Tensor,
-    value: Tensor,
-    spatial_shapes: Tensor | None,
-    spatial_shapes_on_host: list[int],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = _join_homes(value, spatial_shapes, spatial_shapes_on_host)
-    if _in_float64(value, sampling_locations, attention_weights):
-        return _reference.backward(grad_output, value, shapes, sampling_locations, attention_weights)
-    return _cpu.backward(grad_output, value, shapes, sampling_locations, attention_weights)
-
-
-def _in_float64(*tensors: Tensor) -> bool:
-    """Tell whether a tensor has more precision than the kernels, which compute in float32."""
-    return any(tensor.dtype == torch.float64 for tensor in tensors)
 
 
 @_forward_op.register_fake
