@@ -1,33 +1,18 @@
 """What README and guide say of a training run, and the stored results that it is written from."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def bccd():
-    """Give the module of the benchmark, which is not installed."""
-    sys.path.insert(0, str(ROOT))
-    try:
-        from benchmarks import bccd
-    finally:
-        sys.path.remove(str(ROOT))
-    return bccd
+from benchmarks import bccd
+from benchmarks.pages import generated_part
 
 
 @pytest.fixture(scope="module")
-def results(bccd):
+def results():
     return json.loads(bccd.STORED.read_text())
 
 
-def test_readme_and_guide_are_those_of_the_stored_results(bccd, results):
-    from benchmarks.pages import generated_part
-
+def test_readme_and_guide_are_those_of_the_stored_results(results):
     assert generated_part(bccd.README) == bccd.summary(results)
     assert generated_part(bccd.GUIDE) == f"{bccd.summary(results)}\n\n{bccd.table(results)}"
 

@@ -1,38 +1,23 @@
 """The page of parameters and FLOPs, the results it is written from, and the count that gave them."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def flops():
-    """Give the module of the benchmark, which is not installed."""
-    sys.path.insert(0, str(ROOT))
-    try:
-        from benchmarks import flops
-    finally:
-        sys.path.remove(str(ROOT))
-    return flops
+from benchmarks import flops
+from benchmarks.pages import generated_part
 
 
 @pytest.fixture(scope="module")
-def results(flops):
+def results():
     return json.loads(flops.STORED.read_text())
 
 
-def test_page_is_that_of_the_stored_results(flops, results):
-    from benchmarks.pages import generated_part
-
+def test_page_is_that_of_the_stored_results(results):
     assert generated_part(flops.PAGE) == flops.table(results)
 
 
 @pytest.mark.parametrize("name", ["deformable_detr_r50_single_scale", "deformable_detr_r50_two_stage"])
-def test_stored_results_are_those_of_the_models(flops, results, name):
+def test_stored_results_are_those_of_the_models(results, name):
     # Totals may differ between versions of PyTorch by what its counter knows.
     counted, stored = flops.count(name, 800, 1333), results["counts"][name]["800x1333"]
     assert (counted.parameters, counted.trainable) == (stored["parameters"], stored["trainable"])
@@ -40,7 +25,7 @@ def test_stored_results_are_those_of_the_models(flops, results, name):
     assert counted.total == pytest.approx(stored["total"], rel=0.01)
 
 
-def test_samples_are_counted_as_the_operator_takes_them(flops):
+def test_samples_are_counted_as_the_operator_takes_them():
     # 64 x 64 pixels: levels of 8, 4, 2 and 1 on a side; 6 layers of encoder and of decoder, 4 levels of 4 points, 256
     # channels, 4 corners.
     pixels, queries = 64 + 16 + 4 + 1, 300
