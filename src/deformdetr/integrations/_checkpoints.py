@@ -83,10 +83,10 @@ def load_checkpoint(
     drop_class_head: bool = False,
     strict: bool = True,
 ) -> CheckpointReport:
-    """Load a checkpoint of this library, of the original Deformable DETR, or of transformers, whose names tell which.
+    """Load a checkpoint of this library, of the original Deformable DETR or DETR, or of transformers; its names tell.
 
     Args:
-        model: A `DeformableDETR` of the checkpoint's variant.
+        model: A `DeformableDETR` of the checkpoint's variant, or a `DETR`; of transformers, the former alone is known.
         source: A state dict, or a file that holds one, by itself or as its entry `model` or `state_dict`:
             `.safetensors`, or anything else in PyTorch's format, of which only tensors and plain values are unpickled.
         drop_class_head: Whether class heads of another number of classes are left as the model has them, to be trained.
@@ -97,8 +97,7 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        CheckpointError: If the file is not a checkpoint of Deformable DETR, or does not fit; nothing has been loaded
-            then.
+        CheckpointError: If the file is not a checkpoint of either model, or does not fit; nothing has been loaded then.
     """
     content = _read(Path(source)) if isinstance(source, str | Path) else source
     described = str(source) if isinstance(source, str | Path) else "the state dict"
