@@ -9,38 +9,7 @@ from torch.library import opcheck
 
 from deformdetr.kernels import ms_deform_attn, register_flop_formulas
 from goldens import load_golden, unit
-
-# Levels of one pixel, one row, one column, and larger ones of odd sizes.
-PYRAMIDS = {
-    "one_level": [(5, 7)],
-    "pixel_row_column": [(1, 1), (1, 6), (4, 1)],
-    "four_levels": [(9, 11), (5, 6), (3, 3), (2, 1)],
-}
-
-# Largest error relative to the scale of the float64 result: four times the resolution of the stored dtype.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 3.2e-2, torch.float16: 4e-3}
-
-NAMES = ("value", "sampling_locations", "attention_weights")
-
-
-def random_inputs(
-    rng: torch.Generator,
-    shapes: list[tuple[int, int]],
-    *,
-    batch: int = 2,
-    queries: int = 7,
-    heads: int = 3,
-    channels: int = 5,
-    points: int = 3,
-) -> list[Tensor]:
-    """Draw value, locations and weights in float64; a third of the locations leaves the image."""
-    pixels = sum(h * w for h, w in shapes)
-    value = torch.randn(batch, pixels, heads, channels, generator=rng, dtype=torch.float64)
-    locations = (
-        torch.rand(batch, queries, heads, len(shapes), points, 2, generator=rng, dtype=torch.float64) * 1.5 - 0.25
-    )
-    weights = torch.randn(batch, queries, heads, len(shapes), points, generator=rng, dtype=torch.float64)
-    return [value, locations, weights]
+from sampling import PYRAMIDS, TOLERANCE, assert_close, away_from_pixel_borders, gradients, random_inputs
 
 
 def by_grid_sample(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
@@ -56,25 +25,6 @@ def by_grid_sample(value: Tensor, shapes: list[tuple[int, int]], locations: Tens
         sampled = sampled.view(batch, heads, channels, queries, -1).permute(0, 3, 1, 2, 4)
         out = out + (sampled * weights[:, :, :, level, None]).sum(-1)
     return out.flatten(2)
-
-
-def gradients(function, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
-    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
-    out = function(*leaves)
-    return [out, *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
-
-
-def away_from_pixel_borders(locations: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
-    """Move locations to where finite differences do not cross a kink of the bilinear interpolation."""
-    sizes = torch.tensor(shapes, dtype=locations.dtype).flip(-1)[:, None]
-    position = locations * sizes - 0.5
-    return (position.floor() + (position - position.floor()).clamp(0.1, 0.9) + 0.5) / sizes
-
-
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    scale = expected.abs().max().clamp(min=1e-30)
-    assert actual.shape == expected.shape
-    assert ((actual.double() - expected.double()).abs().max() / scale).item() <= tolerance
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -135,10 +85,13 @@ def test_gradcheck_passes_once_and_twice(pyramid: str, rng: torch.Generator):
 def test_opcheck_passes_on_the_forward_and_the_backward_op(as_tensor: bool, rng: torch.Generator):
     shapes = PYRAMIDS["four_levels"]
     value, locations, weights = (tensor.requires_grad_() for tensor in random_inputs(rng, shapes))
-    homes = (torch.tensor(shapes), []) if as_tensor else (None, [size for shape in shapes for size in shape])
+    homes = (torch.tensor(shapes), [], []) if as_tensor else (None, [size for shape in shapes for size in shape], [])
     grad = torch.randn(2, 7, 15, generator=rng, dtype=torch.float64).requires_grad_()
-    opcheck(torch.ops.deformdetr.ms_deform_attn.default, (value, *homes, locations, weights))
-    opcheck(torch.ops.deformdetr.ms_deform_attn_backward.default, (grad, value, *homes, locations, weights))
+    opcheck(torch.ops.deformdetr.ms_deform_attn.default, (value, *homes, locations, weights, False))
+    opcheck(
+        torch.ops.deformdetr.ms_deform_attn_backward.default,
+        (grad, value, *homes, locations, weights, False, True, True, True),
+    )
 
 
 @pytest.mark.parametrize("needed", [s for n in (1, 2) for s in itertools.combinations(range(3), n)], ids=str)

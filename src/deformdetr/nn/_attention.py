@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from deformdetr.kernels import SpatialShapes, ms_deform_attn, register_flop_formulas
-from deformdetr.nn._geometry import at_least_float32
+from deformdetr.kernels import SpatialShapes, fused_ms_deform_attn, register_flop_formulas, sampling_locations
 
 
 class MSDeformAttn(nn.Module):
@@ -95,11 +94,11 @@ class MSDeformAttn(nn.Module):
             ValueError: If `reference_points` has neither 2 nor 4 coordinates, or neither one level nor the layer's, or
                 the spatial shapes do not fit the layer or the features.
         """
-        value = self.value_proj(input_flatten)
-        if input_padding_mask is not None:
-            value = value.masked_fill(input_padding_mask[..., None], 0)
-        locations, weights = self.sampling_locations_and_weights(query, reference_points, input_spatial_shapes)
-        sampled = ms_deform_attn(value.unflatten(-1, (self.n_heads, -1)), input_spatial_shapes, locations, weights)
+        value = self.value_proj(input_flatten).unflatten(-1, (self.n_heads, -1))
+        offsets, logits = self._offsets_and_logits(query, reference_points, input_spatial_shapes)
+        sampled = fused_ms_deform_attn(
+            value, input_spatial_shapes, reference_points, offsets, logits, input_padding_mask
+        )
         out: Tensor = self.output_proj(sampled)
         return out
 
@@ -117,6 +116,13 @@ class MSDeformAttn(nn.Module):
         Locations have at least float32 precision in every mode of training; an offset counts pixels of its level for a
         centre, and eighths of the box (for the usual four points) for a box.
         """
+        offsets, logits = self._offsets_and_logits(query, reference_points, spatial_shapes)
+        weights = logits.flatten(3).softmax(-1).view(logits.shape)
+        return sampling_locations(reference_points, offsets, spatial_shapes), weights
+
+    def _offsets_and_logits(
+        self, query: Tensor, reference_points: Tensor, spatial_shapes: SpatialShapes
+    ) -> tuple[Tensor, Tensor]:
         levels, coordinates = reference_points.shape[-2:]
         if coordinates not in (2, 4):
             raise ValueError(f"reference_points must have 2 (x, y) or 4 (cx, cy, w, h) coordinates, got {coordinates}")
@@ -124,29 +130,12 @@ class MSDeformAttn(nn.Module):
             raise ValueError(f"reference_points has {levels} levels, but the layer has {self.n_levels}")
         if len(spatial_shapes) != self.n_levels:
             raise ValueError(f"spatial_shapes has {len(spatial_shapes)} levels, but the layer has {self.n_levels}")
-        # Level-major points in one axis, so that the softmax runs over all of them.
-        offsets = self.sampling_offsets(query).unflatten(-1, (self.n_heads, self.n_levels, self.n_points, 2))
-        weights = self.attention_weights(query).unflatten(-1, (self.n_heads, self.n_levels * self.n_points))
-        weights = weights.softmax(-1).unflatten(-1, (self.n_levels, self.n_points))
-
-        reference = at_least_float32(reference_points)[:, :, None, :, None]
-        offsets = at_least_float32(offsets)
-        if coordinates == 2:
-            locations = reference + offsets / _level_sizes(spatial_shapes, offsets)
-        else:
-            locations = reference[..., :2] + offsets / self.n_points * reference[..., 2:] * 0.5
-        return locations, weights
+        points = (self.n_heads, self.n_levels, self.n_points)
+        return (
+            self.sampling_offsets(query).unflatten(-1, (*points, 2)),
+            self.attention_weights(query).unflatten(-1, points),
+        )
 
     def extra_repr(self) -> str:
         """Name the sizes that the linear layers do not show."""
         return f"n_levels={self.n_levels}, n_heads={self.n_heads}, n_points={self.n_points}"
-
-
-def _level_sizes(spatial_shapes: SpatialShapes, like: Tensor) -> Float[Tensor, "levels 1 2"]:
-    """Give (width, height) of every level, to divide offsets of points by."""
-    if isinstance(spatial_shapes, Tensor):
-        sizes = spatial_shapes.flip(-1).to(like, non_blocking=True)
-        return sizes[:, None]
-    # Filled on the device, because copying a host list there would make the host wait.
-    sizes = torch.stack([like.new_full((), size) for height, width in spatial_shapes for size in (width, height)])
-    return sizes.view(-1, 1, 2)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deformdetr.kernels._ms_deform_attn._levels import Level
+
 
 class _Bags(NamedTuple):
     """Which rows of `value` the (batch, query, head) bags sum up, and where samples lie between their four pixels."""
@@ -25,14 +27,12 @@ class _Bags(NamedTuple):
     """(levels, 1, 2), width and height."""
 
 
-def forward(
-    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
-) -> Tensor:
+def forward(value: Tensor, levels: Sequence[Level], sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
     """Compute what the reference computes, in float32."""
     batch, queries, heads = attention_weights.shape[:3]
     if not attention_weights.numel() or not value.numel():
         return value.new_zeros(batch, queries, heads * value.shape[3])
-    bags = _fill_bags(value, spatial_shapes, sampling_locations)
+    bags = _fill_bags(value, levels, sampling_locations)
     out = _sum_bags(_table(value), bags.row, _corner_weights(bags, attention_weights))
     return out.view(batch, queries, -1).to(value.dtype)
 
@@ -40,14 +40,15 @@ def forward(
 def backward(
     grad_output: Tensor,
     value: Tensor,
-    spatial_shapes: Sequence[tuple[int, int]],
+    levels: Sequence[Level],
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    needs: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute what the backward of the reference computes, in float32."""
     if not attention_weights.numel() or not value.numel():
         return torch.zeros_like(value), torch.zeros_like(sampling_locations), torch.zeros_like(attention_weights)
-    bags = _fill_bags(value, spatial_shapes, sampling_locations)
+    bags = _fill_bags(value, levels, sampling_locations)
     grad = grad_output.float().reshape(-1, value.shape[3])
     top_left, top_right, bottom_left, bottom_right = _dot_bags(_table(value), grad, bags.row).unbind(3)
 
@@ -65,12 +66,12 @@ def backward(
     )
 
 
-def _fill_bags(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor) -> _Bags:
+def _fill_bags(value: Tensor, levels: Sequence[Level], sampling_locations: Tensor) -> _Bags:
     batch, pixels, heads, _ = value.shape
     zeros = batch * pixels * heads
     # Two row numbers are added below; the sum must not pass the integer's range.
     integer = torch.int32 if zeros < 2**30 else torch.int64
-    sizes = torch.tensor([(width, height) for height, width in spatial_shapes], dtype=torch.float32).unsqueeze(1)
+    sizes = torch.tensor([(width, height) for height, width, _ in levels], dtype=torch.float32).unsqueeze(1)
     position = sampling_locations.float() * sizes - 0.5
     # Two pixels outside counts like any place outside: it stands for NaN and infinity, and keeps integers in range.
     position = position.nan_to_num_(-2, -2, -2).clamp_(torch.tensor(-2.0), sizes + 1)
@@ -79,8 +80,7 @@ def _fill_bags(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], samplin
 
     left, top = corner.to(integer).unbind(-1)
     width, height = sizes.to(integer).unbind(-1)
-    areas = torch.tensor([height * width for height, width in spatial_shapes], dtype=integer)
-    level_start = (areas.cumsum(0, dtype=integer) - areas).unsqueeze(1) * heads
+    level_start = torch.tensor([start for _, _, start in levels], dtype=integer).unsqueeze(1) * heads
     first = torch.arange(batch, dtype=integer).view(-1, 1, 1) * (pixels * heads) + torch.arange(heads, dtype=integer)
     first = first[..., None, None] + level_start
 

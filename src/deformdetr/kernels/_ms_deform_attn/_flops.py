@@ -1,6 +1,7 @@
 """What the operator counts for in `torch.utils.flop_counter`."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,24 +18,36 @@ def register_flop_formulas() -> None:
     # Imported here, because the counter imports triton, which takes longer than the whole of this library.
     from torch.utils.flop_counter import register_flop_formula
 
-    register_flop_formula(torch.ops.deformdetr.ms_deform_attn)(_count_forward)
-    register_flop_formula(torch.ops.deformdetr.ms_deform_attn_backward)(_count_backward)
+    ops = torch.ops.deformdetr
+    register_flop_formula(ops.ms_deform_attn)(_count_forward)
+    register_flop_formula(ops.ms_deform_attn_backward)(_count_backward)
+    register_flop_formula(ops.fused_ms_deform_attn)(_count_fused_forward)
+    register_flop_formula(ops.fused_ms_deform_attn_backward)(_count_fused_backward)
 
 
-def _count_forward(
-    value_shape: Sequence[int],
-    spatial_shapes: Any,
-    spatial_shapes_on_host: Any,
-    sampling_locations_shape: Sequence[int],
-    attention_weights_shape: Sequence[int],
-    *,
-    out_shape: Any = None,
-) -> int:
+def _count(value_shape: Sequence[int], weights_shape: Sequence[int]) -> int:
     """Count a multiply and an add for each of the four corners of every sample, per channel."""
-    batch, queries, heads, levels, points = attention_weights_shape
-    return 2 * 4 * batch * queries * heads * levels * points * value_shape[3]
+    return 2 * 4 * math.prod(weights_shape) * value_shape[3]
 
 
-def _count_backward(grad_output_shape: Sequence[int], *forward_shapes: Any, out_shape: Any = None) -> int:
-    """Count twice the forward: a dot product for weights and locations, and the share that goes to the value."""
-    return 2 * _count_forward(*forward_shapes)
+# The backward counts twice: a dot product for weights and locations, and the share that goes to the value.
+def _count_forward(
+    value: Sequence[int], on_device: Any, on_host: Any, repeats: Any, locations: Any, weights: Sequence[int], *_: Any,
+    out_shape: Any = None,
+) -> int:  # fmt: skip
+    return _count(value, weights)
+
+
+def _count_backward(grad_output: Any, *forward: Any, out_shape: Any = None) -> int:
+    return 2 * _count_forward(*forward)
+
+
+def _count_fused_forward(
+    value: Sequence[int], on_device: Any, on_host: Any, references: Any, offsets: Any, logits: Sequence[int], *_: Any,
+    out_shape: Any = None,
+) -> int:  # fmt: skip
+    return _count(value, logits)
+
+
+def _count_fused_backward(grad_output: Any, output: Any, *forward: Any, out_shape: Any = None) -> int:
+    return 2 * _count_fused_forward(*forward)

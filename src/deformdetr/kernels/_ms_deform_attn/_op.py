@@ -1,212 +1,244 @@
-"""The public function of the operator, and its registration with `torch.library`.
+"""The operator as PyTorch knows it: custom ops for compilers, and a short way for eager calls.
 
 Two custom ops, forward and backward, carry fake kernels and autograd formulas, so that compilation and export see them
-as single nodes. Their bodies run the CPU kernel or the reference; another device's kernel is registered on the ops for
-its device type.
+as single nodes. Eager calls and the transforms of `torch.func` take two autograd functions of the same formulas: the
+dispatch of a custom op takes longer than a decoder's kernel, and `torch.func.grad` does not go through one.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from deformdetr.kernels._ms_deform_attn import _cpu, _reference
-
-SpatialShapes: TypeAlias = Sequence[Sequence[int]] | Int[Tensor, "levels 2"]
-Backend: TypeAlias = Literal["auto", "reference"]
+from deformdetr.kernels._ms_deform_attn import _dispatch, _reference
+from deformdetr.kernels._ms_deform_attn._levels import Pyramid, read_levels, repeat, trace_levels
 
 
-def ms_deform_attn(
-    value: Float[Tensor, "batch pixels heads channels"],
-    spatial_shapes: SpatialShapes,
-    sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
-    attention_weights: Float[Tensor, "batch queries heads levels points"],
-    backend: Backend = "auto",
-) -> Float[Tensor, "batch queries heads*channels"]:
-    """Sum bilinear samples of multi-scale features, weighted by attention.
-
-    Pixel centres lie at half-integers, and everything outside a level is zero, as in
-    `grid_sample(align_corners=False, padding_mode="zeros")`. Samples at NaN or infinite locations are zero. Sums are
-    formed in float32 for half precision; the result has the dtype of `value`, and the three floating inputs may differ
-    in dtype (keep locations in float32: a bfloat16 location is off by 0.65 pixels on a feature map 167 pixels wide).
-
-    Args:
-        value: Features of all levels, flattened row by row and concatenated, split into heads.
-        spatial_shapes: (height, width) of every level, finest or coarsest first, in the order of `value`: Python ints,
-            or an integer tensor, which is read on the device where it lies. Neither form makes the host wait for a GPU.
-        sampling_locations: (x, y) as fractions of each level's width and height; [0, 1] is the inside.
-        attention_weights: Usually a softmax over levels and points; used as they are.
-        backend: `auto` chooses by device and dtype; `reference` is the plain PyTorch specification, which autograd
-            differentiates any number of times.
-
-    Raises:
-        TypeError: If a tensor is not floating-point, or `spatial_shapes` is a tensor of another kind than integers.
-        ValueError: If shapes disagree, or the levels do not hold as many pixels as `value` (checked where
-            `spatial_shapes` is known to the host).
-
-    References:
-        Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", ICLR 2021, equation 3.
-    """
-    _check(value, spatial_shapes, sampling_locations, attention_weights)
-    if backend == "reference":
-        shapes = _levels(spatial_shapes) if isinstance(spatial_shapes, Tensor) else [(h, w) for h, w in spatial_shapes]
-        return _reference.forward(value, shapes, sampling_locations, attention_weights)
-    if backend != "auto":
-        raise ValueError(f"backend must be 'auto' or 'reference', got {backend!r}")
-    on_device, on_host = _split_by_home(spatial_shapes)
-    out: Tensor = _forward_op(value, on_device, on_host, sampling_locations, attention_weights)
+def attend(
+    value: Tensor, pyramid: Pyramid, sampling_locations: Tensor, attention_weights: Tensor, *, deterministic: bool
+) -> Tensor:
+    """Call the operator, with as little in between as the tensors allow."""
+    call = _Forward.apply if is_plain(value, sampling_locations, attention_weights) else forward_op
+    out: Tensor = call(value, *pyramid, sampling_locations, attention_weights, deterministic)
     return out
 
 
-def _check(value: Tensor, spatial_shapes: Any, locations: Tensor, weights: Tensor) -> None:
-    for name, tensor, ndim in (
-        ("value", value, 4),
-        ("sampling_locations", locations, 6),
-        ("attention_weights", weights, 5),
-    ):
-        if tensor.ndim != ndim:
-            raise ValueError(f"{name} must have {ndim} dimensions, got shape {tuple(tensor.shape)}")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be floating-point, got {tensor.dtype}")
-    if locations.shape[:-1] != weights.shape or locations.shape[-1] != 2:
-        raise ValueError(
-            f"sampling_locations {tuple(locations.shape)} must be attention_weights {tuple(weights.shape)} "
-            "with a last axis of 2"
-        )
-    if value.shape[0] != weights.shape[0] or value.shape[2] != weights.shape[2]:
-        raise ValueError(
-            f"value {tuple(value.shape)} (batch, pixels, heads, channels) and attention_weights {tuple(weights.shape)} "
-            "(batch, queries, heads, levels, points) must agree in batch and heads"
-        )
-    levels = weights.shape[3]
-    if isinstance(spatial_shapes, Tensor):
-        if spatial_shapes.is_floating_point() or spatial_shapes.is_complex() or spatial_shapes.dtype == torch.bool:
-            raise TypeError(f"spatial_shapes must hold integers, got {spatial_shapes.dtype}")
-        if tuple(spatial_shapes.shape) != (levels, 2):
-            raise ValueError(f"spatial_shapes must have shape ({levels}, 2), got {tuple(spatial_shapes.shape)}")
-        return
-    if len(spatial_shapes) != levels or any(len(shape) != 2 for shape in spatial_shapes):
-        raise ValueError(f"spatial_shapes must be {levels} pairs (height, width), got {list(spatial_shapes)}")
-    _check_pixels(spatial_shapes, value)
+def differentiate(
+    grad_output: Tensor,
+    value: Tensor,
+    pyramid: Pyramid,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    *,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Call the backward of the operator by itself."""
+    call = _Backward.apply if is_plain(grad_output, value, sampling_locations, attention_weights) else backward_op
+    needs = (True, True, True)
+    by_value, by_locations, by_weights = call(
+        grad_output, value, *pyramid, sampling_locations, attention_weights, deterministic, *needs
+    )
+    return by_value, by_locations, by_weights
 
 
-def _check_pixels(spatial_shapes: Sequence[Sequence[int]], value: Tensor) -> None:
-    pixels = sum(height * width for height, width in spatial_shapes)
-    if pixels != value.shape[1]:
-        raise ValueError(
-            f"spatial_shapes {list(spatial_shapes)} hold {pixels} pixels, but value holds {value.shape[1]}"
-        )
+def is_plain(*tensors: Tensor) -> bool:
+    """Tell whether nobody needs to see an op: no compiler, no mode, no subclass of tensors."""
+    return (
+        not torch.compiler.is_compiling()
+        and all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+        and not torch._C._len_torch_dispatch_stack()
+    )
 
 
-def _split_by_home(spatial_shapes: SpatialShapes) -> tuple[Tensor | None, list[int]]:
-    """Give the two arguments of the ops, one of them empty: a tensor, or flat ints (dynamic ones when compiling)."""
-    if isinstance(spatial_shapes, Tensor):
-        return spatial_shapes, []
-    return None, [size for shape in spatial_shapes for size in shape]
-
-
-def _levels(spatial_shapes: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Give heights and widths as scalar tensors, which need not be known to the host."""
-    return [(height, width) for height, width in (level.unbind() for level in spatial_shapes.unbind())]
-
-
-def _join_homes(value: Tensor, on_device: Tensor | None, on_host: list[int]) -> Sequence[tuple[Any, Any]]:
-    if on_device is None:
-        return list(zip(on_host[::2], on_host[1::2], strict=True))
-    if on_device.device.type == "cpu":
-        shapes = [(height, width) for height, width in on_device.tolist()]
-        _check_pixels(shapes, value)
-        return shapes
-    return _levels(on_device)
-
-
-def _fits_cpu_kernel(*tensors: Tensor) -> bool:
-    """Tell whether all lie on the CPU in no more precision than its kernel computes in, which is float32."""
-    return all(tensor.device.type == "cpu" and tensor.dtype != torch.float64 for tensor in tensors)
-
-
-@torch.library.custom_op("deformdetr::ms_deform_attn", mutates_args=())
-def _forward_op(
+def _run_forward(
     value: Tensor,
     spatial_shapes: Tensor | None,
     spatial_shapes_on_host: list[int],
+    repeats: list[int],
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    deterministic: bool,  # noqa: FBT001  # Of the backward; ops take arguments by position.
 ) -> Tensor:
-    shapes = _join_homes(value, spatial_shapes, spatial_shapes_on_host)
-    if _fits_cpu_kernel(value, sampling_locations, attention_weights):
-        return _cpu.forward(value, shapes, sampling_locations, attention_weights)
-    return _reference.forward(value, shapes, sampling_locations, attention_weights)
+    """Run the forward kernel of the device."""
+    pyramid = Pyramid(spatial_shapes, spatial_shapes_on_host, repeats)
+    return _dispatch.forward(value, pyramid, sampling_locations, attention_weights)
 
 
-@torch.library.custom_op("deformdetr::ms_deform_attn_backward", mutates_args=())
-def _backward_op(
+def _run_backward(
     grad_output: Tensor,
     value: Tensor,
     spatial_shapes: Tensor | None,
     spatial_shapes_on_host: list[int],
+    repeats: list[int],
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    deterministic: bool,  # noqa: FBT001
+    needs_value: bool,  # noqa: FBT001
+    needs_locations: bool,  # noqa: FBT001
+    needs_weights: bool,  # noqa: FBT001
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = _join_homes(value, spatial_shapes, spatial_shapes_on_host)
-    if _fits_cpu_kernel(value, sampling_locations, attention_weights):
-        return _cpu.backward(grad_output, value, shapes, sampling_locations, attention_weights)
-    return _reference.backward(grad_output, value, shapes, sampling_locations, attention_weights)
+    """Run the backward kernel of the device; a gradient that is not needed is empty."""
+    pyramid = Pyramid(spatial_shapes, spatial_shapes_on_host, repeats)
+    needs = (needs_value, needs_locations, needs_weights)
+    grads = _dispatch.backward(
+        grad_output, value, pyramid, sampling_locations, attention_weights, needs, deterministic=deterministic
+    )
+    inputs = (value, sampling_locations, attention_weights)
+    by_value, by_locations, by_weights = (
+        like.new_empty(0) if grad is None else grad for grad, like in zip(grads, inputs, strict=True)
+    )
+    return by_value, by_locations, by_weights
 
 
-@_forward_op.register_fake
+forward_op = torch.library.custom_op("deformdetr::ms_deform_attn", _run_forward, mutates_args=())
+backward_op = torch.library.custom_op("deformdetr::ms_deform_attn_backward", _run_backward, mutates_args=())
+
+
+@forward_op.register_fake
 def _(
     value: Tensor,
     spatial_shapes: Tensor | None,
     spatial_shapes_on_host: list[int],
+    repeats: list[int],
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    deterministic: bool,  # noqa: FBT001
 ) -> Tensor:
     batch, queries = sampling_locations.shape[:2]
     return value.new_empty(batch, queries, value.shape[2] * value.shape[3])
 
 
-@_backward_op.register_fake
+@backward_op.register_fake
 def _(
     grad_output: Tensor,
     value: Tensor,
     spatial_shapes: Tensor | None,
     spatial_shapes_on_host: list[int],
+    repeats: list[int],
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    deterministic: bool,  # noqa: FBT001
+    *needs: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        value.new_empty(value.shape),
-        sampling_locations.new_empty(sampling_locations.shape),
-        attention_weights.new_empty(attention_weights.shape),
+    by_value, by_locations, by_weights = (
+        like.new_empty(like.shape if need else (0,))
+        for like, need in zip((value, sampling_locations, attention_weights), needs, strict=True)
     )
+    return by_value, by_locations, by_weights
 
 
-def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *before, spatial_shapes, on_host, locations, weights = inputs
-    ctx.save_for_backward(*before, spatial_shapes, locations, weights)
-    ctx.on_host = on_host
+def _needed(grads: tuple[Tensor, ...], needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    value, on_device, on_host, repeats, locations, weights, deterministic = inputs
+    ctx.save_for_backward(value, on_device, locations, weights)
+    ctx.rest = on_host, repeats, deterministic
 
 
 def _differentiate_forward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    value, spatial_shapes, locations, weights = ctx.saved_tensors
-    grads = _backward_op(grad_output, value, spatial_shapes, ctx.on_host, locations, weights)
-    return grads[0], None, None, grads[1], grads[2]
+    value, on_device, locations, weights = ctx.saved_tensors
+    on_host, repeats, deterministic = ctx.rest
+    by_value, _, _, _, by_locations, by_weights, _ = ctx.needs_input_grad
+    needs = (by_value, by_locations, by_weights)
+    call = _Backward.apply if is_plain(grad_output, value, locations, weights) else backward_op
+    grads = call(grad_output, value, on_device, on_host, repeats, locations, weights, deterministic, *needs)
+    by_value, by_locations, by_weights = _needed(grads, needs)
+    return by_value, None, None, None, by_locations, by_weights, None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grad_output, value, on_device, on_host, repeats, locations, weights, _, *needs = inputs
+    ctx.save_for_backward(grad_output, value, on_device, locations, weights)
+    ctx.rest = on_host, repeats, needs
 
 
 def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate twice, slowly: autograd goes through the reference of the first derivative."""
-    grad_output, value, spatial_shapes, locations, weights = ctx.saved_tensors
+    grad_output, value, on_device, locations, weights = ctx.saved_tensors
+    on_host, repeats, needs = ctx.rest
     # Scalar tensors, which can be traced, even where the host could know the numbers.
-    shapes = _join_homes(value, None, ctx.on_host) if spatial_shapes is None else _levels(spatial_shapes)
+    levels = (
+        read_levels(Pyramid(None, on_host, repeats), value.shape[1])
+        if on_device is None
+        else repeat(trace_levels(on_device), repeats)
+    )
     with torch.enable_grad():
         inputs = [tensor.detach().requires_grad_() for tensor in (grad_output, value, locations, weights)]
-        outputs = _reference.backward(inputs[0], inputs[1], shapes, inputs[2], inputs[3])
-        by_output, by_value, by_locations, by_weights = torch.autograd.grad(outputs, inputs, grads, allow_unused=True)
-    return by_output, by_value, None, None, by_locations, by_weights
+        outputs = _reference.backward(inputs[0], inputs[1], levels, inputs[2], inputs[3])
+        wanted = [(output, grad) for output, grad, need in zip(outputs, grads, needs, strict=True) if need]
+        by_output, by_value, by_locations, by_weights = torch.autograd.grad(
+            [output for output, _ in wanted], inputs, [grad for _, grad in wanted], allow_unused=True
+        )
+    return by_output, by_value, None, None, None, by_locations, by_weights, None, None, None, None
 
 
-_forward_op.register_autograd(_differentiate_forward, setup_context=_save_inputs)
-_backward_op.register_autograd(_differentiate_backward, setup_context=_save_inputs)
+def _vmap_forward(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    value: Tensor,
+    on_device: Tensor | None,
+    on_host: list[int],
+    repeats: list[int],
+    *rest: Any,
+) -> tuple[Tensor, int]:
+    _refuse_mapped_shapes(in_dims[1])
+    locations, weights, deterministic = rest
+    folded = _fold(info.batch_size, ((value, in_dims[0]), (locations, in_dims[4]), (weights, in_dims[5])))
+    out = _Forward.apply(folded[0], on_device, on_host, repeats, *folded[1:], deterministic)
+    return out.unflatten(0, (info.batch_size, -1)), 0
+
+
+def _vmap_backward(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    grad_output: Tensor,
+    value: Tensor,
+    on_device: Tensor | None,
+    on_host: list[int],
+    repeats: list[int],
+    *rest: Any,
+) -> tuple[tuple[Tensor, ...], tuple[int, int, int]]:
+    _refuse_mapped_shapes(in_dims[2])
+    locations, weights, *flags = rest
+    mapped = ((grad_output, in_dims[0]), (value, in_dims[1]), (locations, in_dims[5]), (weights, in_dims[6]))
+    folded = _fold(info.batch_size, mapped)
+    grads = _Backward.apply(*folded[:2], on_device, on_host, repeats, *folded[2:], *flags)
+    # One that is not needed has no batch to take apart.
+    split = tuple(
+        grad.unflatten(0, (info.batch_size, -1)) if need else grad.new_empty(info.batch_size, 0)
+        for grad, need in zip(grads, flags[1:], strict=True)
+    )
+    return split, (0, 0, 0)
+
+
+def _fold(size: int, tensors: tuple[tuple[Tensor, int | None], ...]) -> list[Tensor]:
+    """Make the mapped axis part of the batch; what is not mapped is the same for all of it."""
+    return [
+        (tensor.expand(size, *tensor.shape) if axis is None else tensor.movedim(axis, 0)).flatten(0, 1)
+        for tensor, axis in tensors
+    ]
+
+
+def _refuse_mapped_shapes(axis: int | None) -> None:
+    if axis is not None:
+        raise ValueError("vmap cannot map over spatial_shapes: all maps must have the same levels")
+
+
+forward_op.register_autograd(_differentiate_forward, setup_context=_save_forward)
+backward_op.register_autograd(_differentiate_backward, setup_context=_save_backward)
+
+
+class _Forward(torch.autograd.Function):
+    forward = staticmethod(_run_forward)
+    setup_context = staticmethod(_save_forward)
+    backward = staticmethod(_differentiate_forward)
+    vmap = staticmethod(_vmap_forward)
+
+
+class _Backward(torch.autograd.Function):
+    forward = staticmethod(_run_backward)
+    setup_context = staticmethod(_save_backward)
+    backward = staticmethod(_differentiate_backward)
+    vmap = staticmethod(_vmap_backward)

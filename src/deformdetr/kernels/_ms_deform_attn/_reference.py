@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from deformdetr.kernels._ms_deform_attn._levels import Level
+
 
 class Corner(NamedTuple):
     """One of the four pixels around every sampling point of one level."""
@@ -25,7 +27,7 @@ class Corner(NamedTuple):
 
 
 def corners(
-    spatial_shapes: Sequence[tuple[int | Tensor, int | Tensor]],
+    levels: Sequence[Level],
     sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
     pixels: int,
 ) -> Iterator[Corner]:
@@ -36,8 +38,7 @@ def corners(
     and `u - floor(u)`.
 
     Args:
-        spatial_shapes: (height, width) of every level, as ints or as scalar tensors on any device; never read on the
-            host.
+        levels: Sizes and places of all levels, as ints or as scalar tensors on any device; never read on the host.
         sampling_locations: (x, y) as fractions of each level.
         pixels: Number of value positions over all levels.
 
@@ -48,8 +49,7 @@ def corners(
     device = sampling_locations.device
     image = torch.arange(batch, device=device).view(-1, 1, 1, 1)
     head = torch.arange(heads, device=device).view(-1, 1)
-    level_start: int | Tensor = 0
-    for level, (height, width) in enumerate(spatial_shapes):
+    for level, (height, width, start) in enumerate(levels):
         location = sampling_locations[:, :, :, level]
         x = location[..., 0] * width - 0.5
         y = location[..., 1] * height - 0.5
@@ -63,7 +63,7 @@ def corners(
                 inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
                 # Integers before multiplying: a float32 product would lose pixels beyond 2^24.
                 column, line = torch.where(inside, column, 0).long(), torch.where(inside, line, 0).long()
-                pixel = torch.where(inside, level_start + line * width + column, 0)
+                pixel = torch.where(inside, start + line * width + column, 0)
                 yield Corner(
                     level=level,
                     row=(image * pixels + pixel) * heads + head,
@@ -73,12 +73,11 @@ def corners(
                     x_sign=1 if right else -1,
                     y_sign=1 if bottom else -1,
                 )
-        level_start = level_start + height * width
 
 
 def forward(
     value: Float[Tensor, "batch pixels heads channels"],
-    spatial_shapes: Sequence[tuple[int | Tensor, int | Tensor]],
+    levels: Sequence[Level],
     sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
     attention_weights: Float[Tensor, "batch queries heads levels points"],
 ) -> Float[Tensor, "batch queries heads*channels"]:
@@ -93,7 +92,7 @@ def forward(
     locations = sampling_locations.to(rows.dtype)
     weights = attention_weights.to(rows.dtype)
     out = rows.new_zeros(batch, sampling_locations.shape[1], heads, channels)
-    for corner in corners(spatial_shapes, locations, pixels):
+    for corner in corners(levels, locations, pixels):
         weight = weights[:, :, :, corner.level] * corner.x_weight * corner.y_weight
         out = out + (weight.unsqueeze(-1) * corner.sample(rows)).sum(3)
     return out.flatten(2).to(value.dtype)
@@ -102,7 +101,7 @@ def forward(
 def backward(
     grad_output: Float[Tensor, "batch queries d_model"],
     value: Float[Tensor, "batch pixels heads channels"],
-    spatial_shapes: Sequence[tuple[int | Tensor, int | Tensor]],
+    levels: Sequence[Level],
     sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
     attention_weights: Float[Tensor, "batch queries heads levels points"],
 ) -> tuple[
@@ -127,10 +126,10 @@ def backward(
     grad = grad_output.to(rows.dtype).reshape(*weights.shape[:3], 1, channels)
 
     grad_rows = torch.zeros_like(rows)
-    grad_weights = [torch.zeros_like(weights[:, :, :, 0]) for _ in spatial_shapes]
+    grad_weights = [torch.zeros_like(weights[:, :, :, 0]) for _ in levels]
     grad_x = [torch.zeros_like(weight) for weight in grad_weights]
     grad_y = [torch.zeros_like(weight) for weight in grad_weights]
-    for corner in corners(spatial_shapes, locations, pixels):
+    for corner in corners(levels, locations, pixels):
         level = corner.level
         weight = weights[:, :, :, level]
         dot = (grad * corner.sample(rows)).sum(-1)
@@ -143,7 +142,7 @@ def backward(
     grad_locations = torch.stack(
         [
             torch.stack([x * width, y * height], dim=-1)
-            for x, y, (height, width) in zip(grad_x, grad_y, spatial_shapes, strict=True)
+            for x, y, (height, width, _) in zip(grad_x, grad_y, levels, strict=True)
         ],
         dim=3,
     )

@@ -1,0 +1,71 @@
+"""Which kernel runs where: Triton's on GPUs, embedding bags on CPUs, the reference for the rest."""
+
+import functools
+import os
+
+import torch
+from torch import Tensor
+
+from deformdetr.kernels._ms_deform_attn import _cpu, _reference
+from deformdetr.kernels._ms_deform_attn._levels import Pyramid, read_levels
+
+
+def forward(value: Tensor, pyramid: Pyramid, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
+    """Run the forward on the device of the value."""
+    if runs_triton(value, sampling_locations, attention_weights):
+        # Imported here, because triton takes longer to import than the whole of this library.
+        from deformdetr.kernels._ms_deform_attn import _gpu
+
+        return _gpu.forward(value, pyramid, _gpu.Sampling(sampling_locations, attention_weights))
+    levels = read_levels(pyramid, value.shape[1])
+    if _runs_on_cpu(value, sampling_locations, attention_weights):
+        return _cpu.forward(value, levels, sampling_locations, attention_weights)
+    return _reference.forward(value, levels, sampling_locations, attention_weights)
+
+
+def backward(
+    grad_output: Tensor,
+    value: Tensor,
+    pyramid: Pyramid,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    needs: tuple[bool, bool, bool],
+    *,
+    deterministic: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Run the backward; gradients of value, locations and weights that are not needed are None."""
+    if runs_triton(value, sampling_locations, attention_weights):
+        from deformdetr.kernels._ms_deform_attn import _gpu
+
+        sampling = _gpu.Sampling(sampling_locations, attention_weights)
+        return _gpu.backward(
+            grad_output, None, value, pyramid, sampling, _gpu.Needs(*needs), deterministic=deterministic
+        )[:3]
+    levels = read_levels(pyramid, value.shape[1])
+    if _runs_on_cpu(value, sampling_locations, attention_weights):
+        return _cpu.backward(grad_output, value, levels, sampling_locations, attention_weights, needs)
+    grads = _reference.backward(grad_output, value, levels, sampling_locations, attention_weights)
+    by_value, by_locations, by_weights = (grad if need else None for grad, need in zip(grads, needs, strict=True))
+    return by_value, by_locations, by_weights
+
+
+def runs_triton(*tensors: Tensor) -> bool:
+    """Tell whether Triton's kernels serve these tensors: on GPUs, in no more precision than float32.
+
+    Where `TRITON_INTERPRET=1` is set, which runs kernels without a GPU, they serve CPU tensors too.
+    """
+    home = tensors[0].device.type
+    return (home == "cuda" or (home == "cpu" and _is_interpreted())) and not _has_float64(*tensors)
+
+
+def _runs_on_cpu(*tensors: Tensor) -> bool:
+    return tensors[0].device.type == "cpu" and not _has_float64(*tensors)
+
+
+def _has_float64(*tensors: Tensor) -> bool:
+    return any(tensor.dtype == torch.float64 for tensor in tensors)
+
+
+@functools.cache
+def _is_interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,0 +1,290 @@
+"""The public functions: arguments checked, then on to the kernels."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from deformdetr.kernels._ms_deform_attn import _dispatch, _fused_op, _op, _reference
+from deformdetr.kernels._ms_deform_attn._levels import (
+    MOST_POINTS,
+    SpatialShapes,
+    check_pixels,
+    level_sizes,
+    read_levels,
+    repeat,
+    split_by_home,
+    trace_levels,
+)
+
+Backend: TypeAlias = Literal["auto", "reference"]
+
+
+def ms_deform_attn(
+    value: Float[Tensor, "batch pixels heads channels"],
+    spatial_shapes: SpatialShapes,
+    sampling_locations: Float[Tensor, "batch queries heads *levels_and_points 2"],
+    attention_weights: Float[Tensor, "batch queries heads *levels_and_points"],
+    backend: Backend = "auto",
+    *,
+    points_per_level: Sequence[int] | None = None,
+    deterministic: bool | None = None,
+) -> Float[Tensor, "batch queries heads*channels"]:
+    """Sum bilinear samples of multi-scale features, weighted by attention.
+
+    Pixel centres lie at half-integers, and everything outside a level is zero, as in
+    `grid_sample(align_corners=False, padding_mode="zeros")`. Samples at NaN or infinite locations are zero, and what is
+    stored at pixels that are not sampled does not matter. Sums are formed in float32 for half precision; the result has
+    the dtype of `value`, and the three floating inputs may differ in dtype (keep locations in float32: a bfloat16
+    location is off by 0.65 pixels on a feature map 167 pixels wide).
+
+    Args:
+        value: Features of all levels, flattened row by row and concatenated, split into heads.
+        spatial_shapes: (height, width) of every level, finest or coarsest first, in the order of `value`: Python ints,
+            or an integer tensor, which is read on the device where it lies. Neither form makes the host wait for a GPU.
+        sampling_locations: (x, y) as fractions of each level's width and height; [0, 1] is the inside. Shape (batch,
+            queries, heads, levels, points, 2).
+        attention_weights: Usually a softmax over levels and points; used as they are. Shape (batch, queries, heads,
+            levels, points).
+        backend: `auto` chooses by device and dtype; `reference` is the plain PyTorch specification, which autograd
+            differentiates any number of times.
+        points_per_level: Where levels differ in their number of points: the number for each. Locations and weights then
+            have one axis of all points, level by level, in place of those of levels and points.
+        deterministic: Whether gradients are bit-identical from run to run, which is slower on GPUs; None does as
+            `torch.use_deterministic_algorithms` says. float64 on GPUs follows that alone.
+
+    Raises:
+        TypeError: If a tensor is not floating-point, or `spatial_shapes` is a tensor of another kind than integers.
+        ValueError: If shapes disagree, or the levels do not hold as many pixels as `value` (checked where
+            `spatial_shapes` is known to the host).
+
+    References:
+        Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", ICLR 2021, equation 3.
+    """
+    repeats: list[int] = []
+    if points_per_level is not None:
+        sampling_locations, attention_weights, repeats = _group_points(
+            sampling_locations, attention_weights, points_per_level, len(spatial_shapes)
+        )
+    _check(value, "sampling_locations", sampling_locations, "attention_weights", attention_weights)
+    _check_levels(spatial_shapes, value, len(repeats) or attention_weights.shape[3])
+    pyramid = split_by_home(spatial_shapes, repeats)
+    if _is_auto(backend):
+        return _op.attend(
+            value, pyramid, sampling_locations, attention_weights, deterministic=_is_deterministic(deterministic)
+        )
+    levels = (
+        repeat(trace_levels(spatial_shapes), repeats)
+        if isinstance(spatial_shapes, Tensor)
+        else read_levels(pyramid, value.shape[1])
+    )
+    return _reference.forward(value, levels, sampling_locations, attention_weights)
+
+
+def ms_deform_attn_backward(
+    grad_output: Float[Tensor, "batch queries heads*channels"],
+    value: Float[Tensor, "batch pixels heads channels"],
+    spatial_shapes: SpatialShapes,
+    sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
+    attention_weights: Float[Tensor, "batch queries heads levels points"],
+    *,
+    deterministic: bool | None = None,
+) -> tuple[
+    Float[Tensor, "batch pixels heads channels"],
+    Float[Tensor, "batch queries heads levels points 2"],
+    Float[Tensor, "batch queries heads levels points"],
+]:
+    """Give the gradients of `ms_deform_attn` by its value, locations and weights.
+
+    For autograd functions of other code; `ms_deform_attn` itself is differentiable. Arguments and errors are those of
+    `ms_deform_attn`.
+    """
+    _check(value, "sampling_locations", sampling_locations, "attention_weights", attention_weights)
+    _check_levels(spatial_shapes, value, attention_weights.shape[3])
+    return _op.differentiate(
+        grad_output,
+        value,
+        split_by_home(spatial_shapes, []),
+        sampling_locations,
+        attention_weights,
+        deterministic=_is_deterministic(deterministic),
+    )
+
+
+def fused_ms_deform_attn(
+    value: Float[Tensor, "batch pixels heads channels"],
+    spatial_shapes: SpatialShapes,
+    reference_points: Float[Tensor, "#batch queries #levels coordinates"],
+    sampling_offsets: Float[Tensor, "batch queries heads levels points 2"],
+    attention_logits: Float[Tensor, "batch queries heads levels points"],
+    padding_mask: Bool[Tensor, "batch pixels"] | None = None,
+    *,
+    backend: Backend = "auto",
+    deterministic: bool | None = None,
+) -> Float[Tensor, "batch queries heads*channels"]:
+    """Attend from what a layer predicts: offsets from reference points, and logits.
+
+    The same as `ms_deform_attn` of `sampling_locations(reference_points, sampling_offsets, spatial_shapes)` and of the
+    softmax of the logits over levels and points, with padded pixels set to zero. On GPUs one kernel does all of it, and
+    neither locations, weights nor masked features are ever stored.
+
+    Args:
+        value: As in `ms_deform_attn`.
+        spatial_shapes: As in `ms_deform_attn`.
+        reference_points: Fractions of each level: centres (x, y), or boxes (cx, cy, w, h), which scale the offsets. One
+            that holds for every image, or for every level, may have a single one there. Keep it in float32.
+        sampling_offsets: (x, y) in pixels of each level from a centre, or in shares of half a box, divided by the
+            number of points.
+        attention_logits: Attention before its softmax.
+        padding_mask: True at padded pixels, which count as zero.
+        backend: As in `ms_deform_attn`.
+        deterministic: As in `ms_deform_attn`.
+
+    Raises:
+        TypeError: If a tensor is of the wrong kind.
+        ValueError: If shapes disagree.
+    """
+    _check(value, "sampling_offsets", sampling_offsets, "attention_logits", attention_logits)
+    _check_levels(spatial_shapes, value, attention_logits.shape[3])
+    _check_references(reference_points, attention_logits)
+    _check_padding(padding_mask, value)
+    deterministic = _is_deterministic(deterministic)
+    tensors = (value, reference_points, sampling_offsets, attention_logits)
+    # A fixed order of sums takes a sorted list of samples, which needs their locations; `vmap` needs rules.
+    if (
+        _is_auto(backend)
+        and not deterministic
+        and attention_logits.shape[4] <= MOST_POINTS
+        and _dispatch.runs_triton(*tensors)
+        and torch._C._functorch.peek_interpreter_stack() is None
+    ):
+        pyramid = split_by_home(spatial_shapes, [])
+        return _fused_op.attend(value, pyramid, *tensors[1:], padding_mask)
+    if padding_mask is not None:
+        value = value.masked_fill(padding_mask[:, :, None, None], 0)
+    locations = sampling_locations(reference_points, sampling_offsets, spatial_shapes)
+    weights = attention_logits.flatten(3).softmax(-1, dtype=_at_least_float32(attention_logits))
+    return ms_deform_attn(
+        value,
+        spatial_shapes,
+        locations,
+        weights.view(attention_logits.shape),
+        backend,
+        deterministic=deterministic,
+    )
+
+
+def sampling_locations(
+    reference_points: Float[Tensor, "#batch queries #levels coordinates"],
+    sampling_offsets: Float[Tensor, "batch queries heads levels points 2"],
+    spatial_shapes: SpatialShapes,
+) -> Float[Tensor, "batch queries heads levels points 2"]:
+    """Give where each query samples, (x, y) as fractions of each level, in float32 or better.
+
+    An offset counts pixels of its level from a centre (x, y), and shares of half a box (cx, cy, w, h), divided by the
+    number of points: eighths of the box for the usual four.
+    """
+    points = sampling_offsets.shape[4]
+    references = reference_points.to(_at_least_float32(reference_points))[:, :, None, :, None]
+    offsets = sampling_offsets.to(_at_least_float32(sampling_offsets))
+    if references.shape[-1] == 2:
+        return references + offsets / level_sizes(spatial_shapes, offsets)
+    return references[..., :2] + offsets / points * references[..., 2:] * 0.5
+
+
+def _at_least_float32(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _is_auto(backend: str) -> bool:
+    if backend not in ("auto", "reference"):
+        raise ValueError(f"backend must be 'auto' or 'reference', got {backend!r}")
+    return backend == "auto"
+
+
+def _is_deterministic(wanted: bool | None) -> bool:  # noqa: FBT001
+    return torch.are_deterministic_algorithms_enabled() if wanted is None else wanted
+
+
+def _group_points(
+    locations: Tensor, weights: Tensor, points_per_level: Sequence[int], levels: int
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Cut the points into groups of equal size, several of which may lie on one level."""
+    if len(points_per_level) != levels or min(points_per_level) < 1:
+        raise ValueError(f"points_per_level must be {levels} positive numbers, got {list(points_per_level)}")
+    total = sum(points_per_level)
+    if weights.ndim != 4 or weights.shape[-1] != total or locations.shape != (*weights.shape, 2):
+        raise ValueError(
+            f"with points_per_level {list(points_per_level)}, attention_weights must have 4 dimensions, the last of "
+            f"{total}, and sampling_locations one more of 2; got {tuple(weights.shape)} and {tuple(locations.shape)}"
+        )
+    size = math.gcd(*points_per_level)
+    shape = (*weights.shape[:3], total // size, size)
+    repeats = [count // size for count in points_per_level]
+    if all(count == 1 for count in repeats):
+        repeats = []
+    return locations.reshape(*shape, 2), weights.reshape(shape), repeats
+
+
+def _check(value: Tensor, where: str, locations: Tensor, what: str, weights: Tensor) -> None:
+    for name, tensor, ndim in (("value", value, 4), (where, locations, 6), (what, weights, 5)):
+        if tensor.ndim != ndim:
+            raise ValueError(f"{name} must have {ndim} dimensions, got shape {tuple(tensor.shape)}")
+        _check_floating(name, tensor)
+    if locations.shape[:-1] != weights.shape or locations.shape[-1] != 2:
+        raise ValueError(
+            f"{where} {tuple(locations.shape)} must be {what} {tuple(weights.shape)} with a last axis of 2"
+        )
+    if value.shape[0] != weights.shape[0] or value.shape[2] != weights.shape[2]:
+        raise ValueError(
+            f"value {tuple(value.shape)} (batch, pixels, heads, channels) and {what} {tuple(weights.shape)} "
+            "(batch, queries, heads, levels, points) must agree in batch and heads"
+        )
+
+
+def _check_floating(name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be floating-point, got {tensor.dtype}")
+
+
+def _check_levels(spatial_shapes: Any, value: Tensor, levels: int) -> None:
+    if isinstance(spatial_shapes, Tensor):
+        if spatial_shapes.is_floating_point() or spatial_shapes.is_complex() or spatial_shapes.dtype == torch.bool:
+            raise TypeError(f"spatial_shapes must hold integers, got {spatial_shapes.dtype}")
+        if tuple(spatial_shapes.shape) != (levels, 2):
+            raise ValueError(f"spatial_shapes must have shape ({levels}, 2), got {tuple(spatial_shapes.shape)}")
+        return
+    if len(spatial_shapes) != levels or any(len(shape) != 2 for shape in spatial_shapes):
+        raise ValueError(f"spatial_shapes must be {levels} pairs (height, width), got {list(spatial_shapes)}")
+    check_pixels(spatial_shapes, value.shape[1])
+
+
+def _check_references(references: Tensor, logits: Tensor) -> None:
+    batch, queries, _, levels, _ = logits.shape
+    _check_floating("reference_points", references)
+    if references.ndim != 4 or references.shape[-1] not in (2, 4):
+        raise ValueError(
+            "reference_points must have shape (batch, queries, levels, 2) for (x, y) or (..., 4) for (cx, cy, w, h), "
+            f"got {tuple(references.shape)}"
+        )
+    if (
+        references.shape[0] not in (1, batch)
+        or references.shape[1] != queries
+        or references.shape[2] not in (1, levels)
+    ):
+        raise ValueError(
+            f"reference_points {tuple(references.shape)} must be for {batch} images (or one for all), {queries} "
+            f"queries and {levels} levels (or one for all)"
+        )
+
+
+def _check_padding(mask: Tensor | None, value: Tensor) -> None:
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f"padding_mask must be bool, True at padded pixels, got {mask.dtype}")
+    if mask.shape != value.shape[:2]:
+        raise ValueError(f"padding_mask {tuple(mask.shape)} must be {tuple(value.shape[:2])} (batch, pixels)")

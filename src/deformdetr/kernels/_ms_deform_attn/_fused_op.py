@@ -1,0 +1,160 @@
+"""The fused operator as PyTorch knows it, where kernels fuse: custom ops, and a short way for eager calls."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deformdetr.kernels._ms_deform_attn import _op
+from deformdetr.kernels._ms_deform_attn._levels import Pyramid
+
+
+def attend(
+    value: Tensor,
+    pyramid: Pyramid,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    padding_mask: Tensor | None,
+) -> Tensor:
+    """Call the fused operator, with as little in between as the tensors allow."""
+    tensors = (reference_points, sampling_offsets, attention_logits)
+    call = _Forward.apply if _op.is_plain(value, *tensors) else fused_forward_op
+    out: Tensor = call(value, pyramid.on_device, pyramid.on_host, *tensors, padding_mask)
+    return out
+
+
+def _run_forward(
+    value: Tensor,
+    spatial_shapes: Tensor | None,
+    spatial_shapes_on_host: list[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    padding_mask: Tensor | None,
+) -> Tensor:
+    """Run the forward kernel with all that it fuses."""
+    # Imported here, because triton takes longer to import than the whole of this library.
+    from deformdetr.kernels._ms_deform_attn import _gpu
+
+    pyramid = Pyramid(spatial_shapes, spatial_shapes_on_host, [])
+    sampling = _gpu.Sampling(sampling_offsets, attention_logits, reference_points, padding_mask)
+    return _gpu.forward(value, pyramid, sampling)
+
+
+def _run_backward(
+    grad_output: Tensor,
+    output: Tensor,
+    value: Tensor,
+    spatial_shapes: Tensor | None,
+    spatial_shapes_on_host: list[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    padding_mask: Tensor | None,
+    needs_value: bool,  # noqa: FBT001  # Ops take arguments by position.
+    needs_references: bool,  # noqa: FBT001
+    needs_offsets: bool,  # noqa: FBT001
+    needs_logits: bool,  # noqa: FBT001
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run the backward kernel; a gradient that is not needed is empty."""
+    from deformdetr.kernels._ms_deform_attn import _gpu
+
+    pyramid = Pyramid(spatial_shapes, spatial_shapes_on_host, [])
+    sampling = _gpu.Sampling(sampling_offsets, attention_logits, reference_points, padding_mask)
+    needs = _gpu.Needs(needs_value, needs_offsets, needs_logits, needs_references)
+    grads = _gpu.backward(grad_output, output, value, pyramid, sampling, needs, deterministic=False)
+    grads = (grads[0], grads[3], grads[1], grads[2])
+    inputs = (value, reference_points, sampling_offsets, attention_logits)
+    by_value, by_references, by_offsets, by_logits = (
+        like.new_empty(0) if grad is None else grad for grad, like in zip(grads, inputs, strict=True)
+    )
+    return by_value, by_references, by_offsets, by_logits
+
+
+fused_forward_op = torch.library.custom_op("deformdetr::fused_ms_deform_attn", _run_forward, mutates_args=())
+fused_backward_op = torch.library.custom_op("deformdetr::fused_ms_deform_attn_backward", _run_backward, mutates_args=())
+
+
+@fused_forward_op.register_fake
+def _(value: Tensor, on_device: Any, on_host: Any, references: Tensor, offsets: Tensor, *rest: Any) -> Tensor:
+    batch, queries = offsets.shape[:2]
+    return value.new_empty(batch, queries, value.shape[2] * value.shape[3])
+
+
+@fused_backward_op.register_fake
+def _(
+    grad_output: Tensor,
+    output: Tensor,
+    value: Tensor,
+    on_device: Any,
+    on_host: Any,
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    padding_mask: Any,
+    *needs: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    by_value, by_references, by_offsets, by_logits = (
+        like.new_empty(like.shape if need else (0,))
+        for like, need in zip((value, references, offsets, logits), needs, strict=True)
+    )
+    return by_value, by_references, by_offsets, by_logits
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, on_device, on_host, *rest = inputs
+    ctx.save_for_backward(output, value, on_device, *rest)
+    ctx.on_host = on_host
+
+
+def _differentiate_forward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    output, value, on_device, *rest = ctx.saved_tensors
+    by_value, _, _, *by_rest, _ = ctx.needs_input_grad
+    needs = (by_value, *by_rest)
+    call = _Backward.apply if _op.is_plain(grad_output, value, *rest[:3]) else fused_backward_op
+    grads = call(grad_output, output, value, on_device, ctx.on_host, *rest, *needs)
+    by_value, *by_rest = (grad if need else None for grad, need in zip(grads, needs, strict=True))
+    return by_value, None, None, *by_rest, None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grad_output, _, value, on_device, on_host, *tensors = inputs[:9]
+    ctx.save_for_backward(grad_output, value, on_device, *tensors)
+    ctx.rest = on_host, inputs[9:]
+
+
+def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    """Differentiate twice, slowly: through the parts, of which the operator is the reference."""
+    # The parts call this module.
+    from deformdetr.kernels._ms_deform_attn._functional import fused_ms_deform_attn
+
+    grad_output, value, on_device, *tensors, padding_mask = ctx.saved_tensors
+    on_host, needs = ctx.rest
+    shapes = list(zip(on_host[::2], on_host[1::2], strict=True)) if on_device is None else on_device
+    with torch.enable_grad():
+        grad_output, *inputs = (t.detach().requires_grad_() for t in (grad_output, value, *tensors))
+        value, references, offsets, logits = inputs
+        out = fused_ms_deform_attn(value, shapes, references, offsets, logits, padding_mask, backend="reference")
+        first = torch.autograd.grad(out, inputs, grad_output, create_graph=True)
+        wanted = [(by, grad) for by, grad, need in zip(first, grads, needs, strict=True) if need]
+        by_output, by_value, *by_rest = torch.autograd.grad(
+            [by for by, _ in wanted], [grad_output, *inputs], [grad for _, grad in wanted], allow_unused=True
+        )
+    return by_output, None, by_value, None, None, *by_rest, None, None, None, None, None
+
+
+fused_forward_op.register_autograd(_differentiate_forward, setup_context=_save_forward)
+fused_backward_op.register_autograd(_differentiate_backward, setup_context=_save_backward)
+
+
+class _Forward(torch.autograd.Function):
+    forward = staticmethod(_run_forward)
+    setup_context = staticmethod(_save_forward)
+    backward = staticmethod(_differentiate_forward)
+
+
+class _Backward(torch.autograd.Function):
+    forward = staticmethod(_run_backward)
+    setup_context = staticmethod(_save_backward)
+    backward = staticmethod(_differentiate_backward)

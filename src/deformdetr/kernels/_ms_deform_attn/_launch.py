@@ -1,0 +1,78 @@
+"""How kernels are launched: a table made offline, never a search at the first call."""
+
+import functools
+import json
+from importlib import resources
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+
+Direction: TypeAlias = Literal["forward", "backward"]
+
+# Below this many (image, query, head) rows a GPU waits for memory, above it for instructions.
+_MANY_ROWS = 2**16
+
+# Every lane reads as much at once as the hardware can.
+_BYTES_PER_LANE = 16
+
+
+class Launch(NamedTuple):
+    """Launch parameters of one kernel."""
+
+    rows: int
+    """Queries that a program serves."""
+    width: int
+    """Words of a row that are read in one pass, a power of two."""
+    chunks: int
+    """Passes over a row, 1 or 2."""
+    warps: int
+    tiled: bool
+    """Whether queries that are the pixels themselves are served in square tiles, which share what they sample."""
+
+
+class Architecture(NamedTuple):
+    """What the table distinguishes."""
+
+    name: str
+    """Such as sm_90 or gfx942; a name without entries of its own takes those of any."""
+    lanes: int
+    """Threads that run in step."""
+    predicates_loads: bool
+    """Whether a load that is masked out costs no more than another."""
+
+
+def choose(direction: Direction, architecture: Architecture, *, row_words: int, word_size: int, rows: int) -> Launch:
+    """Look up how to launch.
+
+    Args:
+        direction: Which kernel.
+        architecture: For which GPU.
+        row_words: Words in one head's channels of one pixel.
+        word_size: Bytes per word.
+        rows: Number of (image, query, head) combinations.
+    """
+    table = _table()
+    entry = table.get(architecture.name, table["any"])[direction]["many" if rows >= _MANY_ROWS else "few"]
+    chunks = entry["chunks"] if row_words * word_size > _BYTES_PER_LANE else 1
+    width = 1 << (-(-row_words // chunks) - 1).bit_length()
+    # One row per group of lanes that read it in one go; more rows per warp would go through shared memory.
+    served = max(1, entry["warps"] * architecture.lanes * _BYTES_PER_LANE // (width * word_size))
+    return Launch(rows=served, width=width, chunks=chunks, warps=entry["warps"], tiled=bool(entry["tiled"]))
+
+
+@functools.cache
+def architecture_of(device: torch.device) -> Architecture:
+    """Name the architecture of a GPU; the interpreter has none."""
+    if device.type != "cuda":
+        return Architecture("none", 32, predicates_loads=True)
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return Architecture(properties.gcnArchName.split(":")[0], properties.warp_size, predicates_loads=False)
+    return Architecture(f"sm_{properties.major}{properties.minor}", properties.warp_size, predicates_loads=True)
+
+
+@functools.cache
+def _table() -> dict[str, dict[str, dict[str, dict[str, int]]]]:
+    text = resources.files(__package__).joinpath("launch_table.json").read_text()
+    table: dict[str, dict[str, dict[str, dict[str, int]]]] = json.loads(text)["launches"]
+    return table
