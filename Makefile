@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint types imports docs format clean
+.PHONY: help venv demo test test-slow test-gpu lint types imports docs format clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F '|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -43,6 +43,9 @@ test-slow: $(READY) ## Run the slow tests.
 	@echo "== Slow tests"
 	JAXTYPING_DISABLE=1 $(RUN) pytest -m "slow and compile" || test $$? -eq 5 # 5: there is no such test.
 	$(RUN) pytest -m slow || test $$? -eq 5
+
+test-gpu: $(READY) ## Run the tests that need a GPU.
+	JAXTYPING_DISABLE=1 $(RUN) pytest -m gpu
 
 lint: $(READY) ## Check style and formatting.
 	$(RUN) ruff check .

@@ -68,7 +68,9 @@ def test_no_command_shows_the_help(capsys):
     assert "deformdetr demo" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "check", "presets", "config", "schema", "demo"])
+@pytest.mark.parametrize(
+    "command", ["train", "eval", "predict", "check", "convert", "presets", "config", "schema", "demo"]
+)
 def test_help_of_each_command_fits_a_screen_and_explains_every_option(capsys, command):
     text = helped(capsys, command)
     assert len(text.splitlines()) <= 30

@@ -51,6 +51,7 @@ def build(direction: str, dtype: str, target: GPUTarget, size: str = "many", **c
     launch = _launch.choose(
         direction,
         _launch.Architecture(str(target.arch), target.warp_size, predicates_loads=target.backend == "cuda"),
+        precision="float32" if dtype == "fp32" else "half",
         row_words=channels // 2 if paired else channels,
         word_size=word,
         rows=2**20 if size == "many" else 1,

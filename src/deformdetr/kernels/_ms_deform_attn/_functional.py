@@ -85,7 +85,7 @@ def ms_deform_attn(
 
 
 def ms_deform_attn_backward(
-    grad_output: Float[Tensor, "batch queries heads*channels"],
+    grad_output: Float[Tensor, "batch queries d_model"],
     value: Float[Tensor, "batch pixels heads channels"],
     spatial_shapes: SpatialShapes,
     sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
@@ -100,10 +100,15 @@ def ms_deform_attn_backward(
     """Give the gradients of `ms_deform_attn` by its value, locations and weights.
 
     For autograd functions of other code; `ms_deform_attn` itself is differentiable. Arguments and errors are those of
-    `ms_deform_attn`.
+    `ms_deform_attn`; `grad_output` has the shape of what it returns.
     """
     _check(value, "sampling_locations", sampling_locations, "attention_weights", attention_weights)
     _check_levels(spatial_shapes, value, attention_weights.shape[3])
+    expected = (*attention_weights.shape[:2], value.shape[2] * value.shape[3])
+    if tuple(grad_output.shape) != expected:
+        raise ValueError(
+            f"grad_output {tuple(grad_output.shape)} must be {expected} (batch, queries, heads * channels)"
+        )
     return _op.differentiate(
         grad_output,
         value,

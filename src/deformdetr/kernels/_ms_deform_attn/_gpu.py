@@ -166,6 +166,7 @@ class _Problem(NamedTuple):
         launch = _launch.choose(
             direction,
             architecture,
+            precision="float32" if value.element_size() == 4 else "half",
             row_words=words,
             word_size=word,
             rows=batch * queries * heads,

@@ -3,14 +3,31 @@
 import functools
 import json
 from importlib import resources
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, TypedDict
 
 import torch
 
 Direction: TypeAlias = Literal["forward", "backward"]
+Precision: TypeAlias = Literal["float32", "half"]
+Size: TypeAlias = Literal["few", "many"]
+
+# Launch parameters by direction, precision of the value, and number of rows.
+Entries: TypeAlias = dict[Direction, dict[Precision, dict[Size, dict[str, int]]]]
+
+
+class Table(TypedDict):
+    """What the file holds."""
+
+    sources: dict[str, str]
+    """Where the entries of every architecture come from."""
+    launches: dict[str, Entries]
+    """By architecture; `any` stands for all that have none."""
+
+
+TABLE = "launch_table.json"
 
 # Below this many (image, query, head) rows a GPU waits for memory, above it for instructions.
-_MANY_ROWS = 2**16
+MANY_ROWS = 2**16
 
 # Every lane reads as much at once as the hardware can.
 _BYTES_PER_LANE = 16
@@ -41,18 +58,27 @@ class Architecture(NamedTuple):
     """Whether a load that is masked out costs no more than another."""
 
 
-def choose(direction: Direction, architecture: Architecture, *, row_words: int, word_size: int, rows: int) -> Launch:
+def choose(
+    direction: Direction,
+    architecture: Architecture,
+    *,
+    precision: Precision,
+    row_words: int,
+    word_size: int,
+    rows: int,
+) -> Launch:
     """Look up how to launch.
 
     Args:
         direction: Which kernel.
         architecture: For which GPU.
+        precision: That of the value.
         row_words: Words in one head's channels of one pixel.
         word_size: Bytes per word.
         rows: Number of (image, query, head) combinations.
     """
-    table = _table()
-    entry = table.get(architecture.name, table["any"])[direction]["many" if rows >= _MANY_ROWS else "few"]
+    table = read_table()["launches"]
+    entry = table.get(architecture.name, table["any"])[direction][precision]["many" if rows >= MANY_ROWS else "few"]
     chunks = entry["chunks"] if row_words * word_size > _BYTES_PER_LANE else 1
     width = 1 << (-(-row_words // chunks) - 1).bit_length()
     # One row per group of lanes that read it in one go; more rows per warp would go through shared memory.
@@ -72,7 +98,7 @@ def architecture_of(device: torch.device) -> Architecture:
 
 
 @functools.cache
-def _table() -> dict[str, dict[str, dict[str, dict[str, int]]]]:
-    text = resources.files(__package__).joinpath("launch_table.json").read_text()
-    table: dict[str, dict[str, dict[str, dict[str, int]]]] = json.loads(text)["launches"]
+def read_table() -> Table:
+    """Read the table that comes with the library."""
+    table: Table = json.loads(resources.files(__package__).joinpath(TABLE).read_text())
     return table
