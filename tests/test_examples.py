@@ -1,0 +1,21 @@
+"""The files of examples/, run as they stand."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+SAYS = {
+    "mmcv_function": "the other function gives the same: True",
+    "transformers_model": "4 accelerated:\n  model.encoder.layers.0.self_attn.attn\n",
+    "vendored_extension": "output (2, 100, 256) and gradients (2, 1920, 8, 32) (2, 100, 8, 2, 4, 2) (2, 100, 8, 2, 4)",
+}
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs_and_says_what_it_should(example: Path, capsys):
+    runpy.run_path(str(example), run_name="__main__")
+    assert SAYS[example.stem] in capsys.readouterr().out
+    assert "MultiScaleDeformableAttention" not in sys.modules
