@@ -14,7 +14,7 @@ import pytest
 import deformdetr
 
 HEAVY = ("matplotlib", "pycocotools", "torchvision", "triton")
-OPTIONAL = ("accelerate", "rich", "safetensors", "transformers", "yaml")
+OPTIONAL = ("accelerate", "huggingface_hub", "rich", "safetensors", "transformers", "yaml")
 
 MEASURE = """
 import json, sys, time

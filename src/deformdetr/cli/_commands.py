@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 
 from deformdetr import __version__
+from deformdetr.cli._convert import Convert
 from deformdetr.cli._template import commented_yaml
 from deformdetr.config import PRESETS, DeformableDETRConfig, DETRConfig, ResNetConfig, preset
 from deformdetr.data import DataConfig, ShapesConfig, check
@@ -239,6 +240,7 @@ class Commands(BaseSettings):
     presets: CliSubCommand[Presets] = Field(description="List the models to start from.")
     config: CliSubCommand[Config] = Field(description="Print a config file to start from.")
     schema_: CliSubCommand[Schema] = Field(alias="schema", description="Print the JSON schema of config files.")
+    convert: CliSubCommand[Convert] = Field(description="Convert a checkpoint to another implementation's names.")
     demo: CliSubCommand[Demo] = Field(description="Train, evaluate and draw on synthetic shapes, in minutes on a CPU.")
 
 

@@ -5,7 +5,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-_EXTRA = ("accelerate", "matplotlib", "pydantic_settings", "rich", "yaml")
+_EXTRA = ("accelerate", "matplotlib", "pydantic_settings", "rich", "safetensors", "yaml")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,91 +1,141 @@
-"""The names of transformers' DeformableDetrForObjectDetection."""
+"""The names of transformers' DeformableDetrForObjectDetection and DetrForObjectDetection."""
 
-import re
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from deformdetr.integrations._names import (
-    Rename,
-    add_aliases,
-    count_numbered,
-    gather_heads,
-    is_two_stage,
-    refines_boxes,
-    rename,
-    spread_heads,
-    without_aliases,
+from deformdetr.integrations._lineage import Lineage
+from deformdetr.integrations._names import Rename, Rules, within
+
+_ENCODER = within(
+    "encoder.layers.#",
+    "model.encoder.layers.#",
+    {
+        "self_attn.out_proj": "self_attn.o_proj",
+        "self_attn": "self_attn",
+        "self_attn_norm": "self_attn_layer_norm",
+        "feed_forward.linear1": "mlp.fc1",
+        "feed_forward.linear2": "mlp.fc2",
+        "feed_forward_norm": "final_layer_norm",
+    },
+)
+_DECODER = within(
+    "decoder.layers.#",
+    "model.decoder.layers.#",
+    {
+        "self_attn.out_proj": "self_attn.o_proj",
+        "self_attn": "self_attn",
+        "self_attn_norm": "self_attn_layer_norm",
+        "cross_attn.out_proj": "encoder_attn.o_proj",
+        "cross_attn": "encoder_attn",
+        "cross_attn_norm": "encoder_attn_layer_norm",
+        "feed_forward.linear1": "mlp.fc1",
+        "feed_forward.linear2": "mlp.fc2",
+        "feed_forward_norm": "final_layer_norm",
+    },
 )
 
-_RULES = (
+_DEFORMABLE_DETR = (
     Rename("backbone", "model.backbone.model"),
     Rename("neck.levels.#.conv", "model.input_proj.#.0"),
     Rename("neck.levels.#.norm", "model.input_proj.#.1"),
     Rename("level_embed", "model.level_embed"),
-    Rename("encoder.layers.#.self_attn", "model.encoder.layers.#.self_attn"),
-    Rename("encoder.layers.#.self_attn_norm", "model.encoder.layers.#.self_attn_layer_norm"),
-    Rename("encoder.layers.#.feed_forward.linear1", "model.encoder.layers.#.mlp.fc1"),
-    Rename("encoder.layers.#.feed_forward.linear2", "model.encoder.layers.#.mlp.fc2"),
-    Rename("encoder.layers.#.feed_forward_norm", "model.encoder.layers.#.final_layer_norm"),
-    Rename("decoder.layers.#.self_attn.out_proj", "model.decoder.layers.#.self_attn.o_proj"),
-    Rename("decoder.layers.#.self_attn", "model.decoder.layers.#.self_attn"),
-    Rename("decoder.layers.#.self_attn_norm", "model.decoder.layers.#.self_attn_layer_norm"),
-    Rename("decoder.layers.#.cross_attn", "model.decoder.layers.#.encoder_attn"),
-    Rename("decoder.layers.#.cross_attn_norm", "model.decoder.layers.#.encoder_attn_layer_norm"),
-    Rename("decoder.layers.#.feed_forward.linear1", "model.decoder.layers.#.mlp.fc1"),
-    Rename("decoder.layers.#.feed_forward.linear2", "model.decoder.layers.#.mlp.fc2"),
-    Rename("decoder.layers.#.feed_forward_norm", "model.decoder.layers.#.final_layer_norm"),
+    *_ENCODER,
+    *_DECODER,
     Rename("decoder.box_heads.#", "bbox_embed.#"),
     Rename("class_heads.#", "class_embed.#"),
-    Rename("queries.embedding", "model.query_position_embeddings"),
-    Rename("queries.reference_points", "model.reference_points"),
-    Rename("queries.memory_projection", "model.enc_output"),
-    Rename("queries.memory_norm", "model.enc_output_norm"),
-    Rename("queries.position_projection", "model.pos_trans"),
-    Rename("queries.position_norm", "model.pos_trans_norm"),
+    *within(
+        "queries",
+        "model",
+        {
+            "embedding": "query_position_embeddings",
+            "reference_points": "reference_points",
+            "memory_projection": "enc_output",
+            "memory_norm": "enc_output_norm",
+            "position_projection": "pos_trans",
+            "position_norm": "pos_trans_norm",
+        },
+    ),
 )
 
-_STAGES = "model.backbone.model.encoder.stages"
-# transformers' own ResNet; its timm backbones have torchvision's names, which are ours.
-_RESNET_RULES = (
+_DETR = (
+    Rename("backbone", "model.backbone.model"),
+    Rename("projection", "model.input_projection"),
+    Rename("query_position", "model.query_position_embeddings"),
+    *_ENCODER,
+    *_DECODER,
+    Rename("decoder.norm", "model.decoder.layernorm"),
+    Rename("class_head", "class_labels_classifier"),
+    Rename("box_head", "bbox_predictor"),
+)
+
+_RESNET = (
     Rename("backbone.conv1", "model.backbone.model.embedder.embedder.convolution"),
     Rename("backbone.bn1", "model.backbone.model.embedder.embedder.normalization"),
     *(
         rule
         for stage in range(4)
-        for rule in (
-            Rename(f"backbone.layer{stage + 1}.#.downsample.0", f"{_STAGES}.{stage}.layers.#.shortcut.convolution"),
-            Rename(f"backbone.layer{stage + 1}.#.downsample.1", f"{_STAGES}.{stage}.layers.#.shortcut.normalization"),
-        )
-    ),
-    *(
-        rule
-        for stage in range(4)
-        for conv in range(3)
-        for rule in (
-            Rename(
-                f"backbone.layer{stage + 1}.#.conv{conv + 1}", f"{_STAGES}.{stage}.layers.#.layer.{conv}.convolution"
-            ),
-            Rename(
-                f"backbone.layer{stage + 1}.#.bn{conv + 1}", f"{_STAGES}.{stage}.layers.#.layer.{conv}.normalization"
-            ),
+        for rule in within(
+            f"backbone.layer{stage + 1}.#",
+            f"model.backbone.model.encoder.stages.{stage}.layers.#",
+            {
+                "downsample.0": "shortcut.convolution",
+                "downsample.1": "shortcut.normalization",
+                **{f"conv{conv + 1}": f"layer.{conv}.convolution" for conv in range(3)},
+                **{f"bn{conv + 1}": f"layer.{conv}.normalization" for conv in range(3)},
+            },
         )
     ),
 )
 
-# Version 4, in whose names version 5 still writes its files.
-_NAMES_IN_FILES = (
-    (r"^model\.backbone\.conv_encoder\.", "model.backbone."),
-    (r"\.self_attn\.out_proj\.", ".self_attn.o_proj."),
-    (r"(\.layers\.\d+)\.(fc[12])\.", r"\1.mlp.\2."),
+
+def _of_version_4(rules: Rules) -> Rules:
+    """Give the names of version 4, in which version 5 still writes its files."""
+    older = {"model.backbone.model": "model.backbone.conv_encoder.model", ".o_proj": ".out_proj", ".mlp.fc": ".fc"}
+
+    def name(theirs: str) -> str:
+        for new, old in older.items():
+            theirs = theirs.replace(new, old)
+        return theirs
+
+    return tuple(Rename(rule.ours, name(rule.theirs)) for rule in rules)
+
+
+def _lineage(architecture: Literal["deformable_detr", "detr"], version: Literal[4, 5]) -> Lineage:
+    rules, mark, heads_repeat = {
+        "deformable_detr": (_DEFORMABLE_DETR, "model.level_embed", True),
+        "detr": (_DETR, "class_labels_classifier.weight", False),
+    }[architecture]
+    newer = (_RESNET, rules)
+    older = (_of_version_4(_RESNET), _of_version_4(rules))
+    resnet, written = newer if version == 5 else older
+    # The other version's names are understood too, alone or mixed in.
+    other = older if version == 5 else newer
+    return Lineage(
+        format="hugging_face_5" if version == 5 else "hugging_face_4",
+        architecture=architecture,
+        marks=(mark, "model.decoder.layers.0.mlp.fc1.weight") if version == 5 else (mark,),
+        rules=written,
+        synonyms=(*other[0], *other[1]),
+        own_resnet=resnet,
+        repeats_heads=heads_repeat,
+        aliases="model.decoder." if heads_repeat else None,
+        splits_projections=True,
+    )
+
+
+# The newer first, because the older are known by one name of both.
+LINEAGES = (
+    _lineage("deformable_detr", 5),
+    _lineage("detr", 5),
+    _lineage("deformable_detr", 4),
+    _lineage("detr", 4),
 )
-_ALIASES = "model.decoder."
 
 
 def from_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Translate a state dict of transformers' DeformableDetrForObjectDetection.
+    """Translate a state dict of transformers' DeformableDetrForObjectDetection or DetrForObjectDetection.
 
     Understood are the names of version 5 in memory and those of version 4, which are in the files of both; and timm's
     backbones as well as transformers' own ResNet.
@@ -93,36 +143,28 @@ def from_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: If it holds a head under two names with different values.
     """
-    refines = any(name.startswith(f"{_ALIASES}bbox_embed.") for name in state_dict)
-    state = {}
-    for name, tensor in without_aliases(state_dict, _ALIASES).items():
-        for pattern, current in _NAMES_IN_FILES:
-            name = re.sub(pattern, current, name)
-        state[name] = tensor
-    for layer in range(count_numbered(state, f"{_ALIASES}layers.")):
-        for kind in ("weight", "bias"):
-            names = [f"{_ALIASES}layers.{layer}.self_attn.{part}_proj.{kind}" for part in "qkv"]
-            if all(name in state for name in names):
-                state[f"{_ALIASES}layers.{layer}.self_attn.in_proj_{kind}"] = torch.cat([state.pop(n) for n in names])
-    return gather_heads(rename(state, (*_RESNET_RULES, *_RULES), reverse=True), refines=refines)
+    architecture = "detr" if "class_labels_classifier.weight" in state_dict else "deformable_detr"
+    return _find(architecture, 5).read(state_dict).tensors
 
 
 def to_hugging_face(
-    state_dict: Mapping[str, Tensor], *, backbone: Literal["timm_backbone", "resnet"] = "timm_backbone"
+    state_dict: Mapping[str, Tensor],
+    *,
+    backbone: Literal["timm_backbone", "resnet"] = "timm_backbone",
+    version: Literal[4, 5] = 5,
 ) -> dict[str, Tensor]:
-    """Translate a state dict of `DeformableDETR` to transformers' names, version 5, second names of the heads included.
+    """Translate a state dict of `DeformableDETR` or `DETR` to transformers' names, second names of the heads included.
 
     Args:
         state_dict: Of a model with a ResNet.
         backbone: The `model_type` of transformers' `backbone_config`: a timm model, as in the published checkpoints, or
             its own ResNet.
+        version: Whose names in memory; files have those of version 4 in either version.
     """
-    rules = (*_RESNET_RULES, *_RULES) if backbone == "resnet" else _RULES
-    state: dict[str, Tensor] = {}
-    for name, tensor in rename(spread_heads(state_dict), rules, reverse=False).items():
-        if ".self_attn.in_proj_" in name:
-            stem, kind = name.split("in_proj_")
-            state |= {f"{stem}{part}_proj.{kind}": share for part, share in zip("qkv", tensor.chunk(3), strict=True)}
-        else:
-            state[name] = tensor
-    return add_aliases(state, _ALIASES, refines=refines_boxes(state_dict), two_stage=is_two_stage(state_dict))
+    architecture = "detr" if "query_position.weight" in state_dict else "deformable_detr"
+    return _find(architecture, version).write(state_dict, own_resnet=backbone == "resnet").tensors
+
+
+def _find(architecture: str, version: int) -> Lineage:
+    wanted = (architecture, f"hugging_face_{version}")
+    return next(each for each in LINEAGES if (each.architecture, each.format) == wanted)

@@ -1,10 +1,9 @@
-"""Renaming the entries of state dicts, and the heads that a model may share between layers."""
+"""Names in state dicts, and rules that translate them."""
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-import torch
 from torch import Tensor
 
 
@@ -14,97 +13,48 @@ class Rename(NamedTuple):
     ours: str
     theirs: str
 
-    def apply(self, name: str, *, reverse: bool) -> str | None:
-        """Translate a name that starts as this rule says, or give None; `reverse` is from theirs to ours."""
-        source, target = (self.theirs, self.ours) if reverse else (self.ours, self.theirs)
-        match = re.match(re.escape(source).replace(r"\#", r"(\d+)") + r"(?=\.|$)", name)
-        if match is None:
-            return None
-        for number in match.groups():
-            target = target.replace("#", number, 1)
-        return target + name[match.end() :]
+
+Rules: TypeAlias = tuple[Rename, ...]
 
 
-def rename(state: Mapping[str, Tensor], rules: Sequence[Rename], *, reverse: bool) -> dict[str, Tensor]:
-    """Translate every name by the first rule that applies; others are kept."""
+def within(ours: str, theirs: str, names: Mapping[str, str]) -> Rules:
+    """Give the rules for the parts of one module.
 
-    def translate(name: str) -> str:
-        return next((new for rule in rules if (new := rule.apply(name, reverse=reverse)) is not None), name)
-
-    return {translate(name): tensor for name, tensor in state.items()}
-
-
-def refines_boxes(state: Mapping[str, Tensor]) -> bool:
-    """Tell from our names whether every decoder layer has its own heads."""
-    return "decoder.box_heads.1.layers.0.weight" in state
+    Args:
+        ours: The module's name here.
+        theirs: Its name elsewhere.
+        names: The parts' names here and elsewhere.
+    """
+    return tuple(Rename(f"{ours}.{here}", f"{theirs}.{there}") for here, there in names.items())
 
 
-def is_two_stage(state: Mapping[str, Tensor]) -> bool:
-    """Tell from our names whether the encoder proposes the queries."""
-    return "queries.class_head.weight" in state
+def rename(
+    state: Mapping[str, Tensor], rules: Sequence[Rename], *, reverse: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Translate every name by the first rule that applies.
 
+    Args:
+        state: State dict.
+        rules: Where several apply, the more special one must come first.
+        reverse: From theirs to ours.
 
-def add_aliases(state: Mapping[str, Tensor], prefix: str, *, refines: bool, two_stage: bool) -> dict[str, Tensor]:
-    """Name heads a second time: elsewhere decoders hold the box heads to refine, and the class heads to propose."""
-    aliased = tuple(name for name, used in (("bbox_embed.", refines), ("class_embed.", two_stage)) if used)
-    return {**state, **{prefix + name: state[name] for name in state if name.startswith(aliased)}}
-
-
-def without_aliases(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Drop the second names under which a decoder holds the model's heads.
+    Returns:
+        The renamed entries, and the names that no rule knows, which are kept.
 
     Raises:
-        ValueError: If the two names have different values.
+        ValueError: If two entries get the same name.
     """
-    kept = {}
+    compiled = [_compile(rule, reverse=reverse) for rule in rules]
+    renamed, unknown = {}, []
     for name, tensor in state.items():
-        top_level = name.removeprefix(prefix)
-        if top_level == name or not top_level.startswith(("bbox_embed.", "class_embed.")):
-            kept[name] = tensor
-        elif top_level not in state:
-            kept[top_level] = tensor
-        elif not torch.equal(tensor, state[top_level]):
-            raise ValueError(f"{name} and {top_level} are names of one tensor, but differ")
-    return kept
-
-
-def gather_heads(state: Mapping[str, Tensor], *, refines: bool) -> dict[str, Tensor]:
-    """Give the encoder's heads their place, and the decoder one of each kind, or one per layer where it refines.
-
-    Equal heads alone do not tell which: those of a model that refines may be tied, or not yet trained.
-    """
-    layers = count_numbered(state, "decoder.layers.")
-    gathered = {}
-    for name, tensor in state.items():
-        name = re.sub(rf"^class_heads\.{layers}\.", "queries.class_head.", name)
-        name = re.sub(rf"^decoder\.box_heads\.{layers}\.", "queries.box_head.", name)
-        gathered[name] = tensor
-    for heads in ("class_heads", "decoder.box_heads"):
-        tails = [name.removeprefix(f"{heads}.0.") for name in gathered if name.startswith(f"{heads}.0.")]
-        groups = [[f"{heads}.{layer}.{tail}" for layer in range(layers)] for tail in tails]
-        present = {name for names in groups for name in names[1:]} & gathered.keys()
-        if refines and not present:
-            gathered |= {name: gathered[names[0]] for names in groups for name in names[1:]}
-        elif not refines and all(_same(gathered, names) for names in groups):
-            gathered = {name: tensor for name, tensor in gathered.items() if name not in present}
-    return gathered
-
-
-def spread_heads(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name a shared head once per layer, and the encoder's heads after the last layer's."""
-    layers = count_numbered(state, "decoder.layers.")
-    spread: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        head = re.match(r"(class_heads|decoder\.box_heads)\.0\.(.+)", name)
-        if head and f"{head[1]}.1.{head[2]}" not in state:
-            spread |= {f"{head[1]}.{layer}.{head[2]}": tensor for layer in range(layers)}
-        elif name.startswith("queries.class_head."):
-            spread[f"class_heads.{layers}.{name.removeprefix('queries.class_head.')}"] = tensor
-        elif name.startswith("queries.box_head."):
-            spread[f"decoder.box_heads.{layers}.{name.removeprefix('queries.box_head.')}"] = tensor
-        else:
-            spread[name] = tensor
-    return spread
+        new = next((new for pattern, target in compiled if (new := _apply(name, pattern, target)) is not None), None)
+        if new is None:
+            unknown.append(name)
+            new = name
+        if new in renamed:
+            raise ValueError(f"{name} and another entry are both names of {new}")
+        renamed[new] = tensor
+    return renamed, unknown
 
 
 def count_numbered(state: Mapping[str, Tensor], prefix: str) -> int:
@@ -112,6 +62,15 @@ def count_numbered(state: Mapping[str, Tensor], prefix: str) -> int:
     return len({match[1] for name in state if (match := re.match(re.escape(prefix) + r"(\d+)\.", name))})
 
 
-def _same(state: Mapping[str, Tensor], names: Sequence[str]) -> bool:
-    present = [state[name] for name in names if name in state]
-    return len(present) == len(names) and all(torch.equal(tensor, present[0]) for tensor in present)
+def _compile(rule: Rename, *, reverse: bool) -> tuple[re.Pattern[str], str]:
+    source, target = (rule.theirs, rule.ours) if reverse else (rule.ours, rule.theirs)
+    return re.compile(re.escape(source).replace(r"\#", r"(\d+)") + r"(?=\.|$)"), target
+
+
+def _apply(name: str, pattern: re.Pattern[str], target: str) -> str | None:
+    match = pattern.match(name)
+    if match is None:
+        return None
+    for number in match.groups():
+        target = target.replace("#", number, 1)
+    return target + name[match.end() :]

@@ -1,19 +1,20 @@
-"""Which variant of Deformable DETR a state dict belongs to, and how to build it."""
+"""Which model a state dict belongs to, and how to build it."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
-from deformdetr.integrations._names import count_numbered, is_two_stage, refines_boxes
+from deformdetr.integrations._names import count_numbered
+from deformdetr.integrations._steps import is_two_stage, refines_boxes
 
 
 class Variant(NamedTuple):
-    """What names and shapes of a state dict tell, by the fields of `DeformableDETRConfig`; None where they do not."""
+    """What names and shapes of a state dict tell, by the fields of the configs; None where they do not."""
 
-    with_box_refine: bool
-    two_stage: bool
-    num_feature_levels: int
+    with_box_refine: bool | None
+    two_stage: bool | None
+    num_feature_levels: int | None
     num_encoder_layers: int
     num_decoder_layers: int
     num_queries: int | None
@@ -24,17 +25,28 @@ class Variant(NamedTuple):
     @classmethod
     def read(cls, state: Mapping[str, Tensor]) -> "Variant":
         """Read them off a state dict in our names."""
+        deformable = "query_position.weight" not in state
+        logits = _size(state, "class_heads.0.weight" if deformable else "class_head.weight", 0)
         return cls(
-            with_box_refine=refines_boxes(state),
-            two_stage=is_two_stage(state),
-            num_feature_levels=count_numbered(state, "neck.levels."),
+            with_box_refine=refines_boxes(state) if deformable else None,
+            two_stage=is_two_stage(state) if deformable else None,
+            num_feature_levels=count_numbered(state, "neck.levels.") if deformable else None,
             num_encoder_layers=count_numbered(state, "encoder.layers."),
             num_decoder_layers=count_numbered(state, "decoder.layers."),
-            num_queries=_size(state, "queries.embedding.weight", 0),
-            d_model=_size(state, "level_embed", 1),
+            num_queries=_size(state, "queries.embedding.weight" if deformable else "query_position.weight", 0),
+            d_model=_size(state, "level_embed" if deformable else "query_position.weight", 1),
             d_ffn=_size(state, "decoder.layers.0.feed_forward.linear1.weight", 0),
-            num_classes=_size(state, "class_heads.0.weight", 0),
+            # The last logit of DETR is no class.
+            num_classes=logits if deformable or logits is None else logits - 1,
         )
+
+    def describe(self) -> str:
+        """Say in one line which model it is."""
+        numbers = [
+            f"{value} {_NOUNS[name]}" for name, value in self._asdict().items() if name in _NOUNS and value is not None
+        ]
+        parts = ["box refinement"] * bool(self.with_box_refine) + ["two-stage"] * bool(self.two_stage) + numbers
+        return f"{'DETR' if self.two_stage is None else 'Deformable DETR'}: {', '.join(parts)}"
 
     def advise(self, model: "Variant") -> list[str]:
         """Say with which fields a model would have to be built for this checkpoint, one sentence for each.

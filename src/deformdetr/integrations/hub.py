@@ -1,0 +1,216 @@
+"""Models in folders and on the Hugging Face Hub: a config, the weights, and a card.
+
+A folder holds `config.json`, which `deformdetr.config.load_config` reads too, `model.safetensors` in this library's
+names, and `README.md`. Folders need the package safetensors; the Hub needs huggingface_hub as well.
+"""
+
+import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from textwrap import dedent
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from deformdetr.config import DeformableDETRConfig, DETRConfig, ModelConfig, ResNetConfig, save_config
+from deformdetr.integrations._checkpoints import load_checkpoint
+from deformdetr.integrations._conversion import save_checkpoint
+from deformdetr.models import DETR, DeformableDETR
+
+__all__ = ["from_pretrained", "pretrained_config", "push_to_hub", "save_pretrained"]
+
+_CONFIG, _WEIGHTS, _CARD = "config.json", "model.safetensors", "README.md"
+
+
+def save_pretrained(model: nn.Module, config: DeformableDETRConfig | DETRConfig, folder: str | Path) -> None:
+    """Write a model and its config into a folder, which is made if it does not exist.
+
+    Earlier files of a model in it are replaced, except for a card, which may have been written by hand.
+
+    Args:
+        model: What `config.build()` has built, trained since.
+        config: Kept without the file of the backbone's first weights, which the model's replace.
+        folder: Where to.
+
+    Raises:
+        ValueError: If the config does not describe this model.
+    """
+    folder = Path(folder)
+    _check_described(model, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(_without_backbone_weights(config), folder / _CONFIG)
+    save_checkpoint(model, folder / _WEIGHTS, overwrite=True)
+    if not (folder / _CARD).exists():
+        (folder / _CARD).write_text(_card(config), encoding="utf-8")
+
+
+def from_pretrained(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> DeformableDETR | DETR:
+    """Build a model from its config and load its weights, in evaluation mode.
+
+    Args:
+        source: A folder that `save_pretrained` has written, or the id of a repository on the Hub, `user/name`.
+        revision: Branch, tag or commit of the repository.
+        token: Of the Hub; None takes the one that was logged in with.
+        cache_dir: Where downloads are kept.
+        local_files_only: Whether to take what was downloaded before, without asking the Hub.
+
+    Raises:
+        FileNotFoundError: If the folder has no such files.
+        ValueError: If its config is not one of this library's.
+        CheckpointError: If the weights are not those of the model that its config describes.
+    """
+    folder = _locate(source, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    model = _read_config(folder / _CONFIG).build()
+    load_checkpoint(model, folder / _WEIGHTS)
+    return model.eval()
+
+
+def pretrained_config(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> DeformableDETRConfig | DETRConfig:
+    """Read a model's config, which builds its criterion and its post-processing too.
+
+    The arguments and what is raised are those of `from_pretrained`.
+    """
+    folder = _locate(source, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    return _read_config(folder / _CONFIG)
+
+
+def push_to_hub(
+    model: nn.Module,
+    config: DeformableDETRConfig | DETRConfig,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload model",
+    create_pr: bool = False,
+) -> str:
+    """Upload a model with its config to a repository on the Hub, which is made if it does not exist.
+
+    A card that the repository has already is left as it is.
+
+    Args:
+        model: As in `save_pretrained`.
+        config: As in `save_pretrained`.
+        repo_id: `user/name`.
+        private: Whether a new repository is private; None leaves it to the account's settings.
+        token: Of the Hub; None takes the one that was logged in with.
+        revision: Branch to upload to.
+        commit_message: First line of the commit.
+        create_pr: Whether to open a pull request instead.
+
+    Returns:
+        The address of the commit, or of the pull request.
+
+    Raises:
+        ModuleNotFoundError: If huggingface_hub is not installed.
+        ValueError: If the config does not describe this model.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with TemporaryDirectory() as folder:
+        save_pretrained(model, config, folder)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        known = api.file_exists(repo_id, _CARD, revision=revision)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=revision,
+            commit_message=commit_message,
+            create_pr=create_pr,
+            ignore_patterns=[_CARD] if known else None,
+        )
+    return str(commit.pr_url or commit.commit_url)
+
+
+def _locate(
+    source: str | Path,
+    *,
+    revision: str | None,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+    local_files_only: bool,
+) -> Path:
+    """Give the folder of a model, downloaded if need be."""
+    if Path(source).is_dir():
+        return Path(source)
+    if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
+        raise FileNotFoundError(f"there is no folder {source}, and the id of a repository is user/name")
+    from huggingface_hub import snapshot_download
+
+    folder = snapshot_download(
+        source,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        allow_patterns=[_CONFIG, _WEIGHTS],
+    )
+    return Path(str(folder))
+
+
+def _read_config(path: Path) -> DeformableDETRConfig | DETRConfig:
+    try:
+        config: DeformableDETRConfig | DETRConfig = TypeAdapter(ModelConfig).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{path} is not a config of this library: {error}") from error
+    # A config may come from anywhere: it must not name files to read or to download.
+    return _without_backbone_weights(config)
+
+
+def _without_backbone_weights(config: DeformableDETRConfig | DETRConfig) -> DeformableDETRConfig | DETRConfig:
+    backbone = config.backbone
+    return config.replace(backbone=backbone.replace(weights=None)) if isinstance(backbone, ResNetConfig) else config
+
+
+def _check_described(model: nn.Module, config: DeformableDETRConfig | DETRConfig) -> None:
+    with torch.device("meta"):
+        described = _without_backbone_weights(config).build().state_dict()
+    state = model.state_dict()
+    differing = sorted(
+        name
+        for name in state.keys() | described.keys()
+        if name not in state or name not in described or state[name].shape != described[name].shape
+    )
+    if differing:
+        raise ValueError(
+            f"the config does not describe this model: {len(differing)} entries differ, the first is {differing[0]}"
+        )
+
+
+def _card(config: DeformableDETRConfig | DETRConfig) -> str:
+    name = "Deformable DETR" if isinstance(config, DeformableDETRConfig) else "DETR"
+    return dedent(
+        f"""\
+        ---
+        library_name: deformdetr
+        pipeline_tag: object-detection
+        tags:
+        - {config.kind}
+        ---
+
+        # {name} of {config.num_classes} classes
+
+        ```python
+        from deformdetr.integrations.hub import from_pretrained
+
+        model = from_pretrained("user/name")  # this repository, or its folder
+        ```
+        """
+    )

@@ -1,0 +1,95 @@
+"""`deformdetr convert`, as a person types it."""
+
+import re
+
+import pytest
+import torch
+
+from checkpoints import tiny_config
+from deformdetr.cli import main
+from deformdetr.integrations import load_checkpoint, to_original
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    model = tiny_config(num_classes=91, with_box_refine=True, two_stage=True).build()
+    with torch.no_grad():
+        model.neck.levels[2].conv.bias[1] = 0.125
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": to_original(model.state_dict()), "epoch": 49}, path)
+    return path
+
+
+def run(capsys, *arguments):
+    status = main(["convert", *map(str, arguments)])
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    # The report may break its lines anywhere.
+    return status, re.sub(r"[\s│]+", " ", printed.out), printed.err
+
+
+def test_report_says_what_was_recognised_changed_and_lost(capsys, checkpoint, tmp_path):
+    target = tmp_path / "mmdetection.pth"
+    status, text, _ = run(capsys, checkpoint, target, "--to", "mmdetection_3")
+    assert status == 0
+    assert "recognised: original, Deformable DETR: box refinement, two-stage, 4 feature levels" in text
+    assert re.search(r"second names of heads left out (\d+) (?!\1)\d+", text)
+    assert re.search(r"\d+ renamed", text)
+    assert "neck.levels.0.conv.bias" in text
+    assert "4 0.125" in text
+    assert f"{target}: 0." in text
+    model = tiny_config(num_classes=91, with_box_refine=True, two_stage=True).build()
+    assert load_checkpoint(model, target).format == "mmdetection_3"
+
+
+def test_conversion_without_loss_says_so_and_notes_what_differs(capsys, checkpoint, tmp_path):
+    status, text, _ = run(capsys, checkpoint, tmp_path / "model.safetensors", "--to", "detrex")
+    assert status == 0
+    assert "nothing lost" in text
+    assert "note: detrex clips references" in text
+
+
+def test_classes_of_coco_are_selected_on_request_alone(capsys, checkpoint, tmp_path):
+    run(capsys, checkpoint, tmp_path / "all.pth", "--to", "detrex")
+    assert len(torch.load(tmp_path / "all.pth", weights_only=True)["model"]["class_embed.0.bias"]) == 91
+    status, text, _ = run(capsys, checkpoint, tmp_path / "some.pth", "--to", "detrex", "--coco_91_to_80")
+    assert status == 0
+    assert "80 of which are kept" in text
+    assert len(torch.load(tmp_path / "some.pth", weights_only=True)["model"]["class_embed.0.bias"]) == 80
+
+
+def test_an_existing_file_is_replaced_only_by_force(capsys, checkpoint, tmp_path):
+    target = tmp_path / "out.pth"
+    target.write_text("precious")
+    status, _, error = run(capsys, checkpoint, target, "--to", "detrex")
+    assert status == 2
+    assert "--force" in error
+    assert target.read_text() == "precious"
+    assert run(capsys, checkpoint, target, "--to", "detrex", "--force")[0] == 0
+    assert target.read_bytes()[:2] == b"PK"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.pth", "out.pth", "--to", "detrex"], "no checkpoint at none.pth"),
+        (["checkpoint.pth", "out.txt", "--to", "detrex"], "out.txt must end in one of"),
+        (["checkpoint.pth", "out.pth", "--to", "detectron"], "--to: Input should be 'deformdetr', 'original'"),
+        (["checkpoint.pth", "out.pth"], "--to"),
+        (["checkpoint.pth", "out.pth", "--to", "detrex", "--backbone", "resnet"], "detrex has no ResNet of its own"),
+    ],
+)
+def test_mistakes_are_one_message(capsys, checkpoint, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status, _, error = run(capsys, *arguments)
+    assert status == 2
+    assert message in error
+    assert not (tmp_path / "out.pth").exists()
+
+
+def test_help_fits_a_screen(capsys):
+    with pytest.raises(SystemExit):
+        main(["convert", "--help"])
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) <= 30
+    assert "--coco_91_to_80" in text
