@@ -1,0 +1,198 @@
+"""Read the machine code of the GPU kernels: compiled offline, for devices none of which need be there.
+
+`python -m benchmarks.machine_code` compiles every kernel as the library launches it for four levels, four points and
+eight heads of 32 channels, writes `benchmarks/results/machine_code.json` and, from that, the table of `docs/gpu.md`;
+with `--table` it only writes the table.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from benchmarks.pages import RESULTS, ROOT, write_generated_part
+from deformdetr.kernels._ms_deform_attn import _launch, _triton
+
+STORED = RESULTS / "machine_code.json"
+PAGE = ROOT / "docs" / "gpu.md"
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+NVIDIA = {name: GPUTarget("cuda", number, 32) for name, number in (("sm_80", 80), ("sm_90", 90), ("sm_120", 120))}
+AMD = GPUTarget("hip", "gfx942", 64)
+
+LEVELS = 4
+# Bytes of a number.
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+class Code(NamedTuple):
+    """Machine code for an NVIDIA GPU."""
+
+    instructions: Counter[str]
+    registers: int
+    shared_bytes: int
+    executed: int
+    """Instructions of one warp, if the loop over levels is the only one, and runs as often as there are levels."""
+
+    def count(self, pattern: str) -> int:
+        return sum(n for name, n in self.instructions.items() if re.match(pattern, name))
+
+
+def build(direction: str, dtype: str, target: GPUTarget, size: str = "many", **changes: Any) -> Any:
+    """Compile a kernel as `_gpu` launches it for four levels, four points and eight heads of 32 channels."""
+    coordinates = changes.pop("coordinates", 0)
+    needs = changes.pop("needs", ("VALUE", "LOCATIONS", "WEIGHTS"))
+    channels = changes.pop("channels", 32)
+    paired, launch = choose(direction, dtype, target, size, channels)
+    constants = {
+        "M": 8, "D": channels, "L": 4, "P": 4, "COORDINATES": coordinates, "PADDED": False, "ORDERED": False,
+        "GROUPED": False, "PAIRED": paired, "WIDE": False, "POINTS": 16,
+        "PREDICATED": target.backend == "cuda",
+        "ROWS": launch.rows, "CHUNKS": launch.chunks, "WIDTH": launch.width,
+    }  # fmt: skip
+    kernel = getattr(_triton, f"ms_deform_attn_{direction}")
+    if direction == "backward":
+        constants |= {f"NEEDS_{name}": name in needs for name in ("VALUE", "REFERENCES", "LOCATIONS", "WEIGHTS")}
+    constants |= changes
+    full = {"shapes": "*i64", "references": "*fp32", "order": "*i32", "padding": "*i8"}
+    full |= {"grad_value": "*fp32", "grad_references": "*fp32"}
+    full |= dict.fromkeys(("locations", "grad_locations"), f"*{dtype if coordinates else 'fp32'}")
+    full |= dict.fromkeys(("value", "out", "output", "grad_output", "weights", "grad_weights"), f"*{dtype}")
+    signature = {name: "constexpr" if name in constants else full.get(name, "i32") for name in kernel.arg_names}
+    # Inputs are aligned before every launch.
+    aligned = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in full if name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    options = {"num_warps": launch.warps, "enable_fp_fusion": True}
+    with warnings.catch_warnings():
+        # The compiler's own; newer ones warn of a default that is given here.
+        warnings.simplefilter("ignore")
+        return triton.compile(source, target=target, options=options)
+
+
+def choose(
+    direction: _launch.Direction, dtype: str, target: GPUTarget, size: _launch.Size, channels: int
+) -> tuple[bool, _launch.Launch]:
+    """Give whether channels are read in pairs, and how the kernel is launched."""
+    paired = channels % 2 == 0 and (dtype == "bf16" or (dtype == "fp16" and direction == "backward"))
+    launch = _launch.choose(
+        direction,
+        _launch.Architecture(str(target.arch), target.warp_size, predicates_loads=target.backend == "cuda"),
+        precision="float32" if dtype == "fp32" else "half",
+        row_words=channels // 2 if paired else channels,
+        word_size=4 if paired else BYTES[dtype],
+        rows=_launch.MANY_ROWS if size == "many" else 1,
+    )
+    return paired, launch
+
+
+def disassemble(compiled: Any) -> Code:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        text, usage = (
+            subprocess.run([TOOLS / tool, option, file.name], capture_output=True, text=True, check=True).stdout
+            for tool, option in (("nvdisasm", "-c"), ("cuobjdump", "-res-usage"))
+        )
+    found: list[str] = []
+    labels: dict[str, int] = {}
+    repeated = 0
+    for line in text.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line):
+            labels[label[1]] = len(found)
+        elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+ )?([A-Z0-9_.a-z]+)(.*)", line):
+            found.append(instruction[1])
+            target = re.search(r"`\((\.L_x_\d+)\)", instruction[2])
+            # The last instruction of every kernel jumps to itself.
+            if instruction[1].startswith("BRA") and target and labels.get(target[1], len(found)) < len(found) - 1:
+                repeated += len(found) - labels[target[1]]
+    registers = re.search(r"REG:(\d+)", usage)
+    if not found or registers is None:
+        raise RuntimeError(f"cannot read what the CUDA tools say: {usage}")
+    executed = len(found) + (LEVELS - 1) * repeated
+    return Code(Counter(found), int(registers[1]), compiled.metadata.shared, executed)
+
+
+def measure() -> dict[str, Any]:
+    """Compile and read all kernels."""
+    rows = []
+    for target, direction, coordinates, dtype in (
+        (target, direction, coordinates, dtype)
+        for target in ("sm_90", "gfx942")
+        for direction in ("forward", "backward")
+        for coordinates in (0, 2)
+        for dtype in BYTES
+    ):
+        started = time.perf_counter()
+        compiled = build(direction, dtype, AMD if target == "gfx942" else NVIDIA[target], coordinates=coordinates)
+        row = {
+            "target": target,
+            "kernel": direction,
+            "fused": bool(coordinates),
+            "dtype": dtype,
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+        if target == "gfx942":
+            text = compiled.asm["amdgcn"]
+            counts = {
+                name: int(re.search(rf"\.{name}:\s+(\d+)", text)[1]) for name in ("vgpr_count", "vgpr_spill_count")
+            }
+            rows.append(row | {"registers": counts["vgpr_count"], "spilled": counts["vgpr_spill_count"]})
+        else:
+            code = disassemble(compiled)
+            rows.append(
+                row
+                | {
+                    "registers": code.registers,
+                    "spilled": code.count("(LDL|STL)"),
+                    "instructions": round(code.executed / rows_per_warp(direction, dtype)),
+                    "wide_loads": code.count(r"LDG\..*128"),
+                    "vector_additions": code.count(r"REDG?\..*F32x4"),
+                }
+            )
+    return {
+        "command": "TRITON_ALWAYS_COMPILE=1 python -m benchmarks.machine_code",
+        "triton": triton.__version__,
+        "rows": rows,
+    }
+
+
+def rows_per_warp(direction: str, dtype: str) -> int:
+    """Give the (query, head) rows that one warp of the kernel for many rows serves."""
+    launch = choose(direction, dtype, NVIDIA["sm_90"], "many", 32)[1]
+    return launch.rows // launch.warps
+
+
+def table(results: dict[str, Any]) -> str:
+    """Write the results as the page has them."""
+    heads = ["target", "kernel", "value", "instructions per query and head", "registers", "spilled", "compiled in (s)"]
+    lines = [heads, ["---"] * 3 + ["---:"] * 4]
+    for row in results["rows"]:
+        kernel = f"{row['kernel']}, fused" if row["fused"] else row["kernel"]
+        numbers = (row.get("instructions", ""), row["registers"], row["spilled"], row["seconds"])
+        lines.append([row["target"], kernel, row["dtype"], *(str(number) for number in numbers)])
+    return (
+        "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        + f"\n\nWritten by `{results['command']}` with Triton {results['triton']}, on two shared CPU cores."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="only write the table, from the stored results")
+    if not parser.parse_args().table:
+        STORED.write_text(json.dumps(measure(), indent=2) + "\n")
+    write_generated_part(PAGE, table(json.loads(STORED.read_text())))
+
+
+if __name__ == "__main__":
+    main()
