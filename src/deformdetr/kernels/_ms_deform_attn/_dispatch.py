@@ -1,6 +1,5 @@
 """Which kernel runs where: Triton's on GPUs, embedding bags on CPUs, the reference for the rest."""
 
-import functools
 import os
 
 import torch
@@ -66,6 +65,6 @@ def _has_float64(*tensors: Tensor) -> bool:
     return any(tensor.dtype == torch.float64 for tensor in tensors)
 
 
-@functools.cache
 def _is_interpreted() -> bool:
+    # Not cached: torch.compile warns of caches, and looking it up takes a microsecond.
     return os.environ.get("TRITON_INTERPRET") == "1"

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deformdetr.kernels._ms_deform_attn import _op
 from deformdetr.kernels._ms_deform_attn._levels import Pyramid
+from deformdetr.kernels._ms_deform_attn._op import choose_way
 
 
 def attend(
@@ -19,7 +19,8 @@ def attend(
 ) -> Tensor:
     """Call the fused operator, with as little in between as the tensors allow."""
     tensors = (reference_points, sampling_offsets, attention_logits)
-    call = _Forward.apply if _op.is_plain(value, *tensors) else fused_forward_op
+    # Transforms of `torch.func` take the parts instead.
+    call = choose_way((value, *tensors), _Forward, _Forward, fused_forward_op)
     out: Tensor = call(value, pyramid.on_device, pyramid.on_host, *tensors, padding_mask)
     return out
 
@@ -112,7 +113,7 @@ def _differentiate_forward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None
     output, value, on_device, *rest = ctx.saved_tensors
     by_value, _, _, *by_rest, _ = ctx.needs_input_grad
     needs = (by_value, *by_rest)
-    call = _Backward.apply if _op.is_plain(grad_output, value, *rest[:3]) else fused_backward_op
+    call = choose_way((grad_output, value, *rest[:3]), _Backward, _Backward, fused_backward_op)
     grads = call(grad_output, output, value, on_device, ctx.on_host, *rest, *needs)
     by_value, *by_rest = (grad if need else None for grad, need in zip(grads, needs, strict=True))
     return by_value, None, None, *by_rest, None
@@ -149,12 +150,20 @@ fused_backward_op.register_autograd(_differentiate_backward, setup_context=_save
 
 
 class _Forward(torch.autograd.Function):
-    forward = staticmethod(_run_forward)
-    setup_context = staticmethod(_save_forward)
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        out = _run_forward(*inputs)
+        _save_forward(ctx, inputs, out)
+        return out
+
     backward = staticmethod(_differentiate_forward)
 
 
 class _Backward(torch.autograd.Function):
-    forward = staticmethod(_run_backward)
-    setup_context = staticmethod(_save_backward)
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        grads = _run_backward(*inputs)
+        _save_backward(ctx, inputs, grads)
+        return grads
+
     backward = staticmethod(_differentiate_backward)

@@ -9,7 +9,6 @@ import itertools
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from deformdetr.kernels._ms_deform_attn import _launch, _triton
@@ -209,7 +208,7 @@ class _Problem(NamedTuple):
                 "WIDE": max(pixels * heads * channels, queries * heads * max(levels * points * 2, channels))
                 >= _WIDE_FROM,
                 "PREDICATED": architecture.predicates_loads or launch.chunks * launch.width != words,
-                "POINTS": triton.next_power_of_2(levels * points),
+                "POINTS": _launch.next_power_of_2(levels * points),
                 "ROWS": launch.rows,
                 "CHUNKS": launch.chunks,
                 "WIDTH": launch.width,
@@ -224,7 +223,7 @@ class _Problem(NamedTuple):
     def grids(self) -> list[tuple[int, tuple[int, int, int]]]:
         """Give launches of as many images as a grid takes, with the first image of each."""
         batch, heads = self.value_shape[0], self.value_shape[2]
-        blocks = triton.cdiv(self.queries, self.launch.rows)
+        blocks = -(-self.queries // self.launch.rows)
         return [(first, (blocks, heads, min(batch - first, _MOST_IMAGES))) for first in range(0, batch, _MOST_IMAGES)]
 
 
@@ -301,7 +300,7 @@ def _sort_into_tiles(sizes: tuple[int, ...], device: torch.device, *, tile: int 
     for height, width in zip(sizes[::2], sizes[1::2], strict=True):
         pixel = torch.arange(height * width, device=device)
         line, column = pixel // width, pixel % width
-        tile_number = line // tile * triton.cdiv(width, tile) + column // tile
+        tile_number = line // tile * -(-width // tile) + column // tile
         orders.append(start + (tile_number * (tile * tile) + line % tile * tile + column % tile).argsort())
         start += height * width
     return torch.cat(orders).int()
@@ -331,7 +330,7 @@ def _gather_value_gradient(grad_output: Tensor, problem: _Problem) -> Tensor:
     batch, pixels, heads, channels = value.shape
     order, first_of_cell = sort_by_cell(table, locations, pixels)
     grad_value = value.new_empty(value.shape)
-    width = triton.next_power_of_2(channels)
+    width = _launch.next_power_of_2(channels)
     for first_image in range(0, batch, _MOST_IMAGES):
         _triton.ms_deform_attn_backward_of_value[(pixels, heads, min(batch - first_image, _MOST_IMAGES))](
             grad_output,

@@ -80,10 +80,15 @@ def choose(
     table = read_table()["launches"]
     entry = table.get(architecture.name, table["any"])[direction][precision]["many" if rows >= MANY_ROWS else "few"]
     chunks = entry["chunks"] if row_words * word_size > _BYTES_PER_LANE else 1
-    width = 1 << (-(-row_words // chunks) - 1).bit_length()
+    width = next_power_of_2(-(-row_words // chunks))
     # One row per group of lanes that read it in one go; more rows per warp would go through shared memory.
     served = max(1, entry["warps"] * architecture.lanes * _BYTES_PER_LANE // (width * word_size))
     return Launch(rows=served, width=width, chunks=chunks, warps=entry["warps"], tiled=bool(entry["tiled"]))
+
+
+def next_power_of_2(number: int) -> int:
+    """Give the smallest one that is not smaller, faster than Triton's own function."""
+    return 1 << (number - 1).bit_length()
 
 
 @functools.cache

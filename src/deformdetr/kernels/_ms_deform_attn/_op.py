@@ -5,6 +5,7 @@ as single nodes. Eager calls and the transforms of `torch.func` take two autogra
 dispatch of a custom op takes longer than a decoder's kernel, and `torch.func.grad` does not go through one.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ def attend(
     value: Tensor, pyramid: Pyramid, sampling_locations: Tensor, attention_weights: Tensor, *, deterministic: bool
 ) -> Tensor:
     """Call the operator, with as little in between as the tensors allow."""
-    call = _Forward.apply if is_plain(value, sampling_locations, attention_weights) else forward_op
+    call = choose_way((value, sampling_locations, attention_weights), _Forward, _MappedForward, forward_op)
     out: Tensor = call(value, *pyramid, sampling_locations, attention_weights, deterministic)
     return out
 
@@ -33,7 +34,8 @@ def differentiate(
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Call the backward of the operator by itself."""
-    call = _Backward.apply if is_plain(grad_output, value, sampling_locations, attention_weights) else backward_op
+    tensors = (grad_output, value, sampling_locations, attention_weights)
+    call = choose_way(tensors, _Backward, _MappedBackward, backward_op)
     needs = (True, True, True)
     by_value, by_locations, by_weights = call(
         grad_output, value, *pyramid, sampling_locations, attention_weights, deterministic, *needs
@@ -41,13 +43,25 @@ def differentiate(
     return by_value, by_locations, by_weights
 
 
-def is_plain(*tensors: Tensor) -> bool:
-    """Tell whether nobody needs to see an op: no compiler, no mode, no subclass of tensors."""
-    return (
-        not torch.compiler.is_compiling()
-        and all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
-        and not torch._C._len_torch_dispatch_stack()
-    )
+def choose_way(
+    tensors: tuple[Tensor, ...],
+    eager: type[torch.autograd.Function],
+    mapped: type[torch.autograd.Function],
+    op: Callable[..., Any],
+) -> Callable[..., Any]:
+    """Choose the op where a compiler, a mode or a subclass of tensors needs to see it, else an autograd function.
+
+    The eager one has no separate `setup_context`, for which PyTorch inspects the signature at every call; `torch.func`
+    needs one that has.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or not all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+        or torch._C._len_torch_dispatch_stack()
+    ):
+        return op
+    way: Callable[..., Any] = (eager if torch._C._functorch.peek_interpreter_stack() is None else mapped).apply
+    return way
 
 
 def _run_forward(
@@ -142,7 +156,7 @@ def _differentiate_forward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None
     on_host, repeats, deterministic = ctx.rest
     by_value, _, _, _, by_locations, by_weights, _ = ctx.needs_input_grad
     needs = (by_value, by_locations, by_weights)
-    call = _Backward.apply if is_plain(grad_output, value, locations, weights) else backward_op
+    call = choose_way((grad_output, value, locations, weights), _Backward, _MappedBackward, backward_op)
     grads = call(grad_output, value, on_device, on_host, repeats, locations, weights, deterministic, *needs)
     by_value, by_locations, by_weights = _needed(grads, needs)
     return by_value, None, None, None, by_locations, by_weights, None
@@ -186,7 +200,7 @@ def _vmap_forward(
     _refuse_mapped_shapes(in_dims[1])
     locations, weights, deterministic = rest
     folded = _fold(info.batch_size, ((value, in_dims[0]), (locations, in_dims[4]), (weights, in_dims[5])))
-    out = _Forward.apply(folded[0], on_device, on_host, repeats, *folded[1:], deterministic)
+    out = _MappedForward.apply(folded[0], on_device, on_host, repeats, *folded[1:], deterministic)
     return out.unflatten(0, (info.batch_size, -1)), 0
 
 
@@ -204,7 +218,7 @@ def _vmap_backward(
     locations, weights, *flags = rest
     mapped = ((grad_output, in_dims[0]), (value, in_dims[1]), (locations, in_dims[5]), (weights, in_dims[6]))
     folded = _fold(info.batch_size, mapped)
-    grads = _Backward.apply(*folded[:2], on_device, on_host, repeats, *folded[2:], *flags)
+    grads = _MappedBackward.apply(*folded[:2], on_device, on_host, repeats, *folded[2:], *flags)
     # One that is not needed has no batch to take apart.
     split = tuple(
         grad.unflatten(0, (info.batch_size, -1)) if need else grad.new_empty(info.batch_size, 0)
@@ -231,13 +245,33 @@ backward_op.register_autograd(_differentiate_backward, setup_context=_save_backw
 
 
 class _Forward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        out = _run_forward(*inputs)
+        _save_forward(ctx, inputs, out)
+        return out
+
+    backward = staticmethod(_differentiate_forward)
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        grads = _run_backward(*inputs)
+        _save_backward(ctx, inputs, grads)
+        return grads
+
+    backward = staticmethod(_differentiate_backward)
+
+
+class _MappedForward(torch.autograd.Function):
     forward = staticmethod(_run_forward)
     setup_context = staticmethod(_save_forward)
     backward = staticmethod(_differentiate_forward)
     vmap = staticmethod(_vmap_forward)
 
 
-class _Backward(torch.autograd.Function):
+class _MappedBackward(torch.autograd.Function):
     forward = staticmethod(_run_backward)
     setup_context = staticmethod(_save_backward)
     backward = staticmethod(_differentiate_backward)
