@@ -1,0 +1,164 @@
+"""Turns, clocks and what they are made of."""
+
+import gc
+
+import pytest
+import torch
+from benchmarks import measure
+from benchmarks.measure import DeviceSampler, WallSampler, interleave
+from benchmarks.memory import peak_bytes
+
+
+def test_contenders_take_turns_and_each_round_begins_with_another():
+    order = []
+    names = ("a", "b", "c")
+    rounds_done = []
+    samples = {name: lambda name=name: order.append(name) or float(len(order)) for name in names}
+    times = interleave(samples, dict.fromkeys(names, 4), lambda: rounds_done.append(len(order)))
+    assert "".join(order) == "abcbcacababc"
+    assert rounds_done == [3, 6, 9, 12]
+    assert times == {"a": [1.0, 6.0, 8.0, 10.0], "b": [2.0, 4.0, 9.0, 11.0], "c": [3.0, 5.0, 7.0, 12.0]}
+
+
+def test_slow_contenders_take_part_in_the_first_rounds():
+    order = []
+    samples = {name: lambda name=name: order.append(name) or 1.0 for name in ("slow", "fast")}
+    times = interleave(samples, {"slow": 2, "fast": 4}, lambda: None)
+    assert order == ["slow", "fast", "fast", "slow", "fast", "fast"]
+    assert [len(times[name]) for name in ("slow", "fast")] == [2, 4]
+
+
+def test_garbage_is_not_collected_while_times_are_taken():
+    states = []
+    interleave({"a": lambda: states.append(gc.isenabled()) or 1.0}, {"a": 2}, lambda: None)
+    assert states == [False, False]
+    assert gc.isenabled()
+
+
+def test_short_calls_are_repeated_until_the_clock_can_tell(monkeypatch):
+    now = 0.0
+
+    def call():
+        nonlocal now
+        now += 0.003
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
+    sampler = WallSampler(call, "cpu")
+    assert sampler.calls == 7
+    assert sampler.sample() == pytest.approx(0.003)
+    assert sampler.seconds == pytest.approx(0.021)
+
+
+def test_slow_calls_are_not_repeated_to_learn_their_time():
+    calls = []
+    sampler = WallSampler(lambda: calls.append(1), "cpu", estimate=2.5)
+    assert (calls, sampler.calls, sampler.seconds) == ([], 1, 2.5)
+
+
+class FakeGPU:
+    """A clock that calls advance, in place of CUDA's events and graphs."""
+
+    def __init__(self, monkeypatch, *, can_capture: bool) -> None:
+        self.now = 0.0
+        self.can_capture = can_capture
+        self.flushes = 0
+        monkeypatch.setattr(measure, "_event", lambda: FakeEvent(self))
+        monkeypatch.setattr(measure, "captured", self.capture)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        monkeypatch.setattr(measure, "_flush_buffer", lambda: self)
+
+    def zero_(self) -> None:
+        self.flushes += 1
+        self.now += 1.0
+
+    def capture(self, call, calls):
+        if not self.can_capture:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        graph = type("Graph", (), {})()
+        graph.replay = lambda: [call() for _ in range(calls)]
+        return graph
+
+
+class FakeEvent:
+    def __init__(self, gpu: FakeGPU) -> None:
+        self.gpu = gpu
+
+    def record(self) -> None:
+        self.time = self.gpu.now
+
+    def elapsed_time(self, end: "FakeEvent") -> float:
+        return (end.time - self.time) * 1e3
+
+
+def calls_of(gpu: FakeGPU, seconds: float):
+    def call():
+        gpu.now += seconds
+
+    return call
+
+
+def test_short_calls_on_a_gpu_are_replayed_in_a_graph(monkeypatch):
+    gpu = FakeGPU(monkeypatch, can_capture=True)
+    sampler = DeviceSampler(calls_of(gpu, 30e-6), cold=False)
+    assert sampler.clock == "cuda_graph"
+    # Nine replays of twenty calls last for five milliseconds.
+    assert sampler.calls == 180
+    assert sampler.sample() == pytest.approx(30e-6)
+    assert sampler.note == ""
+
+
+def test_long_calls_on_a_gpu_are_timed_between_events(monkeypatch):
+    gpu = FakeGPU(monkeypatch, can_capture=True)
+    sampler = DeviceSampler(calls_of(gpu, 7e-3), cold=False)
+    assert (sampler.clock, sampler.calls) == ("cuda_events", 1)
+    assert sampler.sample() == pytest.approx(7e-3)
+
+
+def test_what_cannot_be_captured_is_timed_with_a_note(monkeypatch):
+    gpu = FakeGPU(monkeypatch, can_capture=False)
+    sampler = DeviceSampler(calls_of(gpu, 30e-6), cold=False)
+    assert sampler.clock == "cuda_events"
+    assert "failed: RuntimeError: operation not permitted when stream is capturing" in sampler.note
+    assert "more" not in sampler.note
+
+
+def test_cold_calls_follow_a_flush_that_is_not_timed(monkeypatch):
+    gpu = FakeGPU(monkeypatch, can_capture=True)
+    sampler = DeviceSampler(calls_of(gpu, 30e-6), cold=True)
+    assert sampler.clock == "cuda_graph_cold"
+    gpu.flushes = 0
+    assert sampler.sample() == pytest.approx(30e-6)
+    assert gpu.flushes == sampler.calls > 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cold", [False, True])
+def test_a_copy_on_a_gpu_takes_the_time_that_its_bytes_take(cold):
+    source = torch.randn(2**26, device="cuda")
+    target = torch.empty_like(source)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        target.copy_(source)
+        sampler = DeviceSampler(lambda: target.copy_(source), cold=cold)
+        bandwidth = 2 * 4 * len(source) / sampler.sample()
+    assert 1e11 < bandwidth < 2e13
+
+
+def test_peak_memory_is_that_of_what_lives_at_once():
+    given = torch.ones(1000, 1000)
+    megabytes = 4.0
+
+    def call():
+        first = given + 1
+        second = first * 2
+        del first
+        third = second + second
+        del second
+        return third.sum()
+
+    assert peak_bytes(call, "cpu") / 1e6 == pytest.approx(2 * megabytes, rel=0.01)
+
+
+def test_peak_memory_counts_what_an_operation_allocates_inside():
+    given = torch.randn(300, 300)
+    # The copy that a product of its transpose and another layout needs is not visible outside.
+    assert peak_bytes(lambda: torch.linalg.svdvals(given), "cpu") > given.nbytes
