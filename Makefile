@@ -35,7 +35,7 @@ test: $(READY) ## Run the fast tests.
 	@echo "== torch.compile and torch.export (without checking of shapes, which they cannot trace)"
 	JAXTYPING_DISABLE=1 $(RUN) pytest -m "compile and not slow"
 	@echo "== Triton's kernels in its interpreter, which needs no GPU"
-	TRITON_INTERPRET=1 $(RUN) pytest tests/kernels/test_kernels.py
+	TRITON_INTERPRET=1 JAXTYPING_DISABLE=1 $(RUN) pytest -m "not gpu" tests/kernels/test_kernels.py tests/kernels/test_interpreter.py
 	@echo "== All other fast tests (with every annotated shape checked)"
 	$(RUN) pytest
 

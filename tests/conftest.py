@@ -51,9 +51,13 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what cannot run here: GPU tests without a GPU, compiler tests where shapes are checked."""
+    """Leave out what cannot run here.
+
+    GPU tests without a GPU, compiler tests where shapes are checked, and those of Triton's interpreter without it.
+    """
     absent = {"gpu"} if not torch.cuda.is_available() else set()
     absent |= {"compile"} if CHECKED else set()
+    absent |= {"interpreter"} if os.environ.get("TRITON_INTERPRET") != "1" else set()
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in absent)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

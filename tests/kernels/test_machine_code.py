@@ -42,7 +42,8 @@ def test_backward_adds_vectors_and_waits_for_none_of_them(dtype: str, coordinate
     assert code.count(r"ATOM") == 0
     assert code.count(r"(MEMBAR|ERRBAR|CCTL)") == 0
     assert code.count(r"(LDL|STL)") == 0
-    assert code.count(r"BAR") == 0
+    # One before the gradients of logits in half precision are corrected.
+    assert code.count(r"BAR") == (1 if coordinates and dtype != "fp32" else 0)
     assert code.registers <= 128
 
 

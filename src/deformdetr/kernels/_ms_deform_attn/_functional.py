@@ -164,7 +164,7 @@ def fused_ms_deform_attn(
         and not deterministic
         and attention_logits.shape[4] <= MOST_POINTS
         and _dispatch.runs_triton(*tensors)
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not _op.is_transformed()
     ):
         pyramid = split_by_home(spatial_shapes, [])
         return _fused_op.attend(value, pyramid, *tensors[1:], padding_mask)
@@ -236,6 +236,7 @@ def _group_points(
 
 def _check(value: Tensor, where: str, locations: Tensor, what: str, weights: Tensor) -> None:
     for name, tensor, ndim in (("value", value, 4), (where, locations, 6), (what, weights, 5)):
+        _check_device(name, tensor, value)
         if tensor.ndim != ndim:
             raise ValueError(f"{name} must have {ndim} dimensions, got shape {tuple(tensor.shape)}")
         _check_floating(name, tensor)
@@ -255,12 +256,20 @@ def _check_floating(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be floating-point, got {tensor.dtype}")
 
 
+def _check_device(name: str, tensor: Tensor, value: Tensor) -> None:
+    if tensor.device != value.device:
+        raise ValueError(f"{name} is on {tensor.device}, but value is on {value.device}")
+
+
 def _check_levels(spatial_shapes: Any, value: Tensor, levels: int) -> None:
     if isinstance(spatial_shapes, Tensor):
         if spatial_shapes.is_floating_point() or spatial_shapes.is_complex() or spatial_shapes.dtype == torch.bool:
             raise TypeError(f"spatial_shapes must hold integers, got {spatial_shapes.dtype}")
         if tuple(spatial_shapes.shape) != (levels, 2):
             raise ValueError(f"spatial_shapes must have shape ({levels}, 2), got {tuple(spatial_shapes.shape)}")
+        # On the CPU it is read by the host.
+        if spatial_shapes.device.type != "cpu":
+            _check_device("spatial_shapes", spatial_shapes, value)
         return
     if len(spatial_shapes) != levels or any(len(shape) != 2 for shape in spatial_shapes):
         raise ValueError(f"spatial_shapes must be {levels} pairs (height, width), got {list(spatial_shapes)}")
@@ -270,6 +279,7 @@ def _check_levels(spatial_shapes: Any, value: Tensor, levels: int) -> None:
 def _check_references(references: Tensor, logits: Tensor) -> None:
     batch, queries, _, levels, _ = logits.shape
     _check_floating("reference_points", references)
+    _check_device("reference_points", references, logits)
     if references.ndim != 4 or references.shape[-1] not in (2, 4):
         raise ValueError(
             "reference_points must have shape (batch, queries, levels, 2) for (x, y) or (..., 4) for (cx, cy, w, h), "
@@ -289,6 +299,7 @@ def _check_references(references: Tensor, logits: Tensor) -> None:
 def _check_padding(mask: Tensor | None, value: Tensor) -> None:
     if mask is None:
         return
+    _check_device("padding_mask", mask, value)
     if mask.dtype != torch.bool:
         raise TypeError(f"padding_mask must be bool, True at padded pixels, got {mask.dtype}")
     if mask.shape != value.shape[:2]:

@@ -6,13 +6,17 @@ batches: inputs are contiguous and aligned to 16 bytes before they reach a kerne
 
 import functools
 import itertools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from deformdetr.kernels._ms_deform_attn import _launch, _triton
 from deformdetr.kernels._ms_deform_attn._levels import MOST_POINTS, Pyramid
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 # The largest count that a GPU's grid takes along its second and third axis.
 _MOST_IMAGES = 65535
@@ -43,6 +47,19 @@ class Needs(NamedTuple):
     references: bool = False
 
 
+def _on_device_of_value(run: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Launch on the device of the tensors, whichever is current."""
+
+    @functools.wraps(run)
+    def run_there(*args: _P.args, **options: _P.kwargs) -> _R:
+        value = next(arg for arg in args if isinstance(arg, Tensor))
+        with torch.cuda.device_of(value):  # type: ignore[no-untyped-call]
+            return run(*args, **options)
+
+    return run_there
+
+
+@_on_device_of_value
 def forward(value: Tensor, pyramid: Pyramid, sampling: Sampling) -> Tensor:
     """Launch the forward kernel.
 
@@ -67,6 +84,7 @@ def forward(value: Tensor, pyramid: Pyramid, sampling: Sampling) -> Tensor:
     return out
 
 
+@_on_device_of_value
 def backward(
     grad_output: Tensor,
     output: Tensor | None,
@@ -282,20 +300,23 @@ def _tile_order(pyramid: Pyramid, device: torch.device) -> Tensor | None:
 
 
 def _remember(make: "functools._lru_cache_wrapper[Tensor]", numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    """Keep small tensors on the device; none that a graph being captured would own."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return make.__wrapped__(numbers, device)
-    return make(numbers, device)
+    """Keep small tensors on the device, by the stream that fills them; none that a graph being captured would own."""
+    if device.type != "cuda":
+        return make(numbers, device, 0)
+    stream = torch.cuda.current_stream(device).cuda_stream
+    if torch.cuda.is_current_stream_capturing():
+        return make.__wrapped__(numbers, device, stream)
+    return make(numbers, device, stream)
 
 
 @functools.lru_cache(maxsize=1024)
-def _fill(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+def _fill(numbers: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
     # Filled on the device, because copying a host list there would make the host wait.
     return torch.stack([torch.full((), number, dtype=torch.int64, device=device) for number in numbers])
 
 
 @functools.lru_cache(maxsize=64)
-def _sort_into_tiles(sizes: tuple[int, ...], device: torch.device, *, tile: int = 8) -> Tensor:
+def _sort_into_tiles(sizes: tuple[int, ...], device: torch.device, stream: int, *, tile: int = 8) -> Tensor:
     orders, start = [], 0
     for height, width in zip(sizes[::2], sizes[1::2], strict=True):
         pixel = torch.arange(height * width, device=device)

@@ -60,8 +60,13 @@ def choose_way(
         or torch._C._len_torch_dispatch_stack()
     ):
         return op
-    way: Callable[..., Any] = (eager if torch._C._functorch.peek_interpreter_stack() is None else mapped).apply
+    way: Callable[..., Any] = (mapped if is_transformed() else eager).apply
     return way
+
+
+def is_transformed() -> bool:
+    """Tell whether a transform of `torch.func` is at work; compilers trace through those by themselves."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _run_forward(

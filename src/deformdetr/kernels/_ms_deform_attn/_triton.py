@@ -307,6 +307,22 @@ def _add_row(pointer, even, odd, weight, mask, WORDS: tl.constexpr, PAIRED: tl.c
         tl.atomic_add(pointer + WORDS, odd * weight[:, None], mask=mask, sem="relaxed")
 
 
+@triton.jit
+def _subtract_weighted(
+    grads, logits, first, amount, largest, share, exists, TOTAL: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Subtract from the gradient of every logit the amount of its row times its attention."""
+    column = tl.arange(0, COLUMNS)
+    mask = exists[:, None] & (column < TOTAL)[None, :]
+    index = first[:, None] + column[None, :]
+    logit = tl.load(logits + index, mask=mask, other=float("-inf")).to(tl.float32)
+    weight = _power(logit, largest[:, None]) * share[:, None]
+    # Other lanes have stored what this one reads.
+    tl.debug_barrier()
+    grad = tl.load(grads + index, mask=mask, other=0).to(tl.float32) - weight * amount[:, None]
+    tl.store(grads + index, grad.to(grads.dtype.element_ty), mask=mask)
+
+
 @triton.jit(do_not_specialize=_SIZES)
 def ms_deform_attn_backward(
     grad_output,
@@ -354,7 +370,9 @@ def ms_deform_attn_backward(
 
     * value: `A w_x w_y g`, added atomically to the corner's pixel, in float32
     * position: `A sum d (w_x' w_y, w_x w_y')`; from there to locations, or to offsets and references
-    * weight: `sum d w_x w_y`, and for its logit `A (sum d w_x w_y - g . output)`
+    * weight: `D = sum d w_x w_y`, and for its logit `A (D - mean)`, the mean of all `D` under the attention, `g . output`
+
+    An output in half precision gives a mean that is a little off, which is corrected at the end, when all `D` are known.
 
     Gradients of references are written per head and level: (image, query, head, level, coordinate).
     """
@@ -402,7 +420,7 @@ def ms_deform_attn_backward(
         next_even, next_odd = _load_row(
             grad_output + WIDTH + grad_row, exists[:, None] & in_next, PREDICATED, PAIRED, DTYPE
         )
-    largest, share, mean = zero, zero, zero
+    largest, share, mean, exact_mean = zero, zero, zero, zero
     if FUSED:
         largest, share = _softmax(weights, row * (L * P), L * P, POINTS)
         if NEEDS_WEIGHTS:
@@ -474,6 +492,7 @@ def ms_deform_attn_backward(
 
             if NEEDS_WEIGHTS:
                 if FUSED:
+                    exact_mean += weight * by_weight
                     by_weight = (by_weight - mean) * weight
                 tl.store(grad_weights + index, by_weight.to(grad_weights.dtype.element_ty), mask=exists)
             if NEEDS_LOCATIONS or NEEDS_REFERENCES:
@@ -500,6 +519,10 @@ def ms_deform_attn_backward(
                 tl.store(pointer + 2, grad_w, mask=exists)
                 tl.store(pointer + 3, grad_h, mask=exists)
         start += height * width
+    if FUSED and NEEDS_WEIGHTS and DTYPE != tl.float32:
+        _subtract_weighted(
+            grad_weights, weights, row * (L * P), exact_mean - mean, largest, share, exists, L * P, POINTS
+        )
 
 
 @triton.jit(do_not_specialize=("pixels", "first_image"))
