@@ -13,25 +13,42 @@ from deformdetr.config import (
     Config,
     ConvBackboneConfig,
     CriterionConfig,
+    DeformConvConfig,
+    DETRConfig,
     LearnedPositionConfig,
     ResNetConfig,
     SinePositionConfig,
+    SoftmaxCriterionConfig,
+    TimmConfig,
     load_config,
     save_config,
 )
 from deformdetr.losses import SetCriterion
 from deformdetr.models import DeformableDETR
-from deformdetr.nn import LearnedQueries, ProposalQueries
+from deformdetr.nn import DeformConv2d, FeatureBackbone, LearnedQueries, ProposalQueries
 
 ODD = tiny_config(
     position=LearnedPositionConfig(max_size=7),
     criterion=CriterionConfig(focal_gamma=1.5, loss_giou=0),
     two_stage=True,
     top_k=9,
+    dec_n_points=(3, 6, 3, 1),
 )
+CONFIGS = {
+    **PRESETS,
+    "odd": ODD,
+    "deformable": tiny_config(backbone=ResNetConfig(deform_conv=DeformConvConfig(version=1, layers=(4,)))),
+    "timm": tiny_config(
+        backbone=TimmConfig(
+            name="swin_tiny_patch4_window7_224",
+            frozen=("patch_embed",),
+            options={"strict_img_size": False, "drop_path_rate": 0.25, "window_size": 4},
+        )
+    ),
+}
 
 
-@pytest.mark.parametrize("config", [*PRESETS.values(), ODD], ids=[*PRESETS, "odd"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("suffix", [".yaml", ".yml", ".json", ".JSON"])
 def test_files_give_the_same_description_back(config, suffix, tmp_path):
     path = tmp_path / f"model{suffix}"
@@ -40,7 +57,7 @@ def test_files_give_the_same_description_back(config, suffix, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("config", [*PRESETS.values(), ODD], ids=[*PRESETS, "odd"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_plain_values_and_json_give_the_same_description_back(config):
     assert type(config).model_validate(config.model_dump()) == config
     assert type(config).model_validate_json(config.model_dump_json()) == config
@@ -128,6 +145,12 @@ def test_schema_describes_every_field_and_accepts_nothing_else():
         (DeformableDETRConfig, {"position": {"kind": "conv"}}),
         (ResNetConfig, {"name": "resnet20"}),
         (CriterionConfig, {"loss_mask": 1.0}),
+        (DETRConfig, {"criterion": {"kind": "focal", "no_object_weight": 0.1}}),
+        (DETRConfig, {"criterion": {"kind": "hinge"}}),
+        (TimmConfig, {"name": "hf-hub:somebody/something"}),
+        (TimmConfig, {"name": "resnet18", "options": {"norm_layer": "LayerNorm"}}),
+        (ResNetConfig, {"deform_conv": {"version": 3}}),
+        (ResNetConfig, {"deform_conv": {"layers": [5]}}),
     ],
 )
 def test_unknown_fields_and_kinds_are_refused(kind, fields):
@@ -146,6 +169,14 @@ def test_unknown_fields_and_kinds_are_refused(kind, fields):
             r"d_model \(6\) must be divisible by 4",
         ),
         (DeformableDETRConfig, {"num_queries": 0}, "greater than 0"),
+        (
+            DeformableDETRConfig,
+            {"enc_n_points": (3, 6, 3)},
+            r"enc_n_points \(\(3, 6, 3\)\) must have a number for each of num_feature_levels \(4\)",
+        ),
+        (DeformableDETRConfig, {"dec_n_points": (3, 6, 0, 1)}, "greater than 0"),
+        (ResNetConfig, {"name": "resnet34", "deform_conv": {}}, "resnet34 has no bottlenecks"),
+        (TimmConfig, {"name": "resnet18", "options": {"pretrained": True}}, "options cannot set pretrained"),
         (DeformableDETRConfig, {"num_classes": 0}, "greater than 0"),
         (DeformableDETRConfig, {"num_feature_levels": 7}, "less than or equal to 6"),
         (DeformableDETRConfig, {"num_decoder_layers": 0}, "greater than 0"),
@@ -190,7 +221,7 @@ def test_every_preset_builds_all_of_its_parts(name):
         model = config.build()
     assert isinstance(config.build_criterion(), SetCriterion)
     assert callable(config.build_postprocess())
-    if isinstance(config, DeformableDETRConfig):
+    if name.startswith("deformable_detr") or name == "demo":
         assert isinstance(model, DeformableDETR)
         assert isinstance(model.queries, ProposalQueries if config.two_stage else LearnedQueries)
         assert len(model.class_heads) == (config.num_decoder_layers if config.with_box_refine else 1)
@@ -219,3 +250,34 @@ def test_initial_boxes_keep_the_centres_of_their_references(variant):
     assert biases[0] == [0, 0, first, first]
     assert all(bias == [0, 0, 0, 0] for bias in biases[1:])
     assert all(not head.layers[-1].weight.any() for head in model.decoder.box_heads)
+
+
+def test_points_of_every_level_reach_the_layers():
+    model = tiny_config(enc_n_points=(1, 2, 3, 4), dec_n_points=(3, 6, 3, 1)).build()
+    assert [layer.self_attn.n_points for layer in model.encoder.layers] == [(1, 2, 3, 4)] * 2
+    assert [layer.cross_attn.n_points for layer in model.decoder.layers] == [(3, 6, 3, 1)] * 3
+    assert tiny_config(enc_n_points=3).build().encoder.layers[0].self_attn.n_points == 3
+
+
+@pytest.mark.parametrize(("version", "layers", "count"), [(2, (2, 3, 4), 13), (1, (4,), 3)])
+def test_described_convolutions_are_in_the_described_stages(version, layers, count):
+    described = DeformConvConfig(version=version, layers=layers, offset_groups=4)
+    with torch.device("meta"):
+        backbone = ResNetConfig(deform_conv=described).build(out_layers=(4,))
+    found = {name: module for name, module in backbone.named_modules() if isinstance(module, DeformConv2d)}
+    assert {name.partition(".")[0] for name in found} == {f"layer{layer}" for layer in layers}
+    assert len(found) == count
+    assert {(module.version, module.offset_groups) for module in found.values()} == {(version, 4)}
+
+
+def test_a_criterion_of_detr_that_names_no_kind_is_that_of_detr():
+    config = DETRConfig(criterion={"loss_class": 3})
+    assert config.criterion == SoftmaxCriterionConfig(loss_class=3)
+    assert config.replace(criterion={"kind": "focal", "loss_class": 3}).criterion == CriterionConfig(loss_class=3)
+
+
+@pytest.mark.parametrize("kind", [tiny_config, lambda: DETRConfig(d_model=16, n_heads=2, d_ffn=24)])
+def test_a_backbone_that_is_handed_over_takes_the_place_of_the_described_one(kind):
+    backbone = FeatureBackbone(torch.nn.Sequential(), channels=(8,), strides=(32,))
+    model = kind().build(backbone=backbone)
+    assert model.backbone is backbone

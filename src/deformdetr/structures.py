@@ -71,6 +71,17 @@ class LayerPredictions(TypedDict):
     """cxcywh as fractions of the image without its padding, in [0, 1]."""
 
 
+class DenoisingPredictions(LayerPredictions):
+    """What the decoder makes of noised targets: place i of every group stands for target i of its image."""
+
+    aux_outputs: NotRequired[list[LayerPredictions]]
+    """Every decoder layer but the last, first to last."""
+    num_groups: int
+    """Equal parts of the queries, in each of which every target is to be found once."""
+    has_negatives: bool
+    """Whether the other queries are to find nothing, rather than left out of the loss."""
+
+
 class Predictions(LayerPredictions):
     """What a model predicts: the last decoder layer's output and, in training, that of the others."""
 
@@ -78,6 +89,10 @@ class Predictions(LayerPredictions):
     """Every decoder layer but the last, first to last."""
     enc_outputs: NotRequired[LayerPredictions]
     """The proposals of a two-stage model; its class channel 0 says whether there is an object."""
+    interm_outputs: NotRequired[LayerPredictions]
+    """The chosen proposals of a two-stage model that gives them their classes."""
+    dn_outputs: NotRequired[DenoisingPredictions]
+    """In training, of a model that denoises."""
 
 
 class Target(TypedDict):

@@ -31,7 +31,7 @@ _PALETTE: tuple[Colour, ...] = (
 _LEVEL_COLOURS = ("#00e5ff", "#8cff5a", "#ffd000", "#ff5c8a", "#c79bff", "#ffffff")
 _MARGIN = 0.03
 _GOLDEN_RATIO = 0.618034
-_OF_ONE_LAYER = re.compile(r"_(\d+|enc)$")
+_OF_ONE_LAYER = re.compile(r"_(\d+|enc|interm)$")
 
 
 def class_colour(label: int) -> Colour:

@@ -1,5 +1,6 @@
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from jaxtyping import TypeCheckError
 from torch import nn
 from torchvision.models._api import WeightsEnum
 
-from deformdetr.nn import ConvBackbone, ResNetBackbone
+from deformdetr.nn import ConvBackbone, DeformConv2d, ResNetBackbone
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
@@ -289,12 +290,73 @@ def test_weights_of_batch_norm_do_not_go_into_group_norm(weights):
         ({"out_layers": (3, 2)}, r"got \(3, 2\)"),
         ({"out_layers": (2, 2)}, r"got \(2, 2\)"),
         ({"out_layers": (4, 5)}, r"got \(4, 5\)"),
+        ({"convolutions": {5: DeformConv2d}}, "convolutions are for stages 1 to 4, got 5"),
+        ({"name": "resnet18", "convolutions": {4: DeformConv2d}}, "bottleneck's, which resnet18 has none of"),
     ],
 )
 def test_settings_that_do_not_exist_are_refused(settings, message):
     # Where annotations are checked, they refuse an unknown name first.
     with pytest.raises((ValueError, TypeCheckError), match=message):
         _on_meta(**settings)
+
+
+@pytest.mark.parametrize("dilation", [False, True])
+def test_chosen_stages_have_the_given_convolutions_with_the_geometry_of_the_plain_ones(dilation):
+    plain = _on_meta("resnet50", dilation=dilation)
+    backbone = _on_meta("resnet50", dilation=dilation, convolutions=dict.fromkeys((2, 3, 4), DeformConv2d))
+    replaced = [name for name, module in backbone.named_modules() if isinstance(module, DeformConv2d)]
+    assert replaced == [
+        f"layer{stage}.{block}.conv2" for stage, count in ((2, 4), (3, 6), (4, 3)) for block in range(count)
+    ]
+    for name in replaced:
+        ours, theirs = backbone.get_submodule(name).conv_offset, plain.get_submodule(name)
+        for setting in ("kernel_size", "stride", "padding", "dilation"):
+            assert getattr(ours, setting) == getattr(theirs, setting)
+    images = torch.empty(1, 3, 64, 96, device="meta")
+    assert [feature.shape for feature in backbone(images)] == [feature.shape for feature in plain(images)]
+
+
+@pytest.fixture(scope="module")
+def bottlenecks(tmp_path_factory):
+    """Give a state dict of ResNet-50 with a classifier, and its file."""
+    state = _state_dict(torch.Generator().manual_seed(0), "resnet50")
+    path = tmp_path_factory.mktemp("weights") / "resnet50.pth"
+    torch.save(state, path)
+    return state, path
+
+
+def test_weights_of_the_plain_network_go_into_deformable_convolutions_and_give_its_features(rng, bottlenecks):
+    _, path = bottlenecks
+    plain = ResNetBackbone("resnet50", weights=path)
+    deformable = ResNetBackbone("resnet50", weights=path, convolutions={4: partial(DeformConv2d, version=1)})
+    state = deformable.state_dict()
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(state.pop(name), tensor), name
+    assert list(state) == [f"layer4.{b}.conv2.conv_offset.{p}" for b in range(3) for p in ("weight", "bias")]
+    images = torch.randn(1, 3, 64, 64, generator=rng)
+    with torch.no_grad():
+        for ours, theirs in zip(deformable.eval()(images), plain.eval()(images), strict=True):
+            torch.testing.assert_close(ours / theirs.std(), theirs / theirs.std(), rtol=1e-3, atol=1e-3)
+
+
+def test_weights_of_the_deformable_network_are_loaded_with_their_offsets(rng, bottlenecks, tmp_path):
+    state, _ = bottlenecks
+    learned = {"weight": torch.randn(27, 512, 3, 3, generator=rng), "bias": torch.randn(27, generator=rng)}
+    offsets = {f"layer4.{b}.conv2.conv_offset.{name}": value for b in range(3) for name, value in learned.items()}
+    torch.save(state | offsets, tmp_path / "dcn.pth")
+    backbone = ResNetBackbone("resnet50", weights=tmp_path / "dcn.pth", convolutions={4: DeformConv2d})
+    for name, tensor in offsets.items():
+        assert torch.equal(backbone.state_dict()[name], tensor)
+    with pytest.raises(ValueError, match=r"do not fit resnet50: .*Unexpected key.*conv_offset"):
+        ResNetBackbone("resnet50", weights=tmp_path / "dcn.pth")
+
+
+def test_offsets_of_trained_stages_learn_and_those_of_frozen_ones_do_not(rng):
+    backbone = ResNetBackbone("resnet50", trainable_layers=1, convolutions=dict.fromkeys((3, 4), DeformConv2d))
+    sum(feature.square().mean() for feature in backbone(torch.randn(1, 3, 64, 64, generator=rng))).backward()
+    for name, parameter in backbone.named_parameters():
+        if "conv_offset" in name:
+            assert (parameter.grad is not None) == name.startswith("layer4"), name
 
 
 @pytest.mark.parametrize("out_layers", [(2, 3, 4), (1,), (1, 4)])

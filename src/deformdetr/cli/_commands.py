@@ -23,7 +23,7 @@ from pydantic_settings import (
 from deformdetr import __version__
 from deformdetr.cli._convert import Convert
 from deformdetr.cli._template import commented_yaml
-from deformdetr.config import PRESETS, DeformableDETRConfig, DETRConfig, ResNetConfig, preset
+from deformdetr.config import PRESETS, DeformableDETRConfig, DETRConfig, ResNetConfig, TimmConfig, preset
 from deformdetr.data import DataConfig, ShapesConfig, check
 from deformdetr.engine import (
     Experiment,
@@ -306,11 +306,16 @@ def _explain_values(error: ValidationError) -> str:
 def _summary(config: DeformableDETRConfig | DETRConfig) -> str:
     """Say in a few words what distinguishes a preset."""
     backbone = config.backbone
-    network = (
-        backbone.name + (" DC5" if backbone.dilation else "") if isinstance(backbone, ResNetConfig) else "small CNN"
-    )
+    match backbone:
+        case ResNetConfig():
+            network = backbone.name + (" DC5" if backbone.dilation else "")
+        case TimmConfig():
+            network = backbone.name
+        case _:
+            network = "small CNN"
     parts = [network, f"{config.num_queries} queries", f"d_model {config.d_model}"]
     if isinstance(config, DeformableDETRConfig):
         parts.insert(1, f"{config.num_feature_levels} level{'s' if config.num_feature_levels > 1 else ''}")
         parts += ["box refinement"] * config.with_box_refine + ["two-stage"] * config.two_stage
+        parts += ["denoising"] * (config.denoising is not None)
     return ", ".join(parts)

@@ -2,31 +2,38 @@
 
 from deformdetr.config._base import Config, load_config, save_config
 from deformdetr.config._deformable_detr import CriterionConfig, DeformableDETRConfig
+from deformdetr.config._denoising import ContrastiveDenoisingConfig, DenoisingConfig
 from deformdetr.config._detr import DETRConfig, SoftmaxCriterionConfig
 from deformdetr.config._parts import (
     BackboneConfig,
     ConvBackboneConfig,
+    DeformConvConfig,
     LearnedPositionConfig,
     PositionConfig,
     ResNetConfig,
     SinePositionConfig,
 )
 from deformdetr.config._presets import PRESETS, ModelConfig, preset, preset_names
+from deformdetr.config._timm import TimmConfig
 
 __all__ = [
     "PRESETS",
     "BackboneConfig",
     "Config",
+    "ContrastiveDenoisingConfig",
     "ConvBackboneConfig",
     "CriterionConfig",
     "DETRConfig",
+    "DeformConvConfig",
     "DeformableDETRConfig",
+    "DenoisingConfig",
     "LearnedPositionConfig",
     "ModelConfig",
     "PositionConfig",
     "ResNetConfig",
     "SinePositionConfig",
     "SoftmaxCriterionConfig",
+    "TimmConfig",
     "load_config",
     "preset",
     "preset_names",

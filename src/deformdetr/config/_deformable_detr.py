@@ -1,23 +1,30 @@
 """Descriptions of Deformable DETR and of its criterion."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import nn
 
 from deformdetr.config._base import Config
+from deformdetr.config._denoising import AnyDenoisingConfig, DenoisingConfig
 from deformdetr.config._parts import BackboneConfig, PositionConfig, ResNetConfig, SinePositionConfig
 from deformdetr.losses import FocalClassification, SetCriterion
 from deformdetr.matching import FocalClassCost, HungarianMatcher
 from deformdetr.models import DeformableDETR, SigmoidPostProcess
 from deformdetr.nn import (
+    AnchorDecoder,
+    AnchorPosition,
+    AnchorQueries,
     ChannelMapper,
     DeformableDecoder,
     DeformableDecoderLayer,
     DeformableEncoder,
     DeformableEncoderLayer,
+    FeatureBackbone,
     FeedForward,
     LearnedQueries,
+    MixedQueries,
     MSDeformAttn,
     ProposalQueries,
     box_head,
@@ -28,6 +35,7 @@ from deformdetr.nn import (
 class CriterionConfig(Config):
     """Costs of the matching and weights of the losses, which the paper sets alike; and the focal loss's two numbers."""
 
+    kind: Literal["focal"] = "focal"
     cost_class: NonNegativeFloat = 2.0
     cost_bbox: NonNegativeFloat = 5.0
     cost_giou: NonNegativeFloat = 2.0
@@ -56,7 +64,8 @@ class DeformableDETRConfig(Config):
     """Any variant of Deformable DETR; the defaults are the multi-scale model of the paper.
 
     `with_box_refine` and `two_stage` may be combined freely: two stages without refinement keep the encoder's proposals
-    as the references of every decoder layer.
+    as the references of every decoder layer. With `anchor_queries` the queries are boxes, as in DAB-DETR, DN-DETR and
+    DINO; other fields that these papers add need them.
     """
 
     kind: Literal["deformable_detr"] = "deformable_detr"
@@ -67,6 +76,34 @@ class DeformableDETRConfig(Config):
     )
     with_box_refine: bool = Field(default=False, description="Each decoder layer refines the boxes of the one before.")
     two_stage: bool = Field(default=False, description="The encoder proposes the queries.")
+    query_selection: Literal["pure", "mixed"] = Field(
+        default="pure",
+        description="What proposals give the queries: content and position (Deformable DETR), or their boxes alone, "
+        "chosen by the best class, with learned content (DINO, section 3.4).",
+    )
+    anchor_queries: bool = Field(
+        default=False,
+        description="Queries are boxes; every decoder layer encodes them by sines and a perceptron as the queries' "
+        "positions, and refines them (DAB-DETR, section 4.2).",
+    )
+    query_scale: bool = Field(
+        default=False, description="A perceptron of the content scales these positions (DAB-DETR, section 4.2)."
+    )
+    look_forward_twice: bool = Field(
+        default=False, description="A layer's boxes train the layer before it too (DINO, section 3.5)."
+    )
+    decoder_norm: bool = Field(
+        default=False, description="Class and box heads read normalised hidden states (DINO's implementation)."
+    )
+    share_heads: bool = Field(
+        default=False, description="Decoder layers that refine boxes share their heads (DINO's implementation)."
+    )
+    inverse_sigmoid_eps: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        default=1e-5, description="Smallest coordinate of a box told from 0; DN-DETR and DINO have 1e-3."
+    )
+    denoising: AnyDenoisingConfig | None = Field(
+        default=None, description="Restore noised targets in training: kind dn (DN-DETR) or cdn (DINO, section 3.3)."
+    )
     aux_loss: bool = Field(default=True, description="Return, and train, the predictions of every decoder layer.")
     d_model: PositiveInt = 256
     n_heads: PositiveInt = 8
@@ -74,8 +111,10 @@ class DeformableDETRConfig(Config):
     num_decoder_layers: PositiveInt = 6
     d_ffn: PositiveInt = 1024
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    enc_n_points: PositiveInt = 4
-    dec_n_points: PositiveInt = 4
+    enc_n_points: PositiveInt | tuple[PositiveInt, ...] = Field(
+        default=4, description="Sampling points per head and level of the encoder; a list has those of each level."
+    )
+    dec_n_points: PositiveInt | tuple[PositiveInt, ...] = Field(default=4, description="The same for the decoder.")
     norm_groups: PositiveInt = Field(default=32, description="Groups of the neck's group norm.")
     backbone: BackboneConfig = ResNetConfig()
     position: PositionConfig = SinePositionConfig()
@@ -89,13 +128,23 @@ class DeformableDETRConfig(Config):
             if self.d_model % divisor:
                 named = name if name == str(divisor) else f"{name} ({divisor})"
                 raise ValueError(f"d_model ({self.d_model}) must be divisible by {named}")
+        for name, points in (("enc_n_points", self.enc_n_points), ("dec_n_points", self.dec_n_points)):
+            if isinstance(points, tuple) and len(points) != self.num_feature_levels:
+                raise ValueError(
+                    f"{name} ({points}) must have a number for each of num_feature_levels ({self.num_feature_levels})"
+                )
+        self._check_anchors()
         return self
 
-    def build(self) -> DeformableDETR:
-        """Build the model, with weights drawn from PyTorch's global generator."""
-        backbone = self.backbone.build(out_layers=(2, 3, 4)[-min(3, self.num_feature_levels) :])
+    def build(self, *, backbone: FeatureBackbone | None = None) -> DeformableDETR:
+        """Build the model, with weights drawn from PyTorch's global generator.
+
+        Args:
+            backbone: Takes the place of the one that is described.
+        """
+        features = backbone or self.backbone.build(out_layers=(2, 3, 4)[-min(3, self.num_feature_levels) :])
         n_layers = self.num_decoder_layers
-        n_heads = n_layers if self.with_box_refine else 1
+        n_heads = n_layers if self.with_box_refine and not self.share_heads else 1
         class_heads = [class_head(self.d_model, self.num_classes) for _ in range(n_heads)]
         # References that are points need a first guess of the size; proposals bring one.
         box_heads = [
@@ -103,18 +152,19 @@ class DeformableDETRConfig(Config):
             for index in range(n_heads)
         ]
         return DeformableDETR(
-            backbone=backbone,
+            backbone=features,
             neck=ChannelMapper(
-                backbone.channels, self.d_model, n_levels=self.num_feature_levels, norm_groups=self.norm_groups
+                features.channels, self.d_model, n_levels=self.num_feature_levels, norm_groups=self.norm_groups
             ),
             position=self.position.build(self.d_model),
             encoder=DeformableEncoder(self._encoder_layer() for _ in range(self.num_encoder_layers)),
             queries=self._queries(),
-            decoder=DeformableDecoder(
-                (self._decoder_layer() for _ in range(n_layers)), box_heads, with_box_refine=self.with_box_refine
-            ),
+            decoder=self._decoder([self._decoder_layer() for _ in range(n_layers)], box_heads),
             class_heads=class_heads,
             aux_loss=self.aux_loss,
+            denoising=None
+            if self.denoising is None
+            else self.denoising.build(self.num_classes, self.d_model, eps=self.inverse_sigmoid_eps),
         )
 
     def build_criterion(self) -> SetCriterion:
@@ -124,6 +174,29 @@ class DeformableDETRConfig(Config):
     def build_postprocess(self) -> SigmoidPostProcess:
         """Build what turns outputs into detections."""
         return SigmoidPostProcess(top_k=self.top_k)
+
+    def _check_anchors(self) -> None:
+        fields = type(self).model_fields
+        needing = (
+            "query_scale",
+            "look_forward_twice",
+            "decoder_norm",
+            "share_heads",
+            "inverse_sigmoid_eps",
+            "denoising",
+        )
+        changed = [name for name in needing if getattr(self, name) != fields[name].default]
+        if changed and not self.anchor_queries:
+            raise ValueError(f"{', '.join(changed)} need anchor_queries=True")
+        if self.anchor_queries and not self.with_box_refine:
+            raise ValueError("anchor_queries=True needs with_box_refine=True: every layer refines the boxes")
+        if (self.query_selection == "mixed") != (self.two_stage and self.anchor_queries):
+            raise ValueError(
+                "query_selection='mixed' goes with two_stage=True and anchor_queries=True, and these with it, got "
+                f"{self.query_selection!r}, {self.two_stage} and {self.anchor_queries}"
+            )
+        if self.query_scale and self.num_decoder_layers == 1:
+            raise ValueError("query_scale=True needs num_decoder_layers of at least 2: the first layer has no scale")
 
     def _encoder_layer(self) -> DeformableEncoderLayer:
         attention = MSDeformAttn(self.d_model, self.num_feature_levels, self.n_heads, self.enc_n_points)
@@ -137,8 +210,27 @@ class DeformableDETRConfig(Config):
     def _feed_forward(self) -> FeedForward:
         return FeedForward(self.d_model, self.d_ffn, dropout=self.dropout)
 
-    def _queries(self) -> LearnedQueries | ProposalQueries:
+    def _decoder(
+        self, layers: Sequence[DeformableDecoderLayer], box_heads: Sequence[nn.Module]
+    ) -> DeformableDecoder | AnchorDecoder:
+        if not self.anchor_queries:
+            return DeformableDecoder(layers, box_heads, with_box_refine=self.with_box_refine)
+        return AnchorDecoder(
+            layers,
+            box_heads,
+            AnchorPosition(self.d_model, has_scale=self.query_scale),
+            norm=nn.LayerNorm(self.d_model) if self.decoder_norm else None,
+            look_forward_twice=self.look_forward_twice,
+            eps=self.inverse_sigmoid_eps,
+        )
+
+    def _queries(self) -> LearnedQueries | ProposalQueries | AnchorQueries | MixedQueries:
+        has_indicator = isinstance(self.denoising, DenoisingConfig)
         if not self.two_stage:
+            if self.anchor_queries:
+                return AnchorQueries(self.num_queries, self.d_model, has_indicator=has_indicator)
             return LearnedQueries(self.num_queries, self.d_model)
-        scores = class_head(self.d_model, self.num_classes)
-        return ProposalQueries(self.num_queries, self.d_model, scores, box_head(self.d_model))
+        scores, boxes = class_head(self.d_model, self.num_classes), box_head(self.d_model)
+        if self.anchor_queries:
+            return MixedQueries(self.num_queries, self.d_model, scores, boxes, has_indicator=has_indicator)
+        return ProposalQueries(self.num_queries, self.d_model, scores, boxes)

@@ -1,28 +1,33 @@
 """Descriptions of DETR and of its criterion."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import nn
 
 from deformdetr.config._base import Config
+from deformdetr.config._deformable_detr import CriterionConfig
 from deformdetr.config._parts import BackboneConfig, PositionConfig, ResNetConfig, SinePositionConfig
 from deformdetr.losses import SetCriterion, SoftmaxClassification
 from deformdetr.matching import HungarianMatcher, SoftmaxClassCost
-from deformdetr.models import DETR, SoftmaxPostProcess
+from deformdetr.models import DETR, SigmoidPostProcess, SoftmaxPostProcess
 from deformdetr.nn import (
     MLP,
+    FeatureBackbone,
     FeedForward,
     TransformerDecoder,
     TransformerDecoderLayer,
     TransformerEncoder,
     TransformerEncoderLayer,
+    class_head,
 )
 
 
 class SoftmaxCriterionConfig(Config):
     """Costs of the matching and weights of the losses, and what "no object" counts among the classes."""
 
+    kind: Literal["softmax"] = "softmax"
     cost_class: NonNegativeFloat = 1.0
     cost_bbox: NonNegativeFloat = 5.0
     cost_giou: NonNegativeFloat = 2.0
@@ -46,12 +51,23 @@ class SoftmaxCriterionConfig(Config):
         )
 
 
+def _usually_softmax(criterion: Any) -> Any:
+    return {"kind": "softmax", **criterion} if isinstance(criterion, Mapping) else criterion
+
+
+AnyCriterionConfig = Annotated[
+    SoftmaxCriterionConfig | CriterionConfig, Field(discriminator="kind"), BeforeValidator(_usually_softmax)
+]
+
+
 class DETRConfig(Config):
     """DETR; the defaults are those of the published model with a ResNet-50."""
 
     kind: Literal["detr"] = "detr"
     num_classes: PositiveInt = Field(
-        default=91, description="Classes; a query has one more logit, the last, for no object. COCO's ids run to 90."
+        default=91,
+        description="Classes; COCO's ids run to 90. A query has one more logit, the last, for no object, unless the "
+        "criterion is focal.",
     )
     num_queries: PositiveInt = 100
     aux_loss: bool = Field(default=True, description="Return, and train, the predictions of every decoder layer.")
@@ -63,7 +79,9 @@ class DETRConfig(Config):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     backbone: BackboneConfig = ResNetConfig()
     position: PositionConfig = SinePositionConfig(offset=0.0)
-    criterion: SoftmaxCriterionConfig = SoftmaxCriterionConfig()
+    criterion: AnyCriterionConfig = Field(
+        default=SoftmaxCriterionConfig(), description="Softmax as in DETR, or focal as in Deformable DETR."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -72,19 +90,23 @@ class DETRConfig(Config):
                 raise ValueError(f"d_model ({self.d_model}) must be divisible by {name}")
         return self
 
-    def build(self) -> DETR:
-        """Build the model, with weights drawn from PyTorch's global generator."""
-        backbone = self.backbone.build(out_layers=(4,))
+    def build(self, *, backbone: FeatureBackbone | None = None) -> DETR:
+        """Build the model, with weights drawn from PyTorch's global generator.
+
+        Args:
+            backbone: Takes the place of the one that is described; its last output counts.
+        """
+        features = backbone or self.backbone.build(out_layers=(4,))
         return DETR(
-            backbone=backbone,
-            projection=nn.Conv2d(backbone.channels[-1], self.d_model, 1),
+            backbone=features,
+            projection=nn.Conv2d(features.channels[-1], self.d_model, 1),
             position=self.position.build(self.d_model),
             encoder=TransformerEncoder(self._encoder_layer() for _ in range(self.num_encoder_layers)),
             decoder=TransformerDecoder(
                 (self._decoder_layer() for _ in range(self.num_decoder_layers)), nn.LayerNorm(self.d_model)
             ),
             num_queries=self.num_queries,
-            class_head=nn.Linear(self.d_model, self.num_classes + 1),
+            class_head=self._class_head(),
             box_head=MLP(self.d_model, self.d_model, 4, 3),
             aux_loss=self.aux_loss,
         )
@@ -93,9 +115,14 @@ class DETRConfig(Config):
         """Build matcher and criterion."""
         return self.criterion.build()
 
-    def build_postprocess(self) -> SoftmaxPostProcess:
+    def build_postprocess(self) -> SoftmaxPostProcess | SigmoidPostProcess:
         """Build what turns outputs into detections."""
-        return SoftmaxPostProcess()
+        return SoftmaxPostProcess() if self.criterion.kind == "softmax" else SigmoidPostProcess()
+
+    def _class_head(self) -> nn.Module:
+        if self.criterion.kind == "softmax":
+            return nn.Linear(self.d_model, self.num_classes + 1)
+        return class_head(self.d_model, self.num_classes)
 
     def _encoder_layer(self) -> TransformerEncoderLayer:
         return TransformerEncoderLayer(self._attention(), self._feed_forward(), dropout=self.dropout)

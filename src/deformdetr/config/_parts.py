@@ -1,11 +1,25 @@
 """Descriptions of the parts that models choose from: backbones and position encodings."""
 
+from functools import partial
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from deformdetr.config._base import Config
-from deformdetr.nn import ConvBackbone, LearnedPositionEncoding, ResNetBackbone, SinePositionEncoding
+from deformdetr.config._timm import TimmConfig
+from deformdetr.nn import ConvBackbone, DeformConv2d, LearnedPositionEncoding, ResNetBackbone, SinePositionEncoding
+
+
+class DeformConvConfig(Config):
+    """Deformable convolutions in place of 3x3 ones; see `deformdetr.nn.DeformConv2d`."""
+
+    version: Literal[1, 2] = Field(default=2, description="1 moves the taps; 2 weighs them too.")
+    layers: tuple[Annotated[int, Field(ge=1, le=4)], ...] = Field(
+        default=(2, 3, 4),
+        min_length=1,
+        description="Stages, 1 to 4, that have them: 2 to 4 (conv3 to conv5) as published for version 2, 4 for 1.",
+    )
+    offset_groups: PositiveInt = Field(default=1, description="Groups of channels that have their own offsets.")
 
 
 class ResNetConfig(Config):
@@ -22,17 +36,28 @@ class ResNetConfig(Config):
         default=None,
         description="None: random; DEFAULT: torchvision's ImageNet weights; else the path of a state dict.",
     )
+    deform_conv: DeformConvConfig | None = Field(
+        default=None, description="Deformable convolutions in the bottlenecks; the weights are those of plain ones."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.dilation and self.name in ("resnet18", "resnet34"):
             raise ValueError(f"{self.name} has no dilated form; dilation needs resnet50 or resnet101")
+        if self.deform_conv is not None and self.name in ("resnet18", "resnet34"):
+            raise ValueError(f"{self.name} has no bottlenecks; deform_conv needs resnet50 or resnet101")
         if self.weights is not None and self.norm == "group":
             raise ValueError(f"weights ({self.weights}) are of batch-norm networks and do not fit norm='group'")
         return self
 
     def build(self, out_layers: tuple[int, ...]) -> ResNetBackbone:
         """Build the backbone with the outputs of some of its four stages."""
+        convolutions = {}
+        if self.deform_conv is not None:
+            deform_conv = partial(
+                DeformConv2d, version=self.deform_conv.version, offset_groups=self.deform_conv.offset_groups
+            )
+            convolutions = dict.fromkeys(self.deform_conv.layers, deform_conv)
         return ResNetBackbone(
             self.name,
             out_layers=out_layers,
@@ -40,6 +65,7 @@ class ResNetConfig(Config):
             dilation=self.dilation,
             trainable_layers=self.trainable_layers,
             weights=self.weights,
+            convolutions=convolutions,
         )
 
 
@@ -84,5 +110,5 @@ class LearnedPositionConfig(Config):
         return LearnedPositionEncoding(d_model, max_size=self.max_size)
 
 
-BackboneConfig = Annotated[ResNetConfig | ConvBackboneConfig, Field(discriminator="kind")]
+BackboneConfig = Annotated[ResNetConfig | ConvBackboneConfig | TimmConfig, Field(discriminator="kind")]
 PositionConfig = Annotated[SinePositionConfig | LearnedPositionConfig, Field(discriminator="kind")]

@@ -5,13 +5,23 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
-from deformdetr.config._deformable_detr import DeformableDETRConfig
+from deformdetr.config._deformable_detr import CriterionConfig, DeformableDETRConfig
+from deformdetr.config._denoising import ContrastiveDenoisingConfig, DenoisingConfig
 from deformdetr.config._detr import DETRConfig
-from deformdetr.config._parts import ConvBackboneConfig, ResNetConfig
+from deformdetr.config._parts import ConvBackboneConfig, ResNetConfig, SinePositionConfig
 
 ModelConfig: TypeAlias = Annotated[DeformableDETRConfig | DETRConfig, Field(discriminator="kind")]
 
 _SINGLE_SCALE = DeformableDETRConfig(num_feature_levels=1)
+_DENOISING = DeformableDETRConfig(
+    with_box_refine=True,
+    anchor_queries=True,
+    inverse_sigmoid_eps=1e-3,
+    d_ffn=2048,
+    dropout=0.0,
+    criterion=CriterionConfig(loss_class=1.0),
+    top_k=300,
+)
 
 PRESETS: Mapping[str, DeformableDETRConfig | DETRConfig] = {
     "deformable_detr_r50_single_scale": _SINGLE_SCALE,
@@ -19,8 +29,22 @@ PRESETS: Mapping[str, DeformableDETRConfig | DETRConfig] = {
     "deformable_detr_r50": DeformableDETRConfig(),
     "deformable_detr_r50_refine": DeformableDETRConfig(with_box_refine=True),
     "deformable_detr_r50_two_stage": DeformableDETRConfig(with_box_refine=True, two_stage=True),
+    "dn_deformable_detr_r50": _DENOISING.replace(query_scale=True, denoising=DenoisingConfig()),
+    "dino_r50_4scale": _DENOISING.replace(
+        num_queries=900,
+        two_stage=True,
+        query_selection="mixed",
+        look_forward_twice=True,
+        decoder_norm=True,
+        share_heads=True,
+        denoising=ContrastiveDenoisingConfig(),
+        position=SinePositionConfig(temperature=20.0, offset=0.0),
+    ),
     "detr_r50": DETRConfig(),
     "detr_r50_dc5": DETRConfig(backbone=ResNetConfig(dilation=True)),
+    "detr_r50_dc5_plus": DETRConfig(num_queries=300, criterion=CriterionConfig(), backbone=ResNetConfig(dilation=True)),
+    "detr_r101": DETRConfig(backbone=ResNetConfig(name="resnet101")),
+    "detr_r101_dc5": DETRConfig(backbone=ResNetConfig(name="resnet101", dilation=True)),
     "demo": DeformableDETRConfig(
         num_classes=3,
         num_queries=30,

@@ -13,7 +13,7 @@ from deformdetr.engine._gradient_checkpointing import enable_gradient_checkpoint
 from deformdetr.engine._optimizer import build_optimizer, set_learning_rate
 from deformdetr.engine._processes import Processes
 from deformdetr.losses import SetCriterion
-from deformdetr.models import DETR, DeformableDETR
+from deformdetr.models import DETR, DeformableDETR, needs_targets
 from deformdetr.structures import ImageBatch, Target
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -76,9 +76,10 @@ class Learner:
         where = f"step {step}, images {[target.get('image_id', '?') for target in targets]}"
         images = images.to(self.device, non_blocking=True)
         targets = [to_device(target, self.device) for target in targets]
+        for_denoising = {"targets": targets} if needs_targets(self.module) else {}
         with self._processes.exchange(self._model, enabled=is_last):
             with autocast(self.device, self._config.precision):
-                outputs = self._model(images.images, images.padding_mask)
+                outputs = self._model(images.images, images.padding_mask, **for_denoising)
             try:
                 losses = self._criterion(outputs, targets)
             except ValueError as error:

@@ -13,7 +13,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from deformdetr.config import DeformableDETRConfig, DETRConfig, ModelConfig, ResNetConfig, save_config
+from deformdetr.config import DeformableDETRConfig, DETRConfig, ModelConfig, ResNetConfig, TimmConfig, save_config
 from deformdetr.integrations._checkpoints import load_checkpoint
 from deformdetr.integrations._conversion import save_checkpoint
 from deformdetr.models import DETR, DeformableDETR
@@ -176,7 +176,9 @@ def _read_config(path: Path) -> DeformableDETRConfig | DETRConfig:
 
 def _without_backbone_weights(config: DeformableDETRConfig | DETRConfig) -> DeformableDETRConfig | DETRConfig:
     backbone = config.backbone
-    return config.replace(backbone=backbone.replace(weights=None)) if isinstance(backbone, ResNetConfig) else config
+    if isinstance(backbone, ResNetConfig | TimmConfig):
+        return config.replace(backbone=backbone.replace(weights=None))
+    return config
 
 
 def _check_described(model: nn.Module, config: DeformableDETRConfig | DETRConfig) -> None:

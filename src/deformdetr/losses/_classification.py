@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from deformdetr.losses._focal import sigmoid_focal_loss
+from deformdetr.losses._focal import check_focal_settings
 
 
 @runtime_checkable
@@ -32,11 +32,15 @@ class FocalClassification:
 
     Attributes:
         alpha: Weight of the positive class, in [0, 1].
-        gamma: Focusing exponent.
+        gamma: Focusing exponent, not negative.
     """
 
     alpha: float = 0.25
     gamma: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Refuse settings outside their range."""
+        check_focal_settings(self.alpha, self.gamma)
 
     def __call__(
         self,
@@ -46,9 +50,14 @@ class FocalClassification:
         num_boxes: Float[Tensor, ""],
     ) -> Float[Tensor, ""]:
         """Judge every query: matched ones (image, query) have a label, the others should find nothing."""
-        targets = torch.zeros_like(logits)
-        targets[(*matched, labels)] = 1
-        return sigmoid_focal_loss(logits, targets, alpha=self.alpha, gamma=self.gamma).sum() / num_boxes
+        found = logits[(*matched, labels)]
+        # The sum of `sigmoid_focal_loss`, with few tensors as large as the logits: hardly any class is anywhere.
+        losses = self._of_absent(logits, 1 - self.alpha).sum()
+        exceptions = self._of_absent(-found, self.alpha) - self._of_absent(found, 1 - self.alpha)
+        return (losses + exceptions.sum()) / num_boxes
+
+    def _of_absent(self, logits: Tensor, weight: float) -> Tensor:
+        return -weight * logits.sigmoid() ** self.gamma * F.logsigmoid(-logits)
 
 
 @dataclass(frozen=True, kw_only=True)

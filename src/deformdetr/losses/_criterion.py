@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from deformdetr.boxes import cxcywh_to_xyxy
 from deformdetr.losses._boxes import giou_loss
 from deformdetr.losses._classification import ClassificationLoss, FocalClassification
+from deformdetr.losses._denoising import count_noised, noised_pairs, only_paired
 from deformdetr.matching import HungarianMatcher
-from deformdetr.structures import LayerPredictions, Predictions, Target
+from deformdetr.structures import DenoisingPredictions, LayerPredictions, Predictions, Target
 
 LOSSES = ("loss_ce", "loss_bbox", "loss_giou")
 DEFAULT_WEIGHTS: Mapping[str, float] = {"loss_ce": 2.0, "loss_bbox": 5.0, "loss_giou": 2.0}
@@ -63,7 +64,11 @@ class SetCriterion(nn.Module):
         that of queries whose best class is not the last: with a softmax over "no object" the count of detections, with
         sigmoids without a meaning, and kept because published logs have it.
 
-        Names end in `_0`, `_1`, ... for `aux_outputs` and in `_enc` for `enc_outputs`, where every object has class 0.
+        Names end in `_0`, `_1`, ... for `aux_outputs`, in `_enc` for `enc_outputs`, where every object has class 0, and
+        in `_interm` for `interm_outputs`, where it has its own. `dn_outputs` are not matched: place i of every group is
+        to find target i of its image; if they have negatives, every other place is to find nothing, padding too. Their
+        names end in `_dn`, and in `_dn_0`, `_dn_1`, ...; they are divided by the number of places that are to find a
+        target, per process (at least 1).
 
         Args:
             outputs: Any model's of the family; images without targets are fine, as is a batch of them.
@@ -81,13 +86,15 @@ class SetCriterion(nn.Module):
             names=[layer.name for layer in layers],
         )
         device = outputs["pred_logits"].device
-        num_boxes = _num_boxes(targets, device)
+        num_boxes = _per_process(sum(len(target["labels"]) for target in targets), device)
         counts = torch.tensor([float(len(target["labels"])) for target in targets]).to(device, non_blocking=True)
         losses: dict[str, Tensor] = {}
         for layer, pairs in zip(layers, _pairs(matches, targets, device), strict=True):
             of_layer = self._judge(layer, pairs, num_boxes)
             of_layer["cardinality_error"] = _cardinality_error(layer.predictions["pred_logits"], counts)
             losses |= {f"{name}{layer.suffix}": value for name, value in of_layer.items()}
+        if "dn_outputs" in outputs:
+            losses |= self._judge_noised(outputs["dn_outputs"], targets, device)
         return losses
 
     def weighted(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -96,7 +103,7 @@ class SetCriterion(nn.Module):
         Args:
             losses: What calling the criterion gave.
         """
-        stems = {name: re.sub(r"_(\d+|enc)$", "", name) for name in losses}
+        stems = {name: re.sub(r"(_dn)?(_\d+|_enc|_interm)?$", "", name) for name in losses}
         return {name: losses[name] * self.weights[stem] for name, stem in stems.items() if stem in self.weights}
 
     def total(self, losses: Mapping[str, Tensor]) -> Float[Tensor, ""]:
@@ -121,6 +128,21 @@ class SetCriterion(nn.Module):
             losses["class_error"] = _class_error(logits[image, query], labels)
         return losses
 
+    def _judge_noised(
+        self, outputs: DenoisingPredictions, targets: Sequence[Target], device: torch.device
+    ) -> dict[str, Float[Tensor, ""]]:
+        num_noised = _per_process(count_noised(outputs, targets), device)
+        pairs = noised_pairs(outputs, targets).to(device, non_blocking=True)
+        layers: list[LayerPredictions] = [outputs, *outputs.get("aux_outputs", ())]
+        if not outputs["has_negatives"]:
+            layers, pairs = only_paired(layers, pairs)
+        losses: dict[str, Tensor] = {}
+        for index, predictions in enumerate(layers):
+            suffix = f"_dn_{index - 1}" if index else "_dn"
+            layer = _Layer("dn_outputs", suffix, False, _at_least_float32(predictions), targets)
+            losses |= {f"{name}{suffix}": value for name, value in self._judge(layer, pairs, num_noised).items()}
+        return losses
+
 
 class _Layer(NamedTuple):
     name: str
@@ -135,6 +157,8 @@ def _layers(outputs: Predictions, targets: Sequence[Target]) -> list[_Layer]:
     layers = [_Layer("last layer", "", True, _at_least_float32(outputs), targets)]
     for index, auxiliary in enumerate(outputs.get("aux_outputs", ())):
         layers.append(_Layer(f"aux_outputs[{index}]", f"_{index}", False, _at_least_float32(auxiliary), targets))
+    if "interm_outputs" in outputs:
+        layers.append(_Layer("interm_outputs", "_interm", False, _at_least_float32(outputs["interm_outputs"]), targets))
     if "enc_outputs" in outputs:
         objects: list[Target] = [
             {"boxes": target["boxes"], "labels": torch.zeros_like(target["labels"])} for target in targets
@@ -171,9 +195,9 @@ def _pairs(
     return torch.split(together, [layer.shape[1] for layer in layers], dim=1)
 
 
-def _num_boxes(targets: Sequence[Target], device: torch.device) -> Float[Tensor, ""]:
-    """Count target boxes per process, on average over the processes, and at least 1."""
-    count = torch.full((), float(sum(len(target["labels"]) for target in targets)), device=device)
+def _per_process(number: int, device: torch.device) -> Float[Tensor, ""]:
+    """Average a count over the processes, to at least 1."""
+    count = torch.full((), float(number), device=device)
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(count)
         count = count / distributed.get_world_size()

@@ -26,15 +26,24 @@ def sigmoid_focal_loss(
     References:
         Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, equation 5.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
-    if gamma < 0:
-        raise ValueError(f"gamma must not be negative, got {gamma}")
+    check_focal_settings(alpha, gamma)
     probability = logits.sigmoid()
     # This is 1 - p_t of the paper, as a sum of products so that it does not cancel where p_t is near 1.
     miss = probability * (1 - targets) + (1 - probability) * targets
     weight = alpha * targets + (1 - alpha) * (1 - targets)
     return weight * miss**gamma * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+
+
+def check_focal_settings(alpha: float, gamma: float) -> None:
+    """Refuse settings outside their range.
+
+    Raises:
+        ValueError: If `alpha` lies outside `[0, 1]` or `gamma` is negative.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+    if gamma < 0:
+        raise ValueError(f"gamma must not be negative, got {gamma}")
 
 
 def dice_loss(

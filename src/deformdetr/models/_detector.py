@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from deformdetr.boxes import scale_boxes, xyxy_to_cxcywh
 from deformdetr.losses import SetCriterion
+from deformdetr.models._denoising import needs_targets
 from deformdetr.models._postprocess import PostProcess
 from deformdetr.structures import Detections, ImageBatch, Target
 
@@ -27,7 +28,8 @@ class Detector(nn.Module):
     torchvision, 0 is not set aside for the background.
 
     Args:
-        model: Called with images (batch, 3, height, width) and their padding mask, gives `Predictions`.
+        model: Called with images (batch, 3, height, width) and their padding mask, gives `Predictions`; in training, if
+            it has a `denoising` part, called with `targets` too.
         criterion: Judges them in training.
         postprocess: Turns them into detections in evaluation.
         image_mean: Of red, green and blue, in [0, 1], subtracted from images.
@@ -97,7 +99,7 @@ class Detector(nn.Module):
             _to_fractions(index, target, _size(image))
             for index, (target, image) in enumerate(zip(targets, images, strict=True))
         ]
-        outputs = self.model(*batch)
+        outputs = self.model(*batch, targets=fractions) if needs_targets(self.model) else self.model(*batch)
         try:
             losses: dict[str, Tensor] = self.criterion(outputs, fractions)
         except ValueError:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from deformdetr.models._inputs import as_batch, shrink_mask
+from deformdetr.models._inputs import as_batch, is_unpadded, shrink_mask
 from deformdetr.nn import TransformerDecoder, TransformerEncoder
 from deformdetr.structures import LayerPredictions, Predictions
 
@@ -83,7 +83,7 @@ class DETR(nn.Module):
         mask = shrink_mask(batch.padding_mask, features.shape[-2], features.shape[-1])
         src = features.flatten(2).transpose(1, 2)
         position = self.position(mask).flatten(2).transpose(1, 2).to(src.dtype)
-        padding = mask.flatten(1)
+        padding = None if is_unpadded(images, padding_mask) else mask.flatten(1)
 
         memory = self.encoder(src, position, padding)
         query_position = self.query_position.weight.expand(len(src), -1, -1)

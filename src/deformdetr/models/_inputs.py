@@ -33,6 +33,14 @@ def as_batch(images: Tensor | Sequence[Tensor], padding_mask: Tensor | None) -> 
     return ImageBatch(images, padding_mask)
 
 
+def is_unpadded(images: Tensor | Sequence[Tensor], padding_mask: Tensor | None) -> bool:
+    """Tell whether the host knows, without waiting for a GPU, that no pixel is padding."""
+    if padding_mask is None:
+        return isinstance(images, Tensor) or len({image.shape for image in images}) == 1
+    is_readable = padding_mask.device.type == "cpu" and not torch.compiler.is_compiling()
+    return is_readable and not padding_mask.any()
+
+
 def shrink_mask(
     padding_mask: Bool[Tensor, "batch height width"], height: int, width: int
 ) -> Bool[Tensor, "batch new_height new_width"]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Int64
@@ -13,6 +13,15 @@ from deformdetr.structures import Detections, LayerPredictions
 
 ImageSizes = Int[Tensor, "batch 2"] | Sequence[tuple[int, int]]
 """(height, width) of every image, in pixels."""
+
+
+class Selection(NamedTuple):
+    """What is detected in the images of a batch."""
+
+    boxes: Float[Tensor, "batch detections 4"]
+    """cxcywh as fractions of the image."""
+    scores: Float[Tensor, "batch detections"]
+    labels: Int64[Tensor, "batch detections"]
 
 
 @runtime_checkable
@@ -52,13 +61,17 @@ class SigmoidPostProcess:
         Raises:
             ValueError: If there are not as many sizes as images.
         """
+        return _detections(*self.select(outputs), image_sizes)
+
+    def select(self, outputs: LayerPredictions) -> Selection:
+        """Choose the detections of all images, best first, as the tensors of a batch."""
         logits = outputs["pred_logits"]
         num_queries, num_classes = logits.shape[1:]
         # Logits, not their sigmoids, which round to equal numbers near 1.
         best, index = logits.flatten(1).topk(min(self.top_k, num_queries * num_classes), dim=1)
         query = index // num_classes
         boxes = outputs["pred_boxes"].gather(1, query.unsqueeze(-1).expand(-1, -1, 4))
-        return _detections(boxes, _at_least_float32(best).sigmoid(), index % num_classes, image_sizes)
+        return Selection(boxes, _at_least_float32(best).sigmoid(), index % num_classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +92,15 @@ class SoftmaxPostProcess:
         Raises:
             ValueError: If there are not as many sizes as images, or fewer than two classes.
         """
+        return _detections(*self.select(outputs), image_sizes)
+
+    def select(self, outputs: LayerPredictions) -> Selection:
+        """Choose the detections of all images, in the order of the queries, as the tensors of a batch."""
         logits = outputs["pred_logits"]
         if logits.shape[-1] < 2:
             raise ValueError(f"there must be a class beside 'no object', got {logits.shape[-1]} in all")
         scores, labels = _at_least_float32(logits).softmax(-1)[..., :-1].max(-1)
-        return _detections(outputs["pred_boxes"], scores, labels, image_sizes)
+        return Selection(outputs["pred_boxes"], scores, labels)
 
 
 def _detections(

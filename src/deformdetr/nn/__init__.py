@@ -1,9 +1,15 @@
 """Layers of Deformable DETR and DETR: attention, encoders, decoders, queries, positions, backbones and neck."""
 
+from deformdetr.nn._anchor_decoder import AnchorDecoder, AnchorPosition
+from deformdetr.nn._anchor_queries import AnchorQueries, MixedQueries
 from deformdetr.nn._attention import MSDeformAttn
 from deformdetr.nn._backbone import ConvBackbone, ResNetBackbone
 from deformdetr.nn._decoder import DecoderOutput, DeformableDecoder, DeformableDecoderLayer, offset_boxes
+from deformdetr.nn._deform_attn import DeformAttn
+from deformdetr.nn._deform_conv import DeformConv2d
+from deformdetr.nn._denoising import ContrastiveDenoising, Denoising, NoisedQueries
 from deformdetr.nn._encoder import DeformableEncoder, DeformableEncoderLayer
+from deformdetr.nn._feature_backbone import FeatureBackbone
 from deformdetr.nn._feed_forward import MLP, FeedForward
 from deformdetr.nn._geometry import pixel_centers, valid_ratios
 from deformdetr.nn._heads import box_head, class_head
@@ -19,17 +25,27 @@ from deformdetr.nn._transformer import (
 
 __all__ = [
     "MLP",
+    "AnchorDecoder",
+    "AnchorPosition",
+    "AnchorQueries",
     "ChannelMapper",
+    "ContrastiveDenoising",
     "ConvBackbone",
     "DecoderOutput",
+    "DeformAttn",
+    "DeformConv2d",
     "DeformableDecoder",
     "DeformableDecoderLayer",
     "DeformableEncoder",
     "DeformableEncoderLayer",
+    "Denoising",
+    "FeatureBackbone",
     "FeedForward",
     "LearnedPositionEncoding",
     "LearnedQueries",
     "MSDeformAttn",
+    "MixedQueries",
+    "NoisedQueries",
     "ProposalQueries",
     "Queries",
     "ResNetBackbone",

@@ -2,12 +2,21 @@
 
 import math
 import sys
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from deformdetr.kernels import SpatialShapes, fused_ms_deform_attn, register_flop_formulas, sampling_locations
+from deformdetr.kernels import (
+    SpatialShapes,
+    fused_ms_deform_attn,
+    ms_deform_attn,
+    register_flop_formulas,
+    sampling_locations,
+)
+from deformdetr.nn._geometry import at_least_float32
+from deformdetr.nn._linear import Linear
 
 
 class MSDeformAttn(nn.Module):
@@ -20,33 +29,41 @@ class MSDeformAttn(nn.Module):
         d_model: Channels of queries and features; a multiple of `n_heads`.
         n_levels: Levels of the feature pyramid.
         n_heads: Attention heads.
-        n_points: Sampling points per head and level.
+        n_points: Sampling points per head and level; where levels differ, the number of each.
 
     Raises:
-        ValueError: If `d_model` is not a positive multiple of `n_heads`, or a count is not positive.
+        ValueError: If `d_model` is not a positive multiple of `n_heads`, a count is not positive, or there are numbers
+            of points for another number of levels.
 
     References:
         Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", ICLR 2021, equation 3
-        and appendix A.4 for the initialisation.
+        and appendix A.4 for the initialisation; Lv et al., "RT-DETRv2", 2024, for points that differ between levels.
     """
 
-    def __init__(self, d_model: int = 256, n_levels: int = 4, n_heads: int = 8, n_points: int = 4) -> None:
+    def __init__(
+        self, d_model: int = 256, n_levels: int = 4, n_heads: int = 8, n_points: int | Sequence[int] = 4
+    ) -> None:
         super().__init__()
-        if min(d_model, n_levels, n_heads, n_points) < 1:
+        points = (n_points,) * n_levels if isinstance(n_points, int) else tuple(n_points)
+        if min(d_model, n_levels, n_heads, *points) < 1:
             raise ValueError(
                 "d_model, n_levels, n_heads and n_points must be positive, got "
                 f"{d_model}, {n_levels}, {n_heads} and {n_points}"
             )
+        if len(points) != n_levels:
+            raise ValueError(f"n_points ({points}) must have a number for each of n_levels ({n_levels})")
         if d_model % n_heads:
             raise ValueError(f"d_model ({d_model}) must be divisible by n_heads ({n_heads})")
         self.d_model = d_model
         self.n_levels = n_levels
         self.n_heads = n_heads
-        self.n_points = n_points
-        self.sampling_offsets = nn.Linear(d_model, n_heads * n_levels * n_points * 2)
-        self.attention_weights = nn.Linear(d_model, n_heads * n_levels * n_points)
-        self.value_proj = nn.Linear(d_model, d_model)
-        self.output_proj = nn.Linear(d_model, d_model)
+        # Equal numbers are one number, because only levels that differ need to be apart.
+        self.n_points: int | tuple[int, ...] = points[0] if len(set(points)) == 1 else points
+        self._points_per_level = points
+        self.sampling_offsets = Linear(d_model, n_heads * sum(points) * 2)
+        self.attention_weights = Linear(d_model, n_heads * sum(points))
+        self.value_proj = Linear(d_model, d_model)
+        self.output_proj = Linear(d_model, d_model)
         self.reset_parameters()
         if "torch.utils.flop_counter" in sys.modules:
             register_flop_formulas()
@@ -57,10 +74,9 @@ class MSDeformAttn(nn.Module):
         angles = torch.arange(self.n_heads, dtype=torch.float32) * (2 * math.pi / self.n_heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
         directions = directions / directions.abs().amax(dim=-1, keepdim=True)
-        distances = torch.arange(1, self.n_points + 1, dtype=torch.float32)
-        offsets = directions[:, None, None, :] * distances[:, None]
+        distances = [torch.arange(1, points + 1, dtype=torch.float32) for points in self._points_per_level]
         with torch.no_grad():
-            self.sampling_offsets.bias.copy_(offsets.expand(-1, self.n_levels, -1, -1).flatten())
+            self.sampling_offsets.bias.copy_((directions[:, None] * torch.cat(distances)[:, None]).flatten())
         for layer in (self.attention_weights.weight, self.attention_weights.bias):
             nn.init.zeros_(layer)
         for projection in (self.value_proj, self.output_proj):
@@ -96,9 +112,20 @@ class MSDeformAttn(nn.Module):
         """
         value = self.value_proj(input_flatten).unflatten(-1, (self.n_heads, -1))
         offsets, logits = self._offsets_and_logits(query, reference_points, input_spatial_shapes)
-        sampled = fused_ms_deform_attn(
-            value, input_spatial_shapes, reference_points, offsets, logits, input_padding_mask
-        )
+        if isinstance(self.n_points, int):
+            sampled = fused_ms_deform_attn(
+                value, input_spatial_shapes, reference_points, offsets, logits, input_padding_mask
+            )
+        else:
+            if input_padding_mask is not None:
+                value = value.masked_fill(input_padding_mask[:, :, None, None], 0)
+            sampled = ms_deform_attn(
+                value,
+                input_spatial_shapes,
+                self._locations(reference_points, offsets, input_spatial_shapes),
+                at_least_float32(logits).softmax(-1),
+                points_per_level=self.n_points,
+            )
         out: Tensor = self.output_proj(sampled)
         return out
 
@@ -108,17 +135,30 @@ class MSDeformAttn(nn.Module):
         reference_points: Float[Tensor, "#batch queries #levels coordinates"],
         spatial_shapes: SpatialShapes,
     ) -> tuple[
-        Float[Tensor, "batch queries heads levels points 2"],
-        Float[Tensor, "batch queries heads levels points"],
+        Float[Tensor, "batch queries heads *levels_and_points 2"],
+        Float[Tensor, "batch queries heads *levels_and_points"],
     ]:
         """Give where each query samples, (x, y) as fractions of each level, and with which attention.
 
         Locations have at least float32 precision in every mode of training; an offset counts pixels of its level for a
-        centre, and eighths of the box (for the usual four points) for a box.
+        centre, and eighths of the box (for the usual four points) for a box. Where levels differ in their number of
+        points, one axis has all of them, level by level, in place of the axes of levels and points.
         """
         offsets, logits = self._offsets_and_logits(query, reference_points, spatial_shapes)
         weights = logits.flatten(3).softmax(-1).view(logits.shape)
-        return sampling_locations(reference_points, offsets, spatial_shapes), weights
+        return self._locations(reference_points, offsets, spatial_shapes), weights
+
+    def _locations(self, reference_points: Tensor, offsets: Tensor, spatial_shapes: SpatialShapes) -> Tensor:
+        if isinstance(self.n_points, int):
+            return sampling_locations(reference_points, offsets, spatial_shapes)
+        references = reference_points.expand(-1, -1, self.n_levels, -1)
+        levels = [
+            sampling_locations(
+                references[:, :, level : level + 1], points[:, :, :, None], spatial_shapes[level : level + 1]
+            )
+            for level, points in enumerate(torch.split(offsets, list(self.n_points), dim=3))
+        ]
+        return torch.cat(levels, dim=4).squeeze(3)
 
     def _offsets_and_logits(
         self, query: Tensor, reference_points: Tensor, spatial_shapes: SpatialShapes
@@ -130,10 +170,10 @@ class MSDeformAttn(nn.Module):
             raise ValueError(f"reference_points has {levels} levels, but the layer has {self.n_levels}")
         if len(spatial_shapes) != self.n_levels:
             raise ValueError(f"spatial_shapes has {len(spatial_shapes)} levels, but the layer has {self.n_levels}")
-        points = (self.n_heads, self.n_levels, self.n_points)
+        points = (self.n_levels, self.n_points) if isinstance(self.n_points, int) else (sum(self.n_points),)
         return (
-            self.sampling_offsets(query).unflatten(-1, (*points, 2)),
-            self.attention_weights(query).unflatten(-1, points),
+            self.sampling_offsets(query).unflatten(-1, (self.n_heads, *points, 2)),
+            self.attention_weights(query).unflatten(-1, (self.n_heads, *points)),
         )
 
     def extra_repr(self) -> str:

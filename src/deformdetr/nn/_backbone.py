@@ -1,14 +1,17 @@
 """Convolutional backbones that give features of several strides."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from textwrap import shorten
-from typing import Literal, TypeAlias
+from types import ModuleType
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from deformdetr.nn._residual import FrozenBatchNorm2d, ResidualBlock, convolve_and_normalize
 
 ResNetName: TypeAlias = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 ResNetNorm: TypeAlias = Literal["frozen_batch", "batch", "group"]
@@ -28,6 +31,9 @@ class ResNetBackbone(nn.Module):
             have no gradients and keep their norm's statistics.
         weights: None draws random ones, "DEFAULT" downloads torchvision's best ImageNet weights, anything else is the
             path of a state dict in torchvision's names, read with `weights_only=True`.
+        convolutions: What takes the place of the 3x3 convolutions of a stage, 1 to 4, such as `DeformConv2d`: called
+            with what `nn.Conv2d` is called with, and holding its kernel as `weight`. It is loaded like the plain one;
+            what else it learns may be missing in `weights`.
 
     Attributes:
         channels: Channels of each output.
@@ -51,6 +57,7 @@ class ResNetBackbone(nn.Module):
         dilation: bool = False,
         trainable_layers: int = 3,
         weights: str | Path | None = None,
+        convolutions: Mapping[int, Callable[..., nn.Module]] | None = None,
     ) -> None:
         super().__init__()
         # Imported here, so that the rest of the package works where torchvision does not match torch.
@@ -60,22 +67,25 @@ class ResNetBackbone(nn.Module):
             raise ValueError(f"name must be resnet18, resnet34, resnet50 or resnet101, got {name!r}")
         if dilation and name in ("resnet18", "resnet34"):
             raise ValueError(f"{name} has no dilated form; dilation needs resnet50 or resnet101")
+        if convolutions and name in ("resnet18", "resnet34"):
+            raise ValueError(f"convolutions take the place of a bottleneck's, which {name} has none of")
         if not 0 <= trainable_layers <= 5:
             raise ValueError(f"trainable_layers must lie in 0..5, got {trainable_layers}")
         self.out_layers = _ascending_stages(out_layers)
         resnet = torchvision.models.get_model(
             name, weights=None, norm_layer=_norm_layer(norm), replace_stride_with_dilation=[False, False, dilation]
         )
+        added = _replace_convolutions(resnet, convolutions or {})
         if weights is not None:
-            _load_weights(resnet, name, norm, weights)
+            _load_weights(resnet, name, norm, weights, added)
         self.conv1 = resnet.conv1
         self.bn1 = resnet.bn1
         self.relu = resnet.relu
         self.maxpool = resnet.maxpool
-        self.layer1 = resnet.layer1
-        self.layer2 = resnet.layer2
-        self.layer3 = resnet.layer3
-        self.layer4 = resnet.layer4
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            nn.Sequential(*(ResidualBlock(block) for block in stage))
+            for stage in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4)
+        )
 
         widest = resnet.fc.in_features
         self.channels = tuple(widest >> (4 - layer) for layer in self.out_layers)
@@ -94,7 +104,10 @@ class ResNetBackbone(nn.Module):
         Args:
             images: RGB, normalised as the weights expect it.
         """
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        if images.device.type == "cpu" and not torch.compiler.is_compiling():
+            # Convolutions of the other layout copy what goes in and what comes out.
+            images = images.contiguous(memory_format=torch.channels_last)
+        x = self.maxpool(self.relu(convolve_and_normalize(images, self.conv1, self.bn1)))
         features = []
         for index, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), start=1):
             x = stage(x)
@@ -178,9 +191,15 @@ def _group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(8, channels)
 
 
-def _norm_layer(norm: ResNetNorm) -> Callable[[int], nn.Module]:
-    from torchvision.ops import FrozenBatchNorm2d
+def torchvision_ops() -> ModuleType:
+    """Give torchvision's operators, imported when they are first needed."""
+    import torchvision.ops
 
+    ops: ModuleType = torchvision.ops
+    return ops
+
+
+def _norm_layer(norm: ResNetNorm) -> Callable[[int], nn.Module]:
     layers: dict[str, Callable[[int], nn.Module]] = {
         "frozen_batch": FrozenBatchNorm2d,
         "batch": nn.BatchNorm2d,
@@ -191,13 +210,40 @@ def _norm_layer(norm: ResNetNorm) -> Callable[[int], nn.Module]:
     return layers[norm]
 
 
-def _load_weights(resnet: nn.Module, name: str, norm: ResNetNorm, weights: str | Path) -> None:
+def _replace_convolutions(resnet: nn.Module, convolutions: Mapping[int, Callable[..., nn.Module]]) -> Collection[str]:
+    """Put in new 3x3 convolutions, which start from the kernels of the old ones; name what they learn besides."""
+    plain = resnet.state_dict().keys()
+    for stage, build in convolutions.items():
+        if stage not in (1, 2, 3, 4):
+            raise ValueError(f"convolutions are for stages 1 to 4, got {stage}")
+        for block in resnet.get_submodule(f"layer{stage}").children():
+            old: Any = block.get_submodule("conv2")
+            new = build(
+                old.in_channels,
+                old.out_channels,
+                old.kernel_size,
+                stride=old.stride,
+                padding=old.padding,
+                dilation=old.dilation,
+                groups=old.groups,
+                bias=False,
+            )
+            with torch.no_grad():
+                new.get_parameter("weight").copy_(old.weight)
+            block.conv2 = new
+    return resnet.state_dict().keys() - plain
+
+
+def _load_weights(
+    resnet: nn.Module, name: str, norm: ResNetNorm, weights: str | Path, optional: Collection[str]
+) -> None:
     if norm == "group":
         raise ValueError(f"weights ({weights}) are of a batch-norm network and do not fit norm='group'")
     state = _default_state_dict(name) if weights == "DEFAULT" else _read_state_dict(Path(weights).expanduser())
     # The classifier is not part of the backbone, and may have any number of classes, or be absent.
     state = {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}
-    state |= {key: tensor for key, tensor in resnet.state_dict().items() if key.startswith("fc.")}
+    own = resnet.state_dict()
+    state |= {key: own[key] for key in own if key.startswith("fc.") or (key in optional and key not in state)}
     try:
         resnet.load_state_dict(state)
     except RuntimeError as error:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from deformdetr.boxes import inverse_sigmoid
 from deformdetr.kernels import SpatialShapes
 from deformdetr.nn._attention import MSDeformAttn
+from deformdetr.nn._dropout import Dropout
 from deformdetr.nn._feed_forward import FeedForward
 from deformdetr.nn._geometry import at_least_float32
 
@@ -53,7 +54,7 @@ class DeformableDecoderLayer(nn.Module):
         self.cross_attn_norm = nn.LayerNorm(cross_attn.d_model)
         self.feed_forward = feed_forward
         self.feed_forward_norm = nn.LayerNorm(cross_attn.d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         nn.init.xavier_uniform_(self_attn.out_proj.weight)
 
     def forward(

@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from deformdetr.kernels import SpatialShapes
 from deformdetr.nn._attention import MSDeformAttn
+from deformdetr.nn._dropout import Dropout
 from deformdetr.nn._feed_forward import FeedForward
 from deformdetr.nn._geometry import LevelShapes, pixel_centers
+from deformdetr.nn._pieces import apply_by_pieces
 
 
 class DeformableEncoderLayer(nn.Module):
@@ -26,7 +28,7 @@ class DeformableEncoderLayer(nn.Module):
         self.self_attn_norm = nn.LayerNorm(self_attn.d_model)
         self.feed_forward = feed_forward
         self.feed_forward_norm = nn.LayerNorm(self_attn.d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -40,6 +42,9 @@ class DeformableEncoderLayer(nn.Module):
         attended = self.self_attn(
             src + position, reference_points, src, spatial_shapes, input_padding_mask=padding_mask
         )
+        return apply_by_pieces(self._transform, src, attended)
+
+    def _transform(self, src: Tensor, attended: Tensor) -> Tensor:
         src = self.self_attn_norm(src + self.dropout(attended))
         out: Tensor = self.feed_forward_norm(src + self.dropout(self.feed_forward(src)))
         return out

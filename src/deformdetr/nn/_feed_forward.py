@@ -5,6 +5,9 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deformdetr.nn._dropout import Dropout
+from deformdetr.nn._linear import Linear
+
 
 class FeedForward(nn.Module):
     """Expand, activate, contract: the two-layer perceptron of a transformer layer, without residual or norm.
@@ -18,10 +21,10 @@ class FeedForward(nn.Module):
 
     def __init__(self, d_model: int, d_ffn: int, *, dropout: float = 0.1, activation: nn.Module | None = None) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(d_model, d_ffn)
+        self.linear1 = Linear(d_model, d_ffn)
         self.activation = nn.ReLU() if activation is None else activation
-        self.dropout = nn.Dropout(dropout)
-        self.linear2 = nn.Linear(d_ffn, d_model)
+        self.dropout = Dropout(dropout)
+        self.linear2 = Linear(d_ffn, d_model)
         self.reset_parameters()
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
@@ -53,7 +56,7 @@ class MLP(nn.Module):
         if n_layers < 1:
             raise ValueError(f"n_layers must be at least 1, got {n_layers}")
         widths = [d_in, *[d_hidden] * (n_layers - 1), d_out]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.layers = nn.ModuleList(Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """Apply the layers to the last axis."""

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from deformdetr.nn._geometry import LevelShapes, at_least_float32, pixel_indices, valid_sizes
+from deformdetr.nn._linear import Linear
 from deformdetr.nn._position import sine_features
 from deformdetr.structures import LayerPredictions
 
@@ -15,14 +16,16 @@ from deformdetr.structures import LayerPredictions
 class Queries(NamedTuple):
     """What a decoder starts from.
 
-    `reference_points` are fractions of the unpadded image, (x, y) or (cx, cy, w, h). `proposals` are the predictions
-    that the queries were chosen from, for the encoder's loss; `None` where they were not chosen.
+    `position` is `None` where the decoder computes it. `reference_points` are fractions of the unpadded image, (x, y)
+    or (cx, cy, w, h). Where queries were chosen among predictions, the encoder's loss needs either `proposals`, all of
+    them, whose first class stands for "an object", or `chosen`, the best, which have classes of their own.
     """
 
     content: Float[Tensor, "batch queries d_model"]
-    position: Float[Tensor, "batch queries d_model"]
+    position: Float[Tensor, "batch queries d_model"] | None
     reference_points: Float[Tensor, "batch queries coordinates"]
     proposals: LayerPredictions | None
+    chosen: LayerPredictions | None = None
 
 
 class LearnedQueries(nn.Module):
@@ -86,9 +89,9 @@ class ProposalQueries(nn.Module):
         if d_model % 4:
             raise ValueError(f"d_model must be a multiple of 4, got {d_model}")
         self.num_queries = num_queries
-        self.memory_projection = nn.Linear(d_model, d_model)
+        self.memory_projection = Linear(d_model, d_model)
         self.memory_norm = nn.LayerNorm(d_model)
-        self.position_projection = nn.Linear(2 * d_model, 2 * d_model)
+        self.position_projection = Linear(2 * d_model, 2 * d_model)
         self.position_norm = nn.LayerNorm(2 * d_model)
         self.class_head = class_head
         self.box_head = box_head

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from deformdetr.nn._dropout import Dropout
 from deformdetr.nn._feed_forward import FeedForward
 
 
@@ -26,7 +27,7 @@ class TransformerEncoderLayer(nn.Module):
         self.self_attn_norm = nn.LayerNorm(self_attn.embed_dim)
         self.feed_forward = feed_forward
         self.feed_forward_norm = nn.LayerNorm(self_attn.embed_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -76,7 +77,7 @@ class TransformerDecoderLayer(nn.Module):
         self.cross_attn_norm = nn.LayerNorm(self_attn.embed_dim)
         self.feed_forward = feed_forward
         self.feed_forward_norm = nn.LayerNorm(self_attn.embed_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,

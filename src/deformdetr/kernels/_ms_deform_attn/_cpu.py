@@ -1,143 +1,212 @@
 """The operator on CPUs, as sums over rows of a table: every output is a bag of weighted rows of `value`.
 
 PyTorch's embedding bag reads each row where it lies, adds it up in registers and runs on all cores, where `grid_sample`
-gathers along strided channels and writes every sample to memory.
+gathers along strided channels and writes every sample to memory. The backward is two products with the sparse matrix of
+bags by rows: one of its entries, one with its transpose. What else was tried is in `docs/cpu.md`.
+
+A sample near a border reads a pixel more than it lies between, with weight zero. It matters where NaN or infinity is
+stored in that pixel; so what does not come out finite is computed again, by the reference.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import functools
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
+from jaxtyping import Float, Float32
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
+from deformdetr.kernels._ms_deform_attn import _reference
+from deformdetr.kernels._ms_deform_attn._cpu_memory import empty_on_large_pages
+from deformdetr.kernels._ms_deform_attn._cpu_samples import Block
+from deformdetr.kernels._ms_deform_attn._cpu_sparse import add_up, add_up_by_corner, dot_rows
 from deformdetr.kernels._ms_deform_attn._levels import Level
 
-
-class _Bags(NamedTuple):
-    """Which rows of `value` the (batch, query, head) bags sum up, and where samples lie between their four pixels."""
-
-    row: Tensor
-    """(batch, queries, heads, 4, levels, points), corners from left to right and top to bottom; those outside their
-    level point to a row of zeros behind the table."""
-    right: Tensor
-    """(batch, queries, heads, levels, points), the share of the right pixels; the left ones have the rest."""
-    bottom: Tensor
-    """The same for the lower pixels."""
-    sizes: Tensor
-    """(levels, 1, 2), width and height."""
+# Samples worked on at a time: enough to occupy the cores, few enough to stay in their caches.
+FEWEST_SAMPLES, MOST_SAMPLES = 2**14, 2**17
+# Numbers copied at a time from a value that is not contiguous float32: 6 MiB of them.
+MOST_COPIED = 3 * 2**19
 
 
-def forward(value: Tensor, levels: Sequence[Level], sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
+def forward(
+    value: Float[Tensor, "batch pixels heads channels"],
+    levels: Sequence[Level],
+    sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
+    attention_weights: Float[Tensor, "batch queries heads levels points"],
+) -> Float[Tensor, "batch queries heads*channels"]:
     """Compute what the reference computes, in float32."""
-    batch, queries, heads = attention_weights.shape[:3]
-    if not attention_weights.numel() or not value.numel():
-        return value.new_zeros(batch, queries, heads * value.shape[3])
-    bags = _fill_bags(value, levels, sampling_locations)
-    out = _sum_bags(_table(value), bags.row, _corner_weights(bags, attention_weights))
-    return out.view(batch, queries, -1).to(value.dtype)
+    batch, queries, heads, n_levels, points = attention_weights.shape
+    out = torch.zeros(batch, queries, heads, value.shape[3])
+    if not value.numel() or not attention_weights.numel():
+        return out.flatten(2).to(value.dtype)
+    if _have_no_pixels(levels):
+        return _reference.forward(value, levels, sampling_locations, attention_weights)
+    # No more than half of the samples and a sixth of the value, for less than a third of the reference's memory.
+    samples = min(MOST_SAMPLES, max(FEWEST_SAMPLES, attention_weights.numel() // 2))
+    copied = max(min(MOST_COPIED, value.numel() // 6), 4 * attention_weights[0].numel())
+    per_head = n_levels * points
+    pairs = max(heads, samples // (queries * per_head))
+    make_block = functools.cache(functools.partial(Block, levels, points))
+    for images, some_heads in _split_value(value, pairs, copied):
+        part = value[images, :, some_heads]
+        rows, block = _rows(part), make_block(part.shape)
+        for some_queries in _split(queries, samples // (part.shape[0] * part.shape[2] * per_head)):
+            at = images, some_queries, some_heads
+            locations, attention = sampling_locations[at], attention_weights[at]
+            if not _sum_bags(rows, locations, attention, block, out[at]):
+                out[at] = _reference.forward(part, levels, locations, attention).view(out[at].shape)
+    return out.flatten(2).to(value.dtype)
 
 
 def backward(
-    grad_output: Tensor,
-    value: Tensor,
+    grad_output: Float[Tensor, "batch queries d_model"],
+    value: Float[Tensor, "batch pixels heads channels"],
     levels: Sequence[Level],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-    needs: tuple[bool, bool, bool] = (True, True, True),
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute what the backward of the reference computes, in float32."""
-    if not attention_weights.numel() or not value.numel():
-        return torch.zeros_like(value), torch.zeros_like(sampling_locations), torch.zeros_like(attention_weights)
-    bags = _fill_bags(value, levels, sampling_locations)
-    grad = grad_output.float().reshape(-1, value.shape[3])
-    top_left, top_right, bottom_left, bottom_right = _dot_bags(_table(value), grad, bags.row).unbind(3)
-
-    top = torch.lerp(top_left, top_right, bags.right)
-    bottom = torch.lerp(bottom_left, bottom_right, bags.right)
-    grad_weights = torch.lerp(top, bottom, bags.bottom)
-    by_x = torch.lerp(top_right - top_left, bottom_right - bottom_left, bags.bottom)
-    grad_locations = torch.stack([by_x, bottom - top], dim=-1) * bags.sizes * attention_weights.float().unsqueeze(-1)
-    weights = _corner_weights(bags, attention_weights)
-    grad_value = _spread_bags(grad, bags.row, weights, rows=value.numel() // value.shape[3])
-    return (
-        grad_value.view(value.shape).to(value.dtype),
-        grad_locations.to(sampling_locations.dtype),
-        grad_weights.to(attention_weights.dtype),
+    sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
+    attention_weights: Float[Tensor, "batch queries heads levels points"],
+    needs: tuple[bool, bool, bool],
+) -> tuple[
+    Float[Tensor, "batch pixels heads channels"] | None,
+    Float[Tensor, "batch queries heads levels points 2"] | None,
+    Float[Tensor, "batch queries heads levels points"] | None,
+]:
+    """Compute what the backward of the reference computes, in float32; None for a gradient that is not needed."""
+    if _have_no_pixels(levels):
+        exact = _reference.backward(grad_output, value, levels, sampling_locations, attention_weights)
+        by_value, by_locations, by_weights = (grad if need else None for grad, need in zip(exact, needs, strict=True))
+        return by_value, by_locations, by_weights
+    is_empty = not value.numel() or not attention_weights.numel()
+    make = torch.zeros_like if is_empty else empty_on_large_pages
+    by_value, by_locations, by_weights = (
+        make(like) if need else None
+        for like, need in zip((value, sampling_locations, attention_weights), needs, strict=True)
     )
+    if is_empty:
+        return by_value, by_locations, by_weights
+    queries, points = attention_weights.shape[1], attention_weights.shape[4]
+    grad_output = grad_output.reshape(*attention_weights.shape[:3], -1)
+    make_block = functools.cache(functools.partial(Block, levels, points, queries=queries))
+    for images, heads in _split_value(value, MOST_SAMPLES // attention_weights[0, :, 0].numel(), MOST_COPIED):
+        at = images, slice(None), heads
+        inputs = value[at], sampling_locations[at], attention_weights[at]
+        out = tuple(None if grad is None else grad[at] for grad in (by_value, by_locations, by_weights))
+        if not _differentiate(grad_output[at], *inputs, make_block(inputs[0].shape), out):
+            exact = _reference.backward(grad_output[at].flatten(2), inputs[0], levels, *inputs[1:])
+            for tensor, grad in zip(out, exact, strict=True):
+                if tensor is not None:
+                    tensor.copy_(grad)
+    return by_value, by_locations, by_weights
 
 
-def _fill_bags(value: Tensor, levels: Sequence[Level], sampling_locations: Tensor) -> _Bags:
-    batch, pixels, heads, _ = value.shape
-    zeros = batch * pixels * heads
-    # Two row numbers are added below; the sum must not pass the integer's range.
-    integer = torch.int32 if zeros < 2**30 else torch.int64
-    sizes = torch.tensor([(width, height) for height, width, _ in levels], dtype=torch.float32).unsqueeze(1)
-    position = sampling_locations.float() * sizes - 0.5
-    # Two pixels outside counts like any place outside: it stands for NaN and infinity, and keeps integers in range.
-    position = position.nan_to_num_(-2, -2, -2).clamp_(torch.tensor(-2.0), sizes + 1)
-    corner = position.floor()
-    right, bottom = (position - corner).unbind(-1)
-
-    left, top = corner.to(integer).unbind(-1)
-    width, height = sizes.to(integer).unbind(-1)
-    level_start = torch.tensor([start for _, _, start in levels], dtype=integer).unsqueeze(1) * heads
-    first = torch.arange(batch, dtype=integer).view(-1, 1, 1) * (pixels * heads) + torch.arange(heads, dtype=integer)
-    first = first[..., None, None] + level_start
-
-    # A line or a column outside is so far behind the table that the sum is, too, and is cut to the row of zeros.
-    lines = [_inside(top + step, height, zeros, (top + step) * (width * heads) + first) for step in (0, 1)]
-    columns = [_inside(left + step, width, zeros, (left + step) * heads) for step in (0, 1)]
-    row = torch.empty(*left.shape[:3], 4, *left.shape[3:], dtype=integer)
-    for index, (line, column) in enumerate((line, column) for line in lines for column in columns):
-        torch.add(line, column, out=row[:, :, :, index])
-    return _Bags(row.clamp_(max=zeros), right, bottom, sizes)
+def _sum_bags(
+    rows: Float32[Tensor, "rows channels"],
+    locations: Float[Tensor, "images queries heads levels points 2"],
+    attention: Float[Tensor, "images queries heads levels points"],
+    block: Block,
+    out: Float32[Tensor, "images queries heads channels"],
+) -> bool:
+    """Add the weighted rows of every bag to its zeros in `out`, and tell whether all sums are finite."""
+    size = attention.shape[3:].numel()
+    first, offset = block.locate(locations.float().flatten(2, 4))
+    near, far = block.shares(offset)
+    # A fifth of the memory in use.
+    del offset
+    for step, weight in zip(block.corners, _corner_weights(near, far, attention.float().flatten(2)), strict=True):
+        row = (first + step).view(-1, size)
+        out += embedding_bag(row, rows, per_sample_weights=weight.view(-1, size), mode="sum").view(out.shape)
+    return _are_finite(out)
 
 
-def _inside(position: Tensor, size: Tensor, outside: int, number: Tensor) -> Tensor:
-    return torch.where((position >= 0) & (position < size), number, outside)
+def _differentiate(
+    grad_output: Float[Tensor, "images queries heads channels"],
+    value: Float[Tensor, "images pixels heads channels"],
+    locations: Float[Tensor, "images queries heads levels points 2"],
+    attention: Float[Tensor, "images queries heads levels points"],
+    block: Block,
+    out: tuple[Tensor | None, ...],
+) -> bool:
+    """Fill the gradients by value, locations and weights, and tell whether all that they consist of is finite.
+
+    With `d` the inner products of a sample's four pixels with the gradient of its bag, the sample's weight has the
+    derivative `near_y (near_x d00 + far_x d01) + far_y (near_x d10 + far_x d11)`, and its location the same with the
+    slopes of `near` and `far` along one axis in place of their values, times its weight.
+    """
+    by_value, by_locations, by_weights = out
+    grad = _rows(grad_output)
+    weights = attention.float().flatten(2)
+    first, offset = block.locate(locations.float().flatten(2, 4))
+    near, far = block.shares(offset)
+    if not _are_finite(grad, weights, near):
+        return False
+    # The pixels of a sample next to each other, so that a page of memory is looked up once for two of them.
+    row = torch.stack([first + step for step in block.corners], -1).view(len(grad), -1)
+    if by_locations is not None or by_weights is not None:
+        dots = dot_rows(grad, _rows(value), row).view(-1, 4).t().reshape(2, 2, *first.shape)
+        if not _are_finite(dots):
+            return False
+        columns = (dots[0] * near[1]).addcmul_(dots[1], far[1])
+        if by_weights is not None:
+            by_weights.copy_((columns[0] * near[0]).addcmul_(columns[1], far[0]).view(attention.shape))
+        if by_locations is not None:
+            lines = (dots[:, 0] * near[0]).addcmul_(dots[:, 1], far[0])
+            from_near, from_far = torch.stack([columns, lines], 1)
+            near_slope, far_slope = block.slopes(offset)
+            by_location = (near_slope * from_near).addcmul_(far_slope, from_far).mul_(weights)
+            for axis in (0, 1):
+                by_locations[..., axis] = by_location[axis].view(attention.shape)
+    if by_value is not None:
+        in_place = by_value.is_contiguous() and by_value.dtype == torch.float32
+        sums = by_value if in_place else torch.empty(by_value.shape)
+        corners = list(_corner_weights(near, far, weights))
+        # Four products write every row four times, one product sorts four times as many entries.
+        if first.numel() > block.rows:
+            samples = len(grad), -1
+            shares = [corner.view(samples) for corner in corners]
+            add_up_by_corner(grad, first.view(samples), shares, block, sums.view(-1, grad.shape[1]))
+        else:
+            add_up(grad, row, torch.stack(corners, -1).view(row.shape), sums.view(-1, grad.shape[1]))
+        by_value.copy_(sums)
+    return True
 
 
-def _corner_weights(bags: _Bags, attention_weights: Tensor) -> Tensor:
-    attention = attention_weights.float()
-    lower = bags.bottom * attention
-    weights = torch.empty(bags.row.shape)
-    for index, share in ((0, attention - lower), (2, lower)):
-        torch.mul(share, bags.right, out=weights[:, :, :, index + 1])
-        torch.sub(share, weights[:, :, :, index + 1], out=weights[:, :, :, index])
-    return weights
+def _corner_weights(near: Tensor, far: Tensor, attention: Tensor) -> Iterator[Tensor]:
+    """Give the weights of the upper left, upper right, lower left and lower right pixels; uses up the shares."""
+    for y in (near[1].mul_(attention), far[1].mul_(attention)):
+        for x in (near[0], far[0]):
+            yield y * x
 
 
-def _table(value: Tensor) -> Tensor:
-    """Give all rows and one of zeros, so that what lies outside is read from there, whatever `value` holds."""
-    rows = value.reshape(-1, value.shape[3]).float()
-    return torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+def _have_no_pixels(levels: Sequence[Level]) -> bool:
+    """Tell whether some level has none, where there is nothing to read with weight zero."""
+    return any(level.height < 1 or level.width < 1 for level in levels)
 
 
-def _sum_bags(table: Tensor, row: Tensor, weights: Tensor) -> Tensor:
-    """Give (bags, channels), the weighted sum of every bag's rows."""
-    size = row.shape[3:].numel()
-    return torch.nn.functional.embedding_bag(
-        row.view(-1, size), table, per_sample_weights=weights.view(-1, size), mode="sum"
-    )
+def _split_value(value: Tensor, pairs: int, copied: int) -> Iterator[tuple[slice, slice]]:
+    """Split images and heads into about so many pairs at a time, fewer where too many numbers would be copied."""
+    batch, pixels, heads, channels = value.shape
+    # Rows are numbered in int32.
+    pairs = min(pairs, (2**31 - 1) // pixels)
+    if value.dtype != torch.float32 or not value.is_contiguous():
+        pairs = min(pairs, copied // (pixels * channels))
+    for images in _split(batch, pairs // heads):
+        for some_heads in _split(heads, pairs):
+            yield images, some_heads
 
 
-def _dot_bags(table: Tensor, grad: Tensor, row: Tensor) -> Tensor:
-    """Give the inner product of every row in a bag with the gradient of the bag."""
-    size = row.shape[3:].numel()
-    bag = torch.arange(len(grad), dtype=row.dtype).repeat_interleave(size)
-    offsets = torch.arange(0, row.numel(), size, dtype=row.dtype)
-    dots: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        grad, table, row.flatten(), offsets, bag, 0
-    )
-    return dots.view(row.shape)
+def _split(length: int, size: int) -> Iterator[slice]:
+    """Cut into equal parts of that size at most, but of one at least; the last may be shorter."""
+    parts = math.ceil(length / max(1, size))
+    size = math.ceil(length / parts)
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))
 
 
-def _spread_bags(grad: Tensor, row: Tensor, weights: Tensor, rows: int) -> Tensor:
-    """Add every bag's weighted gradient to its rows: once the entries are sorted by row, a sum of bags again."""
-    size = row.shape[3:].numel()
-    sorted_row, order = row.flatten().sort(stable=True)
-    # The last bag collects what fell outside.
-    offsets = torch.searchsorted(sorted_row, torch.arange(rows + 1, dtype=row.dtype))
-    weights = weights.flatten()[order]
-    spread = torch.nn.functional.embedding_bag(order // size, grad, offsets, per_sample_weights=weights, mode="sum")
-    return spread[:rows]
+def _rows(part: Float[Tensor, "images along heads channels"]) -> Float32[Tensor, "rows channels"]:
+    """Give images, pixels or queries, and heads as float32 rows: themselves, if that is what they are."""
+    return part.contiguous().float().view(-1, part.shape[3])
+
+
+def _are_finite(*tensors: Tensor) -> bool:
+    """Tell whether all numbers are; huge ones may count as infinite."""
+    return all(math.isfinite(tensor.sum().item()) for tensor in tensors)

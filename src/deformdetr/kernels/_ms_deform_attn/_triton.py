@@ -370,9 +370,10 @@ def ms_deform_attn_backward(
 
     * value: `A w_x w_y g`, added atomically to the corner's pixel, in float32
     * position: `A sum d (w_x' w_y, w_x w_y')`; from there to locations, or to offsets and references
-    * weight: `D = sum d w_x w_y`, and for its logit `A (D - mean)`, the mean of all `D` under the attention, `g . output`
+    * weight: `D = sum d w_x w_y`, and for its logit `A (D - mean)`; the mean of all `D` under the attention is
+      `g . output`
 
-    An output in half precision gives a mean that is a little off, which is corrected at the end, when all `D` are known.
+    An output in half precision gives a mean that is a little off; it is corrected at the end, when all `D` are known.
 
     Gradients of references are written per head and level: (image, query, head, level, coordinate).
     """

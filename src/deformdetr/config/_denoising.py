@@ -1,0 +1,59 @@
+"""Descriptions of the noise that targets are restored from in training."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from deformdetr.config._base import Config
+from deformdetr.nn import ContrastiveDenoising, Denoising
+
+
+class DenoisingConfig(Config):
+    """Denoising of DN-DETR; see `deformdetr.nn.Denoising`."""
+
+    kind: Literal["dn"] = "dn"
+    num_groups: PositiveInt = Field(default=5, description="Noised copies of every target.")
+    label_noise_scale: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.2, description="Probability that a label is drawn anew."
+    )
+    box_noise_scale: NonNegativeFloat = Field(
+        default=0.4, description="Largest shift of a centre, in halves of the size, and relative change of the size."
+    )
+
+    def build(self, num_classes: int, d_model: int, *, eps: float) -> Denoising:
+        """Build what noises targets."""
+        return Denoising(
+            num_classes,
+            d_model,
+            num_groups=self.num_groups,
+            label_noise_scale=self.label_noise_scale,
+            box_noise_scale=self.box_noise_scale,
+            eps=eps,
+        )
+
+
+class ContrastiveDenoisingConfig(Config):
+    """Contrastive denoising of DINO; see `deformdetr.nn.ContrastiveDenoising`."""
+
+    kind: Literal["cdn"] = "cdn"
+    dn_number: PositiveInt = Field(default=100, description="Positives per image, about, and as many negatives.")
+    label_noise_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5, description="Twice the probability that a label is drawn anew."
+    )
+    box_noise_scale: NonNegativeFloat = Field(
+        default=0.4, description="Largest move of a positive's sides, in halves of the size; negatives move farther."
+    )
+
+    def build(self, num_classes: int, d_model: int, *, eps: float) -> ContrastiveDenoising:
+        """Build what noises targets."""
+        return ContrastiveDenoising(
+            num_classes,
+            d_model,
+            dn_number=self.dn_number,
+            label_noise_ratio=self.label_noise_ratio,
+            box_noise_scale=self.box_noise_scale,
+            eps=eps,
+        )
+
+
+AnyDenoisingConfig = Annotated[DenoisingConfig | ContrastiveDenoisingConfig, Field(discriminator="kind")]

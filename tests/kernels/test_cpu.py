@@ -1,0 +1,291 @@
+"""What is particular to the CPU kernel; `test_kernels.py` has what holds for every one."""
+
+import itertools
+import mmap
+from collections.abc import Sequence
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from deformdetr.kernels._ms_deform_attn import _cpu, _cpu_memory, _cpu_sparse, _reference
+from deformdetr.kernels._ms_deform_attn._levels import Level
+from sampling import PYRAMIDS, away_from_pixel_borders, random_inputs
+
+SHAPES = PYRAMIDS["four_levels"]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def place(shapes: Sequence[tuple[int, int]], repeats: Sequence[int] | None = None) -> list[Level]:
+    starts = itertools.accumulate((height * width for height, width in shapes), initial=0)
+    levels = [Level(*shape, start) for shape, start in zip(shapes, starts, strict=False)]
+    return [level for level, count in zip(levels, repeats or [1] * len(levels), strict=True) for _ in range(count)]
+
+
+def draw(rng: torch.Generator, shapes: Sequence[tuple[int, int]] = SHAPES, **sizes: int) -> list[Tensor]:
+    """Give the gradient of the output, value, locations and weights in float32."""
+    value, locations, weights = (tensor.float() for tensor in random_inputs(rng, shapes, **sizes))
+    grad = torch.randn(*weights.shape[:2], value.shape[2] * value.shape[3], generator=rng)
+    return [grad, value, locations, weights]
+
+
+def run(kernel: ModuleType, inputs: Sequence[Tensor], levels: Sequence[Level]) -> list[Tensor]:
+    """Give the output and all gradients."""
+    grad, value, locations, weights = inputs
+    needs = [(True, True, True)] if kernel is _cpu else []
+    out = kernel.forward(value, levels, locations, weights)
+    return [out, *kernel.backward(grad, value, levels, locations, weights, *needs)]
+
+
+def exactly(inputs: Sequence[Tensor], levels: Sequence[Level]) -> list[Tensor]:
+    return run(_reference, [tensor.double() for tensor in inputs], levels)
+
+
+def assert_all_close(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float = 5e-6) -> None:
+    for got, wanted in zip(actual, expected, strict=True):
+        torch.testing.assert_close(got.double(), wanted.double(), rtol=0, atol=tolerance * wanted.abs().max().item())
+
+
+@pytest.fixture
+def no_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the reference away from the kernel."""
+    monkeypatch.setattr(_cpu, "_reference", None)
+
+
+# Fewer samples than pixels, and more, which the gradient of the value distinguishes.
+@pytest.mark.parametrize(("batch", "queries"), [(20, 5), (2, 60)])
+@pytest.mark.parametrize("where", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_errors_are_at_most_twice_those_of_the_reference_in_the_same_dtype(
+    dtype: torch.dtype, where: torch.dtype, batch: int, queries: int, rng: torch.Generator
+):
+    grad, value, locations, weights = draw(rng, batch=batch, queries=queries, heads=4, channels=32, points=4)
+    locations = away_from_pixel_borders(locations, SHAPES)
+    inputs = [grad.to(dtype), value.to(dtype), locations.to(where), weights.to(dtype)]
+    exact = exactly(inputs, place(SHAPES))
+    for got, other, wanted in zip(*(run(k, inputs, place(SHAPES)) for k in (_cpu, _reference)), exact, strict=True):
+        assert got.dtype == other.dtype
+        error, allowed = ((tensor.double() - wanted).abs().max().item() for tensor in (got, other))
+        assert error <= 2 * allowed
+
+
+@pytest.mark.usefixtures("no_fall_back")
+@pytest.mark.parametrize("pyramid", PYRAMIDS)
+def test_borders_and_infinity_do_not_take_the_reference(pyramid: str, rng: torch.Generator):
+    shapes = PYRAMIDS[pyramid]
+    grad, value, locations, weights = draw(rng, shapes, queries=50)
+    inside = locations.clone()
+    locations[:, :4] = torch.tensor([torch.inf, -torch.inf, 3e38, -1e9])[:, None, None, None, None]
+    weights_inside = weights.clone()
+    weights_inside[:, :4] = 0
+    actual = run(_cpu, [grad, value, locations, weights], place(shapes))
+    expected = exactly([grad, value, inside, weights_inside], place(shapes))
+    assert_all_close(actual[:2], expected[:2])
+    assert not actual[2][:, :4].any()
+    assert not actual[3][:, :4].any()
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_left_to_the_reference_block_by_block(
+    poison: float, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    grad, value, locations, weights = draw(rng, queries=9)
+    # Samples left of the centres of the first column of 11 take nothing of the second.
+    locations[:, :, :, 0, :, 0] = locations[:, :, :, 0, :, 0].clamp(-0.1, 0.04)
+    value[0, 1:99:11] = poison
+    inputs = [grad, value, locations, weights]
+    expected = exactly(inputs, place(SHAPES))
+    monkeypatch.setattr(_cpu, "FEWEST_SAMPLES", 1)
+    monkeypatch.setattr(_cpu, "MOST_SAMPLES", weights[0].numel())
+    plain, called_with = _reference.forward, []
+    monkeypatch.setattr(_reference, "forward", lambda *args: called_with.append(args[0]) or plain(*args))
+    assert_all_close(run(_cpu, inputs, place(SHAPES)), expected)
+    assert len(called_with) == 1
+    assert called_with[0].data_ptr() == value.data_ptr()
+
+
+@pytest.mark.usefixtures("no_fall_back")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("queries", [7, 15])
+@pytest.mark.parametrize("samples", [1, 7, 36, 150, 400, 2**17])
+def test_results_do_not_depend_on_how_the_work_is_split(
+    samples: int, dtype: torch.dtype, queries: int, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    grad, value, locations, weights = draw(rng, batch=3, queries=queries)
+    inputs = [grad.to(dtype), value.to(dtype), locations, weights]
+    whole = run(_cpu, inputs, place(SHAPES))
+    monkeypatch.setattr(_cpu, "FEWEST_SAMPLES", samples)
+    monkeypatch.setattr(_cpu, "MOST_SAMPLES", samples)
+    # One head, or two of the three, of a value that has to be copied.
+    monkeypatch.setattr(_cpu, "MOST_COPIED", samples % 2 * 143 * 5 + 143 * 5)
+    for got, wanted in zip(run(_cpu, inputs, place(SHAPES)), whole, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5 if dtype == torch.float32 else 0)
+
+
+def test_rows_are_numbered_within_int32():
+    value = torch.empty(64, 2**26, 8, 1, device="meta")
+    blocks = list(_cpu._split_value(value, 2**17, 2**17))
+    assert all(len(range(64)[images]) * len(range(8)[heads]) * 2**26 < 2**31 for images, heads in blocks)
+    assert sum(len(range(64)[images]) * len(range(8)[heads]) for images, heads in blocks) == 64 * 8
+
+
+@pytest.mark.usefixtures("no_fall_back")
+def test_levels_may_repeat(rng: torch.Generator):
+    shapes = [(6, 5), (3, 1), (2, 2)]
+    levels = place(shapes, repeats=[1, 3, 2])
+    grad, value, locations, weights = draw(rng, [(6, 5), (3, 1), (3, 1), (3, 1), (2, 2), (2, 2)])
+    inputs = [
+        grad,
+        value[:, :37].contiguous(),
+        away_from_pixel_borders(locations, [level[:2] for level in levels]),
+        weights,
+    ]
+    assert_all_close(run(_cpu, inputs, levels), exactly(inputs, levels))
+
+
+@pytest.mark.usefixtures("no_fall_back")
+@pytest.mark.parametrize("shapes", [[(1, 1)], [(5, 1)], [(1, 5)], [(2, 2), (1, 1)]], ids=str)
+@pytest.mark.parametrize("queries", [1, 30])
+def test_levels_may_be_one_pixel_wide_or_high(queries: int, shapes: list[tuple[int, int]], rng: torch.Generator):
+    grad, value, locations, weights = draw(rng, shapes, queries=queries, points=1)
+    inputs = [grad, value, away_from_pixel_borders(locations, shapes), weights]
+    assert_all_close(run(_cpu, inputs, place(shapes)), exactly(inputs, place(shapes)))
+
+
+def test_a_level_may_be_empty(rng: torch.Generator):
+    levels = place([(2, 3), (0, 4), (3, 3)])
+    grad, value, locations, weights = draw(rng, [(2, 3), (0, 4), (3, 3)])
+    locations = away_from_pixel_borders(locations, [(2, 3), (1, 1), (3, 3)])
+    assert_all_close(
+        run(_cpu, [grad, value, locations, weights], levels), exactly([grad, value, locations, weights], levels)
+    )
+
+
+@pytest.mark.parametrize("needs", list(itertools.product((False, True), repeat=3)), ids=str)
+def test_gradients_that_are_not_needed_are_none(needs: tuple[bool, bool, bool], rng: torch.Generator):
+    inputs = draw(rng)
+    _, *expected = run(_cpu, inputs, place(SHAPES))
+    grads = _cpu.backward(inputs[0], inputs[1], place(SHAPES), *inputs[2:], needs)
+    for grad, wanted, need in zip(grads, expected, needs, strict=True):
+        assert torch.equal(grad, wanted) if need else grad is None
+
+
+def test_a_frozen_value_costs_no_sorting(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch):
+    inputs = draw(rng)
+    expected = exactly(inputs, place(SHAPES))
+    monkeypatch.setattr(_cpu, "add_up", None)
+    monkeypatch.setattr(_cpu, "add_up_by_corner", None)
+    grads = _cpu.backward(inputs[0], inputs[1], place(SHAPES), *inputs[2:], (False, True, True))
+    assert_all_close(grads[1:], expected[2:])
+
+
+@pytest.mark.parametrize("batch", [1, 20])
+def test_results_are_bit_identical_whatever_the_number_of_threads(batch: int, rng: torch.Generator):
+    # The same number of samples, enough to occupy the threads, among few pixels and among many.
+    inputs = draw(rng, batch=batch, queries=160 // batch, heads=8, channels=16, points=4)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 2):
+            torch.set_num_threads(threads)
+            results.append(run(_cpu, inputs, place(SHAPES)))
+    finally:
+        torch.set_num_threads(before)
+    for tensors in zip(*results, strict=True):
+        assert all(torch.equal(tensor, tensors[0]) for tensor in tensors)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_memory_that_nobody_filled_is_not_read(dtype: torch.dtype, rng: torch.Generator):
+    grad, value, locations, weights = draw(rng)
+    inputs = [grad.to(dtype), value.to(dtype), locations, weights]
+    expected = run(_cpu, inputs, place(SHAPES))
+    # Fills new memory with NaN.
+    torch.use_deterministic_algorithms(True)
+    try:
+        actual = run(_cpu, inputs, place(SHAPES))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for got, wanted in zip(actual, expected, strict=True):
+        assert torch.equal(got, wanted)
+
+
+class PeakMemory(TorchDispatchMode):
+    """Adds up the memory of all tensors alive that operations gave, but for the memory of those given."""
+
+    def __init__(self, given: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.given = {tensor.untyped_storage()._cdata for tensor in given}
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        results = function(*args, **kwargs or {})
+        for result in results if isinstance(results, tuple | list) else (results,):
+            if isinstance(result, Tensor) and result.untyped_storage()._cdata not in self.given:
+                self.alive[result.untyped_storage()._cdata] = (
+                    StorageWeakRef(result.untyped_storage()),
+                    result.untyped_storage().nbytes(),
+                )
+        self.alive = {key: (weak, size) for key, (weak, size) in self.alive.items() if not weak.expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+        return results
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("batch", "queries"), [(1, None), (1, 300), (2, 300)])
+def test_the_forward_takes_at_most_a_third_of_the_memory_of_the_reference(
+    batch: int, queries: int | None, dtype: torch.dtype, rng: torch.Generator
+):
+    shapes = [(60, 80), (30, 40), (15, 20), (8, 10)]
+    queries = queries or sum(height * width for height, width in shapes)
+    _, value, locations, weights = draw(rng, shapes, batch=batch, queries=queries, heads=8, channels=32, points=4)
+    inputs = value.to(dtype), place(shapes), locations, weights
+    peaks = []
+    for kernel in (_cpu, _reference):
+        with PeakMemory([inputs[0], *inputs[2:]]) as memory:
+            kernel.forward(*inputs)
+        peaks.append(memory.peak)
+    assert peaks[0] <= peaks[1] / 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_pages_are_asked_for_within_the_tensor(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr(_cpu_memory, "LARGE", 2**20)
+    monkeypatch.setattr(_cpu_memory, "_find_advice", lambda: lambda address, size: asked.append((address, size)))
+    tensor = _cpu_memory.empty_on_large_pages(torch.empty(3, 2**19 + 1, dtype=dtype).mT)
+    assert tensor.is_contiguous()
+    assert (tensor.shape, tensor.dtype) == ((2**19 + 1, 3), dtype)
+    ((address, size),) = asked
+    end = tensor.data_ptr() + tensor.nbytes
+    assert address % mmap.PAGESIZE == size % mmap.PAGESIZE == 0
+    assert 0 <= address - tensor.data_ptr() < mmap.PAGESIZE
+    assert 0 <= end - (address + size) < mmap.PAGESIZE
+
+
+def test_large_pages_hold_what_is_stored_and_small_tensors_take_none(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_cpu_memory, "LARGE", 2**20)
+    tensor = _cpu_memory.empty_on_large_pages(torch.empty(2**20)).fill_(3)
+    assert tensor.sum() == 3 * 2**20
+    monkeypatch.setattr(_cpu_memory, "_find_advice", None)
+    assert _cpu_memory.empty_on_large_pages(torch.empty(7)).shape == (7,)
+
+
+def test_systems_without_large_pages_are_not_asked(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    assert _cpu_memory._find_advice.__wrapped__() is None
+
+
+def test_bags_with_more_entries_than_there_are_rows_are_not_given_to_a_sparse_product(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    # It would write beyond the end of its memory, which need not show.
+    monkeypatch.setattr(_cpu_sparse, "_csr", None)
+    bags, rows = torch.randn(2, 3, generator=rng), torch.randn(2, 3, generator=rng)
+    row = torch.tensor([[0, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.int32)
+    expected = torch.einsum("bc,bec->be", bags, rows[row])
+    torch.testing.assert_close(_cpu_sparse.dot_rows(bags, rows, row), expected)
