@@ -55,8 +55,8 @@ def no_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_cpu, "_reference", None)
 
 
-# Fewer samples than pixels, and more, which the gradient of the value distinguishes.
-@pytest.mark.parametrize(("batch", "queries"), [(20, 5), (2, 60)])
+# Few samples among many pixels, and many, which are treated differently.
+@pytest.mark.parametrize(("batch", "queries"), [(30, 3), (2, 60)])
 @pytest.mark.parametrize("where", DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_errors_are_at_most_twice_those_of_the_reference_in_the_same_dtype(
@@ -127,7 +127,7 @@ def test_results_do_not_depend_on_how_the_work_is_split(
 
 def test_rows_are_numbered_within_int32():
     value = torch.empty(64, 2**26, 8, 1, device="meta")
-    blocks = list(_cpu._split_value(value, 2**17, 2**17))
+    blocks = list(_cpu._split_value(value, 2**17, value.numel()))
     assert all(len(range(64)[images]) * len(range(8)[heads]) * 2**26 < 2**31 for images, heads in blocks)
     assert sum(len(range(64)[images]) * len(range(8)[heads]) for images, heads in blocks) == 64 * 8
 

@@ -100,7 +100,7 @@ class DeformableDETR(nn.Module):
                 are missing, or are not one per image.
         """
         batch = as_batch(images, padding_mask)
-        noised = self._noise(targets, len(batch.images))
+        noised = self._noise(targets, batch.images.shape[0])
         pyramid = self.neck(self.backbone(batch.images))
         masks = [shrink_mask(batch.padding_mask, level.shape[-2], level.shape[-1]) for level in pyramid]
         spatial_shapes = [(level.shape[-2], level.shape[-1]) for level in pyramid]

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import BFloat16, Float, Float32, Int32
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -25,8 +25,10 @@ from deformdetr.kernels._ms_deform_attn._levels import Level
 
 # Samples worked on at a time: enough to occupy the cores, few enough to stay in their caches.
 FEWEST_SAMPLES, MOST_SAMPLES = 2**14, 2**17
-# Numbers copied at a time from a value that is not contiguous float32: 6 MiB of them.
+# Numbers copied at a time from a value that is not read in place: 6 MiB of them.
 MOST_COPIED = 3 * 2**19
+# Numbers of a bfloat16 value for each sample, beyond which reading rows twice costs less than converting all.
+MANY = 64
 
 
 def forward(
@@ -45,12 +47,15 @@ def forward(
     # No more than half of the samples and a sixth of the value, for less than a third of the reference's memory.
     samples = min(MOST_SAMPLES, max(FEWEST_SAMPLES, attention_weights.numel() // 2))
     copied = max(min(MOST_COPIED, value.numel() // 6), 4 * attention_weights[0].numel())
+    dtypes = (torch.float32, torch.bfloat16) if value.numel() > MANY * attention_weights.numel() else (torch.float32,)
+    in_place = value.dtype in dtypes and value.is_contiguous()
     per_head = n_levels * points
     pairs = max(heads, samples // (queries * per_head))
     make_block = functools.cache(functools.partial(Block, levels, points))
-    for images, some_heads in _split_value(value, pairs, copied):
+    for images, some_heads in _split_value(value, pairs, value.numel() if in_place else copied):
         part = value[images, :, some_heads]
-        rows, block = _rows(part), make_block(part.shape)
+        rows = part.view(-1, part.shape[3]) if in_place else _rows(part)
+        block = make_block(part.shape)
         for some_queries in _split(queries, samples // (part.shape[0] * part.shape[2] * per_head)):
             at = images, some_queries, some_heads
             locations, attention = sampling_locations[at], attention_weights[at]
@@ -87,7 +92,8 @@ def backward(
     queries, points = attention_weights.shape[1], attention_weights.shape[4]
     grad_output = grad_output.reshape(*attention_weights.shape[:3], -1)
     make_block = functools.cache(functools.partial(Block, levels, points, queries=queries))
-    for images, heads in _split_value(value, MOST_SAMPLES // attention_weights[0, :, 0].numel(), MOST_COPIED):
+    copied = value.numel() if value.dtype == torch.float32 and value.is_contiguous() else MOST_COPIED
+    for images, heads in _split_value(value, MOST_SAMPLES // attention_weights[0, :, 0].numel(), copied):
         at = images, slice(None), heads
         inputs = value[at], sampling_locations[at], attention_weights[at]
         out = tuple(None if grad is None else grad[at] for grad in (by_value, by_locations, by_weights))
@@ -100,7 +106,7 @@ def backward(
 
 
 def _sum_bags(
-    rows: Float32[Tensor, "rows channels"],
+    rows: Float[Tensor, "rows channels"],
     locations: Float[Tensor, "images queries heads levels points 2"],
     attention: Float[Tensor, "images queries heads levels points"],
     block: Block,
@@ -112,10 +118,26 @@ def _sum_bags(
     near, far = block.shares(offset)
     # A fifth of the memory in use.
     del offset
-    for step, weight in zip(block.corners, _corner_weights(near, far, attention.float().flatten(2)), strict=True):
-        row = (first + step).view(-1, size)
-        out += embedding_bag(row, rows, per_sample_weights=weight.view(-1, size), mode="sum").view(out.shape)
+    row = ((first + step).view(-1, size) for step in block.corners)
+    weight = (corner.view(-1, size) for corner in _corner_weights(near, far, attention.float().flatten(2)))
+    if rows.dtype == torch.float32:
+        for entries, shares in zip(row, weight, strict=True):
+            out += embedding_bag(entries, rows, per_sample_weights=shares, mode="sum").view(out.shape)
+    else:
+        out += _sum_bfloat16(rows, torch.cat(list(row), 1), torch.cat(list(weight), 1)).view(out.shape)
     return _are_finite(out)
+
+
+def _sum_bfloat16(
+    rows: BFloat16[Tensor, "rows channels"], row: Int32[Tensor, "bags entries"], weight: Float32[Tensor, "bags entries"]
+) -> BFloat16[Tensor, "bags channels"]:
+    """Give the weighted sum of every bag's rows, formed in float32 and rounded once.
+
+    Weights have to be bfloat16 like the rows; each is the sum of two of them, which keeps 16 of its 24 bits.
+    """
+    coarse = weight.bfloat16()
+    weight = torch.cat([coarse, (weight - coarse).bfloat16()], 1)
+    return embedding_bag(torch.cat([row, row], 1), rows, per_sample_weights=weight, mode="sum")
 
 
 def _differentiate(
@@ -183,12 +205,10 @@ def _have_no_pixels(levels: Sequence[Level]) -> bool:
 
 
 def _split_value(value: Tensor, pairs: int, copied: int) -> Iterator[tuple[slice, slice]]:
-    """Split images and heads into about so many pairs at a time, fewer where too many numbers would be copied."""
+    """Split images and heads into so many pairs at a time, and into fewer if those have more numbers to be copied."""
     batch, pixels, heads, channels = value.shape
     # Rows are numbered in int32.
-    pairs = min(pairs, (2**31 - 1) // pixels)
-    if value.dtype != torch.float32 or not value.is_contiguous():
-        pairs = min(pairs, copied // (pixels * channels))
+    pairs = min(pairs, (2**31 - 1) // pixels, copied // (pixels * channels))
     for images in _split(batch, pairs // heads):
         for some_heads in _split(heads, pairs):
             yield images, some_heads

@@ -1,0 +1,99 @@
+"""Nothing in a training step waits for the device but the matcher's one transfer of costs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from checkpoints import VARIANTS, tiny_config
+from deformdetr import DETRConfig
+from deformdetr.config import ConvBackboneConfig
+from deformdetr.matching import _hungarian
+from targets import random_targets
+
+SMALL: dict[str, Any] = {"num_encoder_layers": 1, "num_decoder_layers": 2}
+CONFIGS: dict[str, Any] = {name: tiny_config(**SMALL, **variant) for name, variant in VARIANTS.items()} | {
+    "detr": DETRConfig(
+        num_classes=5,
+        num_queries=12,
+        d_model=16,
+        n_heads=2,
+        **SMALL,
+        d_ffn=24,
+        backbone=ConvBackboneConfig(channels=(8, 8, 16, 24)),
+    )
+}
+configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+
+
+# Tensors of the meta device hold nothing, so that whatever reads one, or gives a result whose shape depends on its
+# numbers, is an error.
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.item(),
+        lambda x: bool(x.any()),
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.unique(),
+    ],
+    ids=["item", "if", "tolist", "cpu", "nonzero", "boolean index", "masked_select", "unique"],
+)
+def test_reading_the_meta_device_is_an_error(read: Callable[[Tensor], object]) -> None:
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        read(torch.empty(1, device="meta"))
+
+
+@configs
+def test_a_training_step_reads_nothing_but_costs(
+    config: Any, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transfers = []
+
+    def to_host(blocks: Sequence[Tensor]) -> Any:
+        transfers.append({block.device.type for block in blocks})
+        return iter([torch.rand(block.shape, generator=rng) for block in blocks])
+
+    monkeypatch.setattr(_hungarian, "_to_host", to_host)
+    criterion = config.build_criterion()
+    targets = [{key: value.to("meta") for key, value in target.items()} for target in random_targets([2, 0], 5, rng)]
+    with torch.device("meta"):
+        model = config.build().train()
+        outputs = model(torch.empty(2, 3, 64, 96), torch.empty(2, 64, 96, dtype=torch.bool))
+    criterion.total(criterion(outputs, targets)).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert transfers == [{"meta"}]
+
+
+@pytest.mark.gpu
+@configs
+def test_a_training_step_waits_for_the_gpu_once(
+    config: Any, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to_host, transfers = _hungarian._to_host, []
+
+    def to_host_and_wait(blocks: Sequence[Tensor]) -> Any:
+        torch.cuda.set_sync_debug_mode("default")
+        rows = list(to_host(blocks))
+        transfers.append(len(rows))
+        torch.cuda.set_sync_debug_mode("error")
+        return iter(rows)
+
+    monkeypatch.setattr(_hungarian, "_to_host", to_host_and_wait)
+    model, criterion = config.build().cuda().train(), config.build_criterion()
+    images, mask = torch.randn(2, 3, 96, 128, device="cuda"), torch.zeros(2, 96, 128, dtype=torch.bool, device="cuda")
+    targets = [{key: value.cuda() for key, value in target.items()} for target in random_targets([2, 3], 5, rng)]
+    # What is compiled or set up once may wait.
+    criterion.total(criterion(model(images, mask), targets)).backward()
+    transfers.clear()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        criterion.total(criterion(model(images, mask), targets)).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(transfers) == 1

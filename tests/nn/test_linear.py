@@ -1,0 +1,138 @@
+"""The linear layer computes what `torch.nn.Linear` does, by oneDNN where that is faster."""
+
+import copy
+import itertools
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from deformdetr.nn import FeedForward, MSDeformAttn, _onednn
+from deformdetr.nn._linear import Linear
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Let oneDNN serve whatever it can on any CPU, and record what it was given."""
+    inputs: list[torch.Size] = []
+    linear = _onednn.linear
+    monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
+    monkeypatch.setattr(_onednn, "linear", lambda x, *rest: (inputs.append(x.shape), linear(x, *rest))[1])
+    return inputs
+
+
+def pair(d_in: int, d_out: int, *, bias: bool = True) -> tuple[Linear, nn.Linear]:
+    ours, theirs = Linear(d_in, d_out, bias=bias), nn.Linear(d_in, d_out, bias=bias)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.parametrize("shape", [(7, 24), (2, 5, 24), (2, 3, 4, 24), (1, 24)], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("d_out", [1, 10, 33])
+def test_output_and_gradients_are_those_of_pytorch(shape, bias, d_out, rng, calls):
+    ours, theirs = pair(24, d_out, bias=bias)
+    x = torch.randn(*shape, generator=rng)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    outputs = [layer(tensor) for layer, tensor in zip((ours, theirs), inputs, strict=True)]
+    torch.testing.assert_close(*outputs)
+    grad = torch.randn(*outputs[0].shape, generator=rng)
+    for out in outputs:
+        out.backward(grad)
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
+    assert calls == [shape]
+
+
+def test_inputs_of_other_strides_are_the_same(rng, calls):
+    ours, theirs = pair(24, 10)
+    x = torch.randn(2, 24, 7, generator=rng).transpose(1, 2)
+    for view in (x, x[:, ::2], x[:, :, :].expand(2, 7, 24), x[:1].expand(3, -1, -1)):
+        torch.testing.assert_close(ours(view), theirs(view))
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("which", list(itertools.product([True, False], repeat=3)), ids=str)
+def test_only_what_needs_gradients_gets_them(which, rng, calls):
+    layer = Linear(6, 4)
+    tensors = (torch.randn(5, 6, generator=rng), layer.weight, layer.bias)
+    for tensor, needed in zip(tensors, which, strict=True):
+        tensor.requires_grad_(needed)
+    out = layer(tensors[0])
+    assert out.requires_grad == any(which)
+    if any(which):
+        out.sum().backward()
+    assert [tensor.grad is not None for tensor in tensors] == list(which)
+    assert calls
+
+
+def test_gradients_can_be_differentiated(rng, calls):
+    layers, x = pair(6, 4), torch.randn(5, 6, generator=rng)
+
+    def penalty(layer: nn.Module) -> list[Tensor]:
+        tensors = [x.clone().requires_grad_(), *layer.parameters()]
+        gradients = torch.autograd.grad(layer(tensors[0]).sin().sum(), tensors, create_graph=True)
+        return list(torch.autograd.grad(sum(gradient.square().sum() for gradient in gradients), tensors))
+
+    for mine, other in zip(*map(penalty, layers), strict=True):
+        torch.testing.assert_close(mine, other)
+    assert len(calls) == 1
+
+
+def test_output_can_be_changed_in_place(rng, calls):
+    ours, theirs = pair(6, 4)
+    for layer in (ours, theirs):
+        out = layer(torch.ones(2, 3, 6))
+        out[:, 0] = 0
+        out.relu_()
+        out.sum().backward()
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+    assert calls
+
+
+def test_what_onednn_does_not_serve_is_left_to_pytorch(rng, calls):
+    layer, x = Linear(6, 4), torch.randn(5, 6, generator=rng)
+    expected = nn.functional.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x[0]), expected[0])
+    assert layer(x[:0]).shape == (0, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    torch.testing.assert_close(torch.func.vmap(layer)(x), expected)
+    assert copy.deepcopy(layer).double()(x.double()).dtype == torch.float64
+    assert copy.deepcopy(layer).to("meta")(x.to("meta")).is_meta
+    assert calls == []
+
+
+def test_onednn_can_be_switched_off(rng, calls):
+    layer, x = Linear(6, 4), torch.randn(5, 6, generator=rng)
+    torch.backends.mkldnn.set_flags(False)
+    try:
+        layer(x)
+    finally:
+        torch.backends.mkldnn.set_flags(True)
+    assert calls == []
+    layer(x)
+    assert calls == [(5, 6)]
+
+
+def test_counters_of_operations_see_the_product(rng, calls):
+    layer = Linear(6, 4)
+    with FlopCounterMode(display=False) as counter:
+        layer(torch.randn(5, 6, generator=rng))
+    assert counter.get_total_flops() == 2 * 5 * 6 * 4
+    assert calls == []
+
+
+def test_layers_hold_linear_layers_that_pickle_and_hook(rng):
+    layer = FeedForward(8, 16, dropout=0.0)
+    parts = (layer.linear1, layer.linear2, *MSDeformAttn(8, 1, 2).children())
+    assert all(isinstance(part, nn.Linear) for part in parts)
+    x = torch.randn(2, 3, 8, generator=rng)
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))
+    seen = []
+    layer.linear1.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    layer(x)
+    assert seen == [(2, 3, 16)]
