@@ -62,14 +62,20 @@ def no_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_errors_are_at_most_twice_those_of_the_reference_in_the_same_dtype(
     dtype: torch.dtype, where: torch.dtype, batch: int, queries: int, rng: torch.Generator
 ):
-    grad, value, locations, weights = draw(rng, batch=batch, queries=queries, heads=4, channels=32, points=4)
-    locations = away_from_pixel_borders(locations, SHAPES)
-    inputs = [grad.to(dtype), value.to(dtype), locations.to(where), weights.to(dtype)]
-    exact = exactly(inputs, place(SHAPES))
-    for got, other, wanted in zip(*(run(k, inputs, place(SHAPES)) for k in (_cpu, _reference)), exact, strict=True):
-        assert got.dtype == other.dtype
-        error, allowed = ((tensor.double() - wanted).abs().max().item() for tensor in (got, other))
-        assert error <= 2 * allowed
+    # The largest of all draws: that of a single one is a matter of luck, for either side.
+    errors, allowed = [0.0] * 4, [0.0] * 4
+    for _ in range(8):
+        grad, value, locations, weights = draw(rng, batch=batch, queries=queries, heads=4, channels=32, points=4)
+        locations = away_from_pixel_borders(locations, SHAPES)
+        inputs = [grad.to(dtype), value.to(dtype), locations.to(where), weights.to(dtype)]
+        exact = exactly(inputs, place(SHAPES))
+        results = zip(*(run(k, inputs, place(SHAPES)) for k in (_cpu, _reference)), exact, strict=True)
+        for index, (got, other, wanted) in enumerate(results):
+            assert got.dtype == other.dtype
+            errors[index] = max(errors[index], (got.double() - wanted).abs().max().item())
+            allowed[index] = max(allowed[index], (other.double() - wanted).abs().max().item())
+    for error, bound in zip(errors, allowed, strict=True):
+        assert error <= 2 * bound
 
 
 @pytest.mark.usefixtures("no_fall_back")

@@ -14,8 +14,6 @@ from deformdetr.kernels._ms_deform_attn._levels import (
     SpatialShapes,
     check_pixels,
     level_sizes,
-    read_levels,
-    repeat,
     split_by_home,
     trace_levels,
 )
@@ -76,11 +74,7 @@ def ms_deform_attn(
         return _op.attend(
             value, pyramid, sampling_locations, attention_weights, deterministic=_is_deterministic(deterministic)
         )
-    levels = (
-        repeat(trace_levels(spatial_shapes), repeats)
-        if isinstance(spatial_shapes, Tensor)
-        else read_levels(pyramid, value.shape[1])
-    )
+    levels = trace_levels(pyramid, value.shape[1])
     return _reference.forward(value, levels, sampling_locations, attention_weights)
 
 

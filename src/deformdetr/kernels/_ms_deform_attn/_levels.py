@@ -51,16 +51,22 @@ def read_levels(pyramid: Pyramid, pixels: int) -> list[Level]:
         sizes = [(height, width) for height, width in on_device.tolist()]
         check_pixels(sizes, pixels)
     else:
-        return repeat(trace_levels(on_device), repeats)
-    return repeat(_accumulate(sizes), repeats)
+        return _repeat(_trace(on_device), repeats)
+    return _repeat(_accumulate(sizes), repeats)
 
 
-def trace_levels(spatial_shapes: Tensor) -> list[Level]:
-    """Give scalar tensors, which can be traced and need not be known to the host."""
+def trace_levels(pyramid: Pyramid, pixels: int) -> list[Level]:
+    """Do the same without reading a tensor, on whatever device, so that it can be traced."""
+    if pyramid.on_device is None:
+        return read_levels(pyramid, pixels)
+    return _repeat(_trace(pyramid.on_device), pyramid.repeats)
+
+
+def _trace(spatial_shapes: Tensor) -> list[Level]:
     return _accumulate([(height, width) for height, width in (level.unbind() for level in spatial_shapes.unbind())])
 
 
-def repeat(levels: Sequence[Level], repeats: Sequence[int]) -> list[Level]:
+def _repeat(levels: Sequence[Level], repeats: Sequence[int]) -> list[Level]:
     """Give every level once per group of points on it."""
     if not repeats:
         return list(levels)

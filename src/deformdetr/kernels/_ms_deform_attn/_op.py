@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deformdetr.kernels._ms_deform_attn import _dispatch, _reference
-from deformdetr.kernels._ms_deform_attn._levels import Pyramid, read_levels, repeat, trace_levels
+from deformdetr.kernels._ms_deform_attn._levels import Pyramid, trace_levels
 
 
 def attend(
@@ -177,12 +177,7 @@ def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ..
     """Differentiate twice, slowly: autograd goes through the reference of the first derivative."""
     grad_output, value, on_device, locations, weights = ctx.saved_tensors
     on_host, repeats, needs = ctx.rest
-    # Scalar tensors, which can be traced, even where the host could know the numbers.
-    levels = (
-        read_levels(Pyramid(None, on_host, repeats), value.shape[1])
-        if on_device is None
-        else repeat(trace_levels(on_device), repeats)
-    )
+    levels = trace_levels(Pyramid(on_device, on_host, repeats), value.shape[1])
     with torch.enable_grad():
         inputs = [tensor.detach().requires_grad_() for tensor in (grad_output, value, locations, weights)]
         outputs = _reference.backward(inputs[0], inputs[1], levels, inputs[2], inputs[3])
