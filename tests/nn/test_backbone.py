@@ -9,6 +9,7 @@ from jaxtyping import TypeCheckError
 from torch import nn
 from torchvision.models._api import WeightsEnum
 
+from deformdetr.config import ConvBackboneConfig
 from deformdetr.nn import ConvBackbone, DeformConv2d, ResNetBackbone
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
@@ -359,16 +360,30 @@ def test_offsets_of_trained_stages_learn_and_those_of_frozen_ones_do_not(rng):
             assert (parameter.grad is not None) == name.startswith("layer4"), name
 
 
+@pytest.mark.parametrize("dilation", [False, True])
 @pytest.mark.parametrize("out_layers", [(2, 3, 4), (1,), (1, 4)])
-def test_small_backbone_gives_the_outputs_that_it_announces(rng, out_layers):
-    backbone = ConvBackbone((8, 16, 24, 32), out_layers=out_layers)
+def test_small_backbone_gives_the_outputs_that_it_announces(rng, out_layers, dilation):
+    backbone = ConvBackbone((8, 16, 24, 32), out_layers=out_layers, dilation=dilation)
     assert backbone.channels == tuple(8 * layer for layer in out_layers)
-    assert backbone.strides == tuple((4, 8, 16, 32)[layer - 1] for layer in out_layers)
+    assert backbone.strides == tuple((4, 8, 16, 16 if dilation else 32)[layer - 1] for layer in out_layers)
     features = backbone(torch.randn(2, 3, 64, 96, generator=rng))
     assert [tuple(feature.shape) for feature in features] == [
         (2, channels, 64 // stride, 96 // stride)
         for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
     ]
+
+
+def test_dilation_of_the_small_backbone_needs_no_other_weights_and_sees_as_far(rng):
+    plain, dilated = (ConvBackbone((8, 16, 24, 32), out_layers=(4,), dilation=dilation) for dilation in (False, True))
+    dilated.load_state_dict(plain.state_dict())
+    assert ConvBackboneConfig(channels=(8, 16, 24, 32), dilation=True).build((4,)).strides == (16,)
+    # The second convolution reaches 2 of its own pixels, the first 1 more: 3 pixels of stride 16.
+    stage = dilated.stages[3].eval()
+    with torch.no_grad():
+        impulse = torch.zeros(1, 24, 9, 9)
+        impulse[:, :, 4, 4] = 1
+        seen = stage.conv(stage.down(impulse)).abs().sum(1)[0] > 0
+    assert seen[4].tolist() == [False, True, True, True, True, True, True, True, False]
 
 
 def test_small_backbone_trains_all_parameters(rng):

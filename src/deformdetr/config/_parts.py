@@ -74,6 +74,7 @@ class ConvBackboneConfig(Config):
 
     kind: Literal["conv"] = "conv"
     channels: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (32, 64, 128, 256)
+    dilation: bool = Field(default=False, description="Keep stride 16 in the last stage (DC5).")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -83,7 +84,7 @@ class ConvBackboneConfig(Config):
 
     def build(self, out_layers: tuple[int, ...]) -> ConvBackbone:
         """Build the backbone with the outputs of some of its four stages."""
-        return ConvBackbone(self.channels, out_layers=out_layers)
+        return ConvBackbone(self.channels, out_layers=out_layers, dilation=self.dilation)
 
 
 class SinePositionConfig(Config):

@@ -129,6 +129,7 @@ class ConvBackbone(nn.Module):
     Args:
         channels: Channels at strides 4, 8, 16 and 32, each a multiple of 8.
         out_layers: Stages whose outputs are given, out of 1 to 4, at those strides; ascending.
+        dilation: Whether the last stage keeps stride 16 and dilates its second convolution instead (DC5).
 
     Attributes:
         channels: Channels of each output.
@@ -138,7 +139,13 @@ class ConvBackbone(nn.Module):
         ValueError: If a width is not a positive multiple of 8, or the stages are not ascending out of 1 to 4.
     """
 
-    def __init__(self, channels: Sequence[int] = (32, 64, 128, 256), *, out_layers: Sequence[int] = (2, 3, 4)) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int] = (32, 64, 128, 256),
+        *,
+        out_layers: Sequence[int] = (2, 3, 4),
+        dilation: bool = False,
+    ) -> None:
         super().__init__()
         if len(channels) != 4 or any(width < 8 or width % 8 for width in channels):
             raise ValueError(f"channels must be four positive multiples of 8, got {tuple(channels)}")
@@ -146,9 +153,12 @@ class ConvBackbone(nn.Module):
         stem = nn.Conv2d(3, channels[0], 3, stride=2, padding=1, bias=False)
         self.stem = nn.Sequential(stem, _group_norm(channels[0]))
         widths = [channels[0], *channels]
-        self.stages = nn.ModuleList(_ResidualStage(a, b) for a, b in zip(widths, channels, strict=False))
+        self.stages = nn.ModuleList(
+            _ResidualStage(a, b, keeps_stride=dilation and stage == 4)
+            for stage, (a, b) in enumerate(zip(widths, channels, strict=False), start=1)
+        )
         self.channels = tuple(channels[layer - 1] for layer in self.out_layers)
-        self.strides = tuple(2 << layer for layer in self.out_layers)
+        self.strides = tuple(16 if dilation and layer == 4 else 2 << layer for layer in self.out_layers)
 
     def forward(
         self, images: Float[Tensor, "batch 3 height width"]
@@ -164,13 +174,14 @@ class ConvBackbone(nn.Module):
 
 
 class _ResidualStage(nn.Module):
-    """A strided convolution, then a residual one."""
+    """A strided convolution, then a residual one, which is dilated where the first keeps the stride."""
 
-    def __init__(self, d_in: int, d_out: int) -> None:
+    def __init__(self, d_in: int, d_out: int, *, keeps_stride: bool) -> None:
         super().__init__()
-        self.down = nn.Conv2d(d_in, d_out, 3, stride=2, padding=1, bias=False)
+        self.down = nn.Conv2d(d_in, d_out, 3, stride=1 if keeps_stride else 2, padding=1, bias=False)
         self.down_norm = _group_norm(d_out)
-        self.conv = nn.Conv2d(d_out, d_out, 3, padding=1, bias=False)
+        dilation = 2 if keeps_stride else 1
+        self.conv = nn.Conv2d(d_out, d_out, 3, padding=dilation, dilation=dilation, bias=False)
         self.conv_norm = _group_norm(d_out)
         for layer in (self.down, self.conv):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
