@@ -66,18 +66,18 @@ class Variant(NamedTuple):
 
 
 VARIANTS: Mapping[str, Variant] = {
-    "detr": Variant("DETR", _DETR, 150, 1e-3),
-    "detr_dc5": Variant("DETR-DC5", _DC5, 150, 1e-3),
-    "detr_dc5_plus": Variant("DETR-DC5, focal loss", _DC5.replace(criterion=CriterionConfig()), 150, 1e-3),
-    "deformable_detr": Variant("Deformable DETR", _DEFORMABLE, 30, 1e-3),
-    "refine": Variant("+ box refinement", _DEFORMABLE.replace(with_box_refine=True), 30, 1e-3),
-    "two_stage": Variant("++ two-stage", _DEFORMABLE.replace(with_box_refine=True, two_stage=True), 30, 1e-3),
-    "denoising": Variant("DN", preset("dn_deformable_detr_r50").replace(**_SIZES, **_LEVELS), 30, 1e-3),
-    "dino": Variant("DINO", preset("dino_r50_4scale").replace(**_SIZES, **_LEVELS, denoising=_FEW_NOISED), 30, 1e-3),
+    "detr": Variant("DETR", _DETR, 200, 1e-3),
+    "detr_dc5": Variant("DETR-DC5", _DC5, 200, 1e-3),
+    "detr_dc5_plus": Variant("DETR-DC5, focal loss", _DC5.replace(criterion=CriterionConfig()), 200, 1e-3),
+    "deformable_detr": Variant("Deformable DETR", _DEFORMABLE, 24, 1e-3),
+    "refine": Variant("+ box refinement", _DEFORMABLE.replace(with_box_refine=True), 24, 1e-3),
+    "two_stage": Variant("++ two-stage", _DEFORMABLE.replace(with_box_refine=True, two_stage=True), 24, 1e-3),
+    "denoising": Variant("DN", preset("dn_deformable_detr_r50").replace(**_SIZES, **_LEVELS), 24, 1e-3),
+    "dino": Variant("DINO", preset("dino_r50_4scale").replace(**_SIZES, **_LEVELS, denoising=_FEW_NOISED), 24, 1e-3),
 }
 BASELINES = ("detr", "detr_dc5", "detr_dc5_plus")
 # Which variants have their learning rate chosen out of these, after how many epochs; the rest take theirs over.
-TUNED: Mapping[str, int] = {"detr_dc5": 16, "deformable_detr": 6}
+TUNED: Mapping[str, int] = {"detr_dc5": 12, "deformable_detr": 4}
 RATES = (3e-4, 1e-3, 3e-3)
 METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium")
 
