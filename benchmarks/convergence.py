@@ -27,7 +27,7 @@ PAGE = ROOT / "docs" / "convergence.md"
 CHART = ROOT / "docs" / "images" / "convergence_cpu.svg"
 RUNS = ROOT / "runs" / "convergence"
 
-DATA = ShapesConfig(num_train=2000, num_val=200, min_objects=3, max_objects=8, min_size=0.07, max_size=0.5)
+DATA = ShapesConfig(num_train=2000, num_val=200, image_size=96, min_size=0.09, max_size=0.6)
 TRAIN = TrainConfig(
     batch_size=16,
     lr_backbone_multiplier=1.0,
@@ -40,11 +40,11 @@ TRAIN = TrainConfig(
 _BACKBONE = ConvBackboneConfig(channels=(16, 32, 64, 128))
 _SIZES: dict[str, Any] = {
     "num_classes": 3,
-    "num_queries": 30,
+    "num_queries": 20,
     "d_model": 64,
     "n_heads": 4,
     "num_encoder_layers": 2,
-    "num_decoder_layers": 3,
+    "num_decoder_layers": 2,
     "d_ffn": 256,
     "dropout": 0.0,
     "backbone": _BACKBONE,
@@ -53,7 +53,7 @@ _DETR = DETRConfig().replace(**_SIZES)
 _DC5 = _DETR.replace(backbone=_BACKBONE.replace(dilation=True))
 _LEVELS = {"num_feature_levels": 3, "norm_groups": 8}
 _DEFORMABLE = DeformableDETRConfig().replace(**_SIZES, **_LEVELS)
-_FEW_NOISED = {"kind": "cdn", "dn_number": 30}
+_FEW_NOISED = {"kind": "cdn", "dn_number": 20}
 
 
 class Variant(NamedTuple):
@@ -77,8 +77,8 @@ VARIANTS: Mapping[str, Variant] = {
 }
 BASELINES = ("detr", "detr_dc5", "detr_dc5_plus")
 # Which variants have their learning rate chosen out of these, after how many epochs; the rest take theirs over.
-TUNED: Mapping[str, int] = {"detr_dc5": 12, "deformable_detr": 4}
-RATES = (3e-4, 1e-3, 3e-3)
+TUNED: Mapping[str, int] = {"detr_dc5": 10, "deformable_detr": 4}
+RATES = (1e-4, 3e-4, 1e-3)
 METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium")
 
 
