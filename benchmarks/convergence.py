@@ -66,14 +66,14 @@ class Variant(NamedTuple):
 
 
 VARIANTS: Mapping[str, Variant] = {
-    "detr": Variant("DETR", _DETR, 200, 1e-3),
-    "detr_dc5": Variant("DETR-DC5", _DC5, 200, 1e-3),
-    "detr_dc5_plus": Variant("DETR-DC5, focal loss", _DC5.replace(criterion=CriterionConfig()), 200, 1e-3),
-    "deformable_detr": Variant("Deformable DETR", _DEFORMABLE, 24, 1e-3),
-    "refine": Variant("+ box refinement", _DEFORMABLE.replace(with_box_refine=True), 24, 1e-3),
-    "two_stage": Variant("++ two-stage", _DEFORMABLE.replace(with_box_refine=True, two_stage=True), 24, 1e-3),
-    "denoising": Variant("DN", preset("dn_deformable_detr_r50").replace(**_SIZES, **_LEVELS), 24, 1e-3),
-    "dino": Variant("DINO", preset("dino_r50_4scale").replace(**_SIZES, **_LEVELS, denoising=_FEW_NOISED), 24, 1e-3),
+    "detr": Variant("DETR", _DETR, 200, 3e-4),
+    "detr_dc5": Variant("DETR-DC5", _DC5, 200, 3e-4),
+    "detr_dc5_plus": Variant("DETR-DC5, focal loss", _DC5.replace(criterion=CriterionConfig()), 200, 3e-4),
+    "deformable_detr": Variant("Deformable DETR", _DEFORMABLE, 20, 1e-3),
+    "refine": Variant("+ box refinement", _DEFORMABLE.replace(with_box_refine=True), 20, 1e-3),
+    "two_stage": Variant("++ two-stage", _DEFORMABLE.replace(with_box_refine=True, two_stage=True), 20, 1e-3),
+    "denoising": Variant("DN", preset("dn_deformable_detr_r50").replace(**_SIZES, **_LEVELS), 20, 1e-3),
+    "dino": Variant("DINO", preset("dino_r50_4scale").replace(**_SIZES, **_LEVELS, denoising=_FEW_NOISED), 20, 1e-3),
 }
 BASELINES = ("detr", "detr_dc5", "detr_dc5_plus")
 # Which variants have their learning rate chosen out of these, after how many epochs; the rest take theirs over.
@@ -98,11 +98,11 @@ def tune(names: Sequence[str], runs: Path, *, is_quick: bool = False) -> None:
             _train(name, runs, lr=lr, epochs=TUNED[name], seed=0, is_quick=is_quick)
 
 
-def run(names: Sequence[str], runs: Path, *, seed: int = 0, is_quick: bool = False) -> None:
-    """Train variants one after the other, each from where it was stopped."""
+def run(names: Sequence[str], runs: Path, *, seed: int = 0, epochs: int | None = None, is_quick: bool = False) -> None:
+    """Train variants one after the other, each from where it was stopped; `epochs` takes the place of their own."""
     for name in names:
         variant = VARIANTS[name]
-        _train(name, runs, lr=variant.lr, epochs=variant.epochs, seed=seed, is_quick=is_quick)
+        _train(name, runs, lr=variant.lr, epochs=epochs or variant.epochs, seed=seed, is_quick=is_quick)
 
 
 def _train(name: str, runs: Path, *, lr: float, epochs: int, seed: int, is_quick: bool) -> None:
@@ -261,6 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--collect", action="store_true", help="read the runs as far as they went")
     parser.add_argument("--only", choices=VARIANTS, action="append", help="only this variant; repeat it for several")
     parser.add_argument("--seed", type=int, default=0, help="of weights and order (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, help="in place of a variant's own; a later call goes on")
     parser.add_argument("--runs", type=Path, default=RUNS, help="where runs are kept (default: runs/convergence)")
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works; nothing is stored")
     parser.add_argument("--commit", default="unknown", help="commit of the code that is measured")
@@ -275,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.tune:
         tune([name for name in names if name in TUNED], options.runs)
     if options.run:
-        run(names, options.runs, seed=options.seed)
+        run(names, options.runs, seed=options.seed, epochs=options.epochs)
     if options.tune or options.run or options.collect:
         results = collect(options.runs, options.commit)
         STORED.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
