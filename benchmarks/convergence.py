@@ -20,7 +20,17 @@ from benchmarks.curves import Curve, first_reaching, highest, mean_curve, plot
 from benchmarks.pages import RESULTS, ROOT, write_generated_part
 from deformdetr.config import ConvBackboneConfig, CriterionConfig, DeformableDETRConfig, DETRConfig, preset
 from deformdetr.data import ShapesConfig, build_dataset
-from deformdetr.engine import Experiment, RunDirectory, StepSchedule, TrainConfig, read_experiment, train
+from deformdetr.engine import (
+    Experiment,
+    Processes,
+    RunDirectory,
+    StepSchedule,
+    TrainConfig,
+    evaluate,
+    load_run,
+    read_experiment,
+    train,
+)
 
 STORED = RESULTS / "convergence_cpu.json"
 PAGE = ROOT / "docs" / "convergence.md"
@@ -54,15 +64,17 @@ _DC5 = _DETR.replace(backbone=_BACKBONE.replace(dilation=True))
 _LEVELS = {"num_feature_levels": 3, "norm_groups": 8}
 _DEFORMABLE = DeformableDETRConfig().replace(**_SIZES, **_LEVELS)
 _FEW_NOISED = {"kind": "cdn", "dn_number": 20}
+_MORE = 4 * DATA.num_train
 
 
 class Variant(NamedTuple):
-    """A model, and for how many epochs and with what learning rate it is trained."""
+    """A model, for how many epochs and with what learning rate it is trained, and on how many pictures."""
 
     label: str
     model: DETRConfig | DeformableDETRConfig
     epochs: int
     lr: float
+    num_train: int = DATA.num_train
 
 
 VARIANTS: Mapping[str, Variant] = {
@@ -74,8 +86,10 @@ VARIANTS: Mapping[str, Variant] = {
     "two_stage": Variant("++ two-stage", _DEFORMABLE.replace(with_box_refine=True, two_stage=True), 20, 1e-3),
     "denoising": Variant("DN", preset("dn_deformable_detr_r50").replace(**_SIZES, **_LEVELS), 20, 1e-3),
     "dino": Variant("DINO", preset("dino_r50_4scale").replace(**_SIZES, **_LEVELS, denoising=_FEW_NOISED), 20, 1e-3),
+    "detr_dc5_more": Variant(f"DETR-DC5, {_MORE:,} pictures", _DC5, 20, 3e-4, _MORE),
+    "deformable_detr_more": Variant(f"Deformable DETR, {_MORE:,} pictures", _DEFORMABLE, 2, 1e-3, _MORE),
 }
-BASELINES = ("detr", "detr_dc5", "detr_dc5_plus")
+BASELINES = ("detr", "detr_dc5", "detr_dc5_plus", "detr_dc5_more")
 # Which variants have their learning rate chosen out of these, after how many epochs; the rest take theirs over.
 TUNED: Mapping[str, int] = {"detr_dc5": 10, "deformable_detr": 4}
 RATES = (1e-4, 3e-4, 1e-3)
@@ -84,11 +98,14 @@ METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium")
 
 def experiment(name: str, *, lr: float, epochs: int, seed: int, is_quick: bool) -> Experiment:
     """Describe one run; a quick one learns nothing, but shows that it works."""
+    variant = VARIANTS[name]
     settings = TRAIN.replace(lr=lr, epochs=epochs, seed=seed)
+    if variant.num_train != DATA.num_train:
+        settings = settings.replace(eval_every=1, save_every=1)
     if not is_quick:
-        return Experiment(model=VARIANTS[name].model, data=DATA, train=settings)
+        return Experiment(model=variant.model, data=DATA.replace(num_train=variant.num_train), train=settings)
     data = DATA.replace(num_train=4, num_val=2)
-    return Experiment(model=VARIANTS[name].model, data=data, train=settings.replace(epochs=2, batch_size=2))
+    return Experiment(model=variant.model, data=data, train=settings.replace(epochs=2, batch_size=2))
 
 
 def tune(names: Sequence[str], runs: Path, *, is_quick: bool = False) -> None:
@@ -123,19 +140,37 @@ def collect(runs: Path, commit: str) -> dict[str, Any]:
 
 
 def _read(directory: RunDirectory) -> dict[str, Any]:
-    described = read_experiment(directory.config)
+    described: Any = read_experiment(directory.config)
     environment = json.loads(directory.environment.read_text(encoding="utf-8"))
     curve = directory.read_metrics()
     return {
         "variant": directory.path.name.partition("-lr")[0],
-        # As they are when the run begins: it may have been stopped before.
-        **{name: getattr(described.train, name) for name in ("lr", "seed", "batch_size")},
+        "lr": described.train.lr,
+        "seed": described.train.seed,
+        "num_train": described.data.num_train,
         "parameters": sum(each.numel() for each in described.model.build().parameters()),
         "seconds_per_epoch": statistics.median(row["seconds"] for row in curve),
         # The command and the platform say something of the machine, not of the run.
         "environment": {name: environment[name] for name in ("deformdetr", "torch", "python", "device", "threads")},
         "curve": [{name: row[name] for name in ("epoch", "loss", *METRICS)} for row in curve if "AP" in row],
+        "on_training_pictures": _evaluate_on_training_pictures(directory),
     }
+
+
+def _evaluate_on_training_pictures(directory: RunDirectory) -> dict[str, Any]:
+    """Say what the newest weights make of pictures that they were trained on, as many as there are to evaluate on."""
+    _, checkpoint = load_run(directory.path, prefer=("last.pt",))
+    data: Any = checkpoint.experiment.data
+    seen = data.replace(num_train=min(data.num_train, DATA.num_val), augment=data.augment.replace(flip=0.0))
+    evaluation = evaluate(
+        checkpoint.build(),
+        checkpoint.experiment.model.build_postprocess(),
+        build_dataset(seen, "train"),
+        Processes(),
+        batch_size=checkpoint.experiment.train.batch_size,
+    )
+    metrics: dict[str, Any] = dict(evaluation.metrics)
+    return {"epoch": checkpoint.epoch, **{name: metrics[name] for name in METRICS}}
 
 
 def _count_objects() -> dict[str, int]:
@@ -156,23 +191,30 @@ def curves(results: Mapping[str, Any]) -> dict[str, list[Curve]]:
 
 
 def _curve(row: Mapping[str, Any]) -> Curve:
-    return {point["epoch"]: {name: point[name] for name in METRICS} for point in row["curve"]}
+    return {point["epoch"] * _passes(row): {name: point[name] for name in METRICS} for point in row["curve"]}
+
+
+def _passes(row: Mapping[str, Any]) -> int:
+    """Say how many epochs of the others one of this run's is: as many steps."""
+    return int(row["num_train"] // DATA.num_train)
 
 
 def table(results: Mapping[str, Any]) -> str:
     """Write precision over the epochs, and after how many each variant has what a DETR has at best."""
     found = {name: mean_curve(runs) for name, runs in curves(results).items()}
     last = max(max(curve) for curve in found.values())
-    epochs = [epoch for epoch in (2, 4, 8, 16, 30, 60, 100, 150, 200, 300) if epoch <= last]
+    epochs = [epoch for epoch in (4, 8, 12, 20, 40, 80, 120, 160, 200) if epoch <= last]
     baselines = [name for name in BASELINES if name in found]
-    heads = ["", "parameters", "seconds per epoch", "seeds", *(f"epoch {epoch}" for epoch in epochs)]
-    heads += [f"epochs to the best AP of {VARIANTS[name].label}" for name in baselines]
+    heads = ["", "parameters", "seconds per epoch", *(f"epoch {epoch}" for epoch in epochs), "on training pictures"]
+    heads += [f"epochs to the best of {VARIANTS[name].label}" for name in baselines]
     rows = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     for name, curve in found.items():
-        own = [row for row in results["runs"] if row["variant"] == name and row["lr"] == VARIANTS[name].lr]
-        seconds = statistics.median(row["seconds_per_epoch"] for row in own)
-        rows.append([VARIANTS[name].label, f"{own[0]['parameters']:,}", f"{seconds:.1f}", str(len(own))])
+        own = next(row for row in results["runs"] if row["variant"] == name and row["lr"] == VARIANTS[name].lr)
+        fitted = own["on_training_pictures"]
+        rows.append([VARIANTS[name].label, f"{own['parameters']:,}"])
+        rows[-1] += [f"{own['seconds_per_epoch'] / _passes(own):.1f}"]
         rows[-1] += [_pair(curve[epoch]) if epoch in curve else "" for epoch in epochs]
+        rows[-1] += [f"{_pair(fitted)}, epoch {fitted['epoch'] * _passes(own)}"]
         rows[-1] += [_reaching(curve, found[baseline]) for baseline in baselines]
     return _join(rows)
 
