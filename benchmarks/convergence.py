@@ -63,6 +63,7 @@ _DETR = DETRConfig().replace(**_SIZES)
 _DC5 = _DETR.replace(backbone=_BACKBONE.replace(dilation=True))
 _LEVELS = {"num_feature_levels": 3, "norm_groups": 8}
 _DEFORMABLE = DeformableDETRConfig().replace(**_SIZES, **_LEVELS)
+_DN = preset("dn_deformable_detr_r50").replace(**_SIZES, **_LEVELS)
 _FEW_NOISED = {"kind": "cdn", "dn_number": 20}
 _MORE = 4 * DATA.num_train
 
@@ -84,7 +85,8 @@ VARIANTS: Mapping[str, Variant] = {
     "deformable_detr": Variant("Deformable DETR", _DEFORMABLE, 20, 1e-3),
     "refine": Variant("+ box refinement", _DEFORMABLE.replace(with_box_refine=True), 20, 1e-3),
     "two_stage": Variant("++ two-stage", _DEFORMABLE.replace(with_box_refine=True, two_stage=True), 20, 1e-3),
-    "denoising": Variant("DN", preset("dn_deformable_detr_r50").replace(**_SIZES, **_LEVELS), 20, 1e-3),
+    "anchors": Variant("DN without denoising", _DN.replace(denoising=None), 20, 1e-3),
+    "denoising": Variant("DN", _DN, 20, 1e-3),
     "dino": Variant("DINO", preset("dino_r50_4scale").replace(**_SIZES, **_LEVELS, denoising=_FEW_NOISED), 20, 1e-3),
     "detr_dc5_more": Variant(f"DETR-DC5, {_MORE:,} pictures", _DC5, 20, 3e-4, _MORE),
     "deformable_detr_more": Variant(f"Deformable DETR, {_MORE:,} pictures", _DEFORMABLE, 2, 1e-3, _MORE),
@@ -248,7 +250,7 @@ def _join(rows: Sequence[Sequence[str]]) -> str:
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """Say what was found, and how to repeat it."""
+    """Say after how many epochs Deformable DETR has what a DETR has at best."""
     found = {name: mean_curve(runs) for name, runs in curves(results).items()}
     sentences = []
     for name in BASELINES:
@@ -265,14 +267,17 @@ def summary(results: Mapping[str, Any]) -> str:
 
 
 def provenance(results: Mapping[str, Any]) -> str:
-    """Say where the numbers come from."""
+    """Say where the numbers come from, and what is missing."""
     objects = results["objects"]
     environment, commands = results["runs"][0]["environment"], " and ".join(f"`{each}`" for each in results["commands"])
+    missing = [variant.label for name, variant in VARIANTS.items() if name not in curves(results)]
     return (
         f"Of the {sum(objects.values()):,} objects in the validation pictures {objects['small']:,} are small and "
-        f"{objects['medium']:,} medium. {commands}, torch {environment['torch'].split('+')[0]}, deformdetr "
-        f"{environment['deformdetr']}, commit {results['commit']}, {environment['threads']} thread of a "
-        f"shared x86-64 CPU; `benchmarks/results/{STORED.name}` has every evaluation."
+        f"{objects['medium']:,} medium. {commands}, stopped when time was up; torch "
+        f"{environment['torch'].split('+')[0]}, deformdetr {environment['deformdetr']}, commit {results['commit']}, "
+        f"{environment['threads']} thread of a busy x86-64 CPU, so that seconds are an upper bound; one seed. "
+        f"`benchmarks/results/{STORED.name}` has every evaluation."
+        + (f" Not trained yet: {'; '.join(missing)}." if missing else "")
     )
 
 

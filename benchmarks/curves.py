@@ -9,9 +9,8 @@ import numpy as np
 Curve: TypeAlias = Mapping[int, Mapping[str, float]]
 """Metrics by name, by the epochs after which they were measured."""
 
-# DETR in greys, the others in colours, lighter from one improvement to the next.
 _GREYS = ("#1f1f1f", "#757575", "#b0b0b0")
-_COLOURS = ("#1a237e", "#3f51b5", "#00897b", "#e65100", "#ad1457")
+_COLOURS = ("#3f51b5", "#00897b", "#e65100", "#ad1457", "#6a1b9a")
 _PANELS = {"AP": "AP", "AP_small": "AP of small objects"}
 
 
@@ -77,11 +76,13 @@ def _line(axes: Any, curve: Curve, metric: str, **style: Any) -> None:
 
 
 def _styles(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Give every name a colour; what a comma follows is the same thing trained otherwise, and has it in dashes."""
     styles: dict[str, dict[str, str]] = {}
-    for kin, colours in (
-        ([name for name in names if name.startswith("DETR")], _GREYS),
-        ([name for name in names if not name.startswith("DETR")], _COLOURS),
-    ):
-        for index, name in enumerate(kin):
-            styles[name] = {"color": colours[index % len(colours)], "linestyle": "-" if index < len(colours) else "--"}
+    kinds = {name: name.partition(", ")[0] for name in names}
+    for is_detr, colours in ((True, _GREYS), (False, _COLOURS)):
+        kin = list(dict.fromkeys(kind for kind in kinds.values() if kind.startswith("DETR") == is_detr))
+        for name, kind in kinds.items():
+            if kind in kin:
+                colour = colours[kin.index(kind) % len(colours)]
+                styles[name] = {"color": colour, "linestyle": "-" if name == kind else "--"}
     return styles
