@@ -13,7 +13,7 @@ def results():
     return json.loads(convergence.STORED.read_text())
 
 
-def test_page_and_chart_are_those_of_the_stored_results(results, tmp_path, monkeypatch):
+def test_page_and_chart_are_those_of_the_stored_results(results):
     for name, text in convergence.parts(results).items():
         assert generated_part(convergence.PAGE, name) == text
     assert convergence.CHART.exists()
