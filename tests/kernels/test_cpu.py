@@ -183,7 +183,6 @@ def test_a_frozen_value_costs_no_sorting(rng: torch.Generator, monkeypatch: pyte
     inputs = draw(rng)
     expected = exactly(inputs, place(SHAPES))
     monkeypatch.setattr(_cpu, "add_up", None)
-    monkeypatch.setattr(_cpu, "add_up_by_corner", None)
     grads = _cpu.backward(inputs[0], inputs[1], place(SHAPES), *inputs[2:], (False, True, True))
     assert_all_close(grads[1:], expected[2:])
 
@@ -216,6 +215,21 @@ def test_memory_that_nobody_filled_is_not_read(dtype: torch.dtype, rng: torch.Ge
     finally:
         torch.use_deterministic_algorithms(False)
     for got, wanted in zip(actual, expected, strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_defaults_of_the_process_change_nothing(rng: torch.Generator):
+    # Sizes that no other test has, because constants are kept.
+    shapes = [(7, 5), (3, 2)]
+    inputs = draw(rng, shapes)
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        results = run(_cpu, inputs, place(shapes))
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    for got, wanted in zip(results, run(_cpu, inputs, place(shapes)), strict=True):
         assert torch.equal(got, wanted)
 
 

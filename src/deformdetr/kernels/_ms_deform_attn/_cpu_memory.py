@@ -18,7 +18,7 @@ def empty_on_large_pages(like: Tensor) -> Tensor:
     Linux takes several times as long to hand out memory in pages of 4 KiB as it takes to fill it, and a fraction of
     that in pages of 2 MiB.
     """
-    tensor = torch.empty(like.shape, dtype=like.dtype)
+    tensor = torch.empty_like(like, memory_format=torch.contiguous_format)
     size = tensor.numel() * tensor.element_size()
     advise = _find_advice() if size >= LARGE else None
     if advise is not None:
