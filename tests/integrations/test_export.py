@@ -337,7 +337,7 @@ def test_operators_without_an_older_form_are_refused():
 
 @pytest.mark.slow
 @pytest.mark.compile
-@pytest.mark.parametrize("form", ["operator", "grid_sample", "gather"])
+@pytest.mark.parametrize("form", ["operator", "gather"])
 def test_ahead_of_time_compiled_package_serves_other_sizes(form, tmp_path, rng):
     model = built("single_scale").eval()
     program = export_program(model)
@@ -356,12 +356,12 @@ def test_ahead_of_time_compiled_package_serves_other_sizes(form, tmp_path, rng):
 
 @pytest.mark.slow
 @pytest.mark.compile
-@pytest.mark.parametrize("name", ["deformable_detr_r50_single_scale_dc5", "deformable_detr_r50_two_stage", "detr_r50"])
-def test_published_models_become_onnx_files(name, tmp_path, rng):
+def test_published_model_becomes_an_onnx_file(tmp_path, rng):
+    config = preset("deformable_detr_r50_single_scale_dc5")
     report = export_onnx(
-        preset(name).build(),
+        config.build(),
         tmp_path / "model.onnx",
-        postprocess=preset(name).build_postprocess(),
+        postprocess=config.build_postprocess(),
         images=[torch.randn(3, 224, 288, generator=rng)],
     )
     assert all(each.is_within(1e-3) for each in report.comparisons)
