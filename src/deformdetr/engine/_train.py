@@ -242,7 +242,7 @@ def _build(experiment: Experiment, checkpoint: Checkpoint | None) -> tuple[Defor
     source = experiment.train.init_checkpoint
     if source is None:
         return model, []
-    report = load_checkpoint(model, expand_path(source), drop_class_head=True)
+    report = load_checkpoint(model, expand_path(source), drop_class_head=True, new_mask_head=True)
     return model, [f"{source}: {report}"]
 
 
