@@ -116,7 +116,7 @@ class Eval(BaseModel):
 
 
 class Predict(BaseModel):
-    """Detect objects in image files: write pictures with boxes, names and scores, and predictions.json.
+    """Detect objects in image files: write pictures with boxes, masks, names and scores, and predictions.json.
 
     Files that cannot be read as images are named and skipped, and the exit status is then 1.
     """
@@ -146,10 +146,15 @@ class Check(BaseModel):
         """Check."""
         experiment = read_experiment(self.config, _overrides(self))
         if not self.decode:
-            print(check(experiment.data))
+            print(check(experiment.data, masks=experiment.model.masks))
             return 0
         with ProgressDisplay("decoding", 1) as display:
-            report = check(experiment.data, decode=True, progress=lambda done, total: display.update(done, total=total))
+            report = check(
+                experiment.data,
+                decode=True,
+                masks=experiment.model.masks,
+                progress=lambda done, total: display.update(done, total=total),
+            )
         print(report)
         return 0
 
@@ -318,4 +323,5 @@ def _summary(config: DeformableDETRConfig | DETRConfig) -> str:
         parts.insert(1, f"{config.num_feature_levels} level{'s' if config.num_feature_levels > 1 else ''}")
         parts += ["box refinement"] * config.with_box_refine + ["two-stage"] * config.two_stage
         parts += ["denoising"] * (config.denoising is not None)
+    parts += ["masks"] * config.masks
     return ", ".join(parts)
