@@ -16,14 +16,17 @@ from deformdetr.data import build_dataset, write_shapes
 from deformdetr.engine import (
     Experiment,
     Processes,
+    demo_experiment,
     enable_gradient_checkpointing,
     evaluate,
     evaluate_run,
     load_run,
     predict,
+    run_demo,
     train,
 )
 from deformdetr.structures import Predictions
+from deformdetr.visualize import draw_comparison
 from experiments import SETTINGS
 
 DETR = {
@@ -171,6 +174,21 @@ def test_recomputing_the_mask_head_changes_no_gradient(name: str, rng: torch.Gen
     assert found.keys() == expected.keys()
     for key, gradient in expected.items():
         torch.testing.assert_close(found[key], gradient)
+
+
+def test_the_demonstration_draws_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = experiment(MODELS["deformable_detr"], epochs=1)
+    drawn = []
+
+    def compare(*given: Any, **settings: Any) -> Image.Image:
+        drawn.append(("masks" in given[1], "masks" in given[2]))
+        return draw_comparison(*given, **settings)
+
+    monkeypatch.setattr("deformdetr.engine._demo.draw_comparison", compare)
+    result = run_demo(tmp_path / "demo", described)
+    assert "masks" in result.evaluation.table.splitlines()
+    assert set(drawn) == {(True, True)}
+    assert demo_experiment(masks=True).model == demo_experiment().model.replace(masks=True)
 
 
 @pytest.mark.slow

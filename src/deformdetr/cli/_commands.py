@@ -30,6 +30,7 @@ from deformdetr.engine import (
     Processes,
     ProgressDisplay,
     TrainConfig,
+    demo_experiment,
     evaluate_run,
     experiment_schema,
     models_in,
@@ -206,9 +207,11 @@ class Demo(BaseModel):
         default=Path("runs/demo"), description="Run directory; an earlier demonstration in it is replaced."
     )
 
+    masks: CliToggleFlag[bool] = Field(default=False, description="Predict masks too, which takes longer.")
+
     def execute(self) -> int:
         """Run it."""
-        result = run_demo(self.out)
+        result = run_demo(self.out, demo_experiment(masks=True) if self.masks else None)
         print(result.evaluation.table)
         print(f"detections beside ground truth: {result.detections}")
         print(f"sampling points of a decoder query: {result.sampling_points}")
