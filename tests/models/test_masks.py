@@ -96,6 +96,20 @@ def test_without_gradients_masks_are_the_same(config: Any, rng: torch.Generator)
         torch.testing.assert_close(model(images)["pred_masks"], expected.detach())
 
 
+@pytest.mark.parametrize("name", ["multi_scale", "detr_softmax"])
+def test_training_works_in_lower_precision(name: str, rng: torch.Generator) -> None:
+    model, criterion = CONFIGS[name].build().train(), CONFIGS[name].build_criterion()
+    images, targets = images_and_targets((3, 0), rng)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(images)
+        losses = criterion(outputs, targets)
+    criterion.total(losses).backward()
+    assert outputs["pred_masks"].dtype == torch.bfloat16
+    assert losses["loss_mask"].dtype == losses["loss_dice"].dtype == torch.float32
+    gradients = [parameter.grad for parameter in model.mask_head.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
 @pytest.mark.parametrize("name", ["dn", "dino"])
 def test_denoising_queries_get_no_masks_and_change_none(name: str, rng: torch.Generator) -> None:
     config = CONFIGS[name].replace(dropout=0.0)
