@@ -14,6 +14,7 @@ from deformdetr.integrations import (
     to_original,
     translate_state_dict,
 )
+from deformdetr.integrations.hub import from_pretrained, pretrained_config, save_pretrained
 
 DETR = DETRConfig(
     num_classes=5,
@@ -145,3 +146,14 @@ def test_a_mask_head_that_is_incomplete_is_not_a_new_one(rng):
 def test_masks_that_the_model_lacks_are_advised(config, rng):
     with pytest.raises(CheckpointError, match=r"predicts masks, the model predicts no masks: build it with masks=True"):
         load_checkpoint(config.replace(masks=False).build(), to_original(random_state(config, rng)))
+
+
+@pytest.mark.parametrize("config", [DETR, CONFIGS["two_stage"]], ids=["detr", "two_stage"])
+def test_a_folder_gives_a_model_with_masks_back(config, tmp_path):
+    model = config.build()
+    save_pretrained(model, config, tmp_path)
+    assert_equal(from_pretrained(tmp_path).state_dict(), model.state_dict())
+    assert pretrained_config(tmp_path) == config
+    assert "pipeline_tag: image-segmentation" in (tmp_path / "README.md").read_text()
+    with pytest.raises(ValueError, match=r"does not describe this model: 32 entries differ, the first is mask_head\."):
+        save_pretrained(model, config.replace(masks=False), tmp_path)
