@@ -22,6 +22,7 @@ from pydantic_settings import (
 
 from deformdetr import __version__
 from deformdetr.cli._convert import Convert
+from deformdetr.cli._export import Export
 from deformdetr.cli._template import commented_yaml
 from deformdetr.config import PRESETS, DeformableDETRConfig, DETRConfig, ResNetConfig, TimmConfig, preset
 from deformdetr.data import DataConfig, ShapesConfig, check
@@ -249,6 +250,7 @@ class Commands(BaseSettings):
     config: CliSubCommand[Config] = Field(description="Print a config file to start from.")
     schema_: CliSubCommand[Schema] = Field(alias="schema", description="Print the JSON schema of config files.")
     convert: CliSubCommand[Convert] = Field(description="Convert a checkpoint to another implementation's names.")
+    export: CliSubCommand[Export] = Field(description="Write a trained model as an ONNX file.")
     demo: CliSubCommand[Demo] = Field(description="Train, evaluate and draw on synthetic shapes, in minutes on a CPU.")
 
 

@@ -72,7 +72,7 @@ class TrainConfig(Config):
         default="float32", description="Of the model's matrix products and convolutions; weights stay float32."
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="Recompute encoder and decoder layers in the backward pass, to save memory."
+        default=False, description="Recompute backbone, encoder and decoder in the backward pass, to save memory."
     )
     seed: NonNegativeInt = 42
     eval_every: PositiveInt = Field(default=1, description="Evaluate after every so many epochs, and after the last.")
