@@ -80,7 +80,8 @@ class TrainConfig(Config):
     log_every: PositiveInt = Field(default=50, description="Steps per line of output where there is no progress bar.")
     init_checkpoint: Path | None = Field(
         default=None,
-        description="Start from these weights, of any format that load_checkpoint reads; class heads may differ.",
+        description="Start from these weights, of any format that load_checkpoint reads; class heads may differ, and a "
+        "mask head may be missing.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Trading time for memory: activations of backbone, encoder and decoder are computed again in the backward pass."""
+"""Trading time for memory: activations of layers are computed again in the backward pass."""
 
 from functools import partial
 
@@ -12,12 +12,15 @@ from deformdetr.models import DETR, DeformableDETR
 def enable_gradient_checkpointing(model: DeformableDETR | DETR) -> None:
     """Keep only the inputs of the backbone's blocks and of encoder and decoder layers for the backward pass.
 
-    That pass runs each of them again. Parameters, their names and the results stay the same; dropout draws the same
-    numbers both times. Of backbones, this is for those that have `blocks`, as ours do, or `set_grad_checkpointing`, as
-    timm's do. One with batch norms stays as it is, because they would count every batch twice; frozen ones do not.
+    That pass runs each of them again, and the convolutions of a mask head, a few queries at a time. Parameters, their
+    names and the results stay the same; dropout draws the same numbers both times. Of backbones, this is for those that
+    have `blocks`, as ours do, or `set_grad_checkpointing`, as timm's do. One with batch norms stays as it is, because
+    they would count every batch twice; frozen ones do not.
     """
     for layer in (*model.encoder.layers, *model.decoder.layers):
         _checkpoint(layer)
+    if model.mask_head is not None:
+        _checkpoint(model.mask_head.convolutions)
     if any(isinstance(part, _BatchNorm) for part in model.backbone.modules()):
         return
     for block in getattr(model.backbone, "blocks", ()):
