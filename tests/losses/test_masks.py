@@ -175,3 +175,19 @@ def test_masks_of_targets_are_ignored_where_none_are_predicted(rng):
     del outputs["pred_masks"]
     losses = SetCriterion(HungarianMatcher())(outputs, targets)
     assert not {"loss_mask", "loss_dice"} & losses.keys()
+
+
+def test_images_that_are_padded_further_have_the_same_losses(rng):
+    targets = with_masks((2, 0, 3), rng)
+    outputs = predictions(3, rng)
+    # The largest height and width are 15 and 17 pixels, those of the batch 20 and 40.
+    wide = torch.nn.functional.interpolate(outputs["pred_masks"].detach(), (15, 17), mode="bilinear")
+    padded = torch.nn.functional.pad(wide, (0, 23, 0, 5), value=9.0)
+    sizes = torch.tensor([[w, h] for h, w in SIZES])
+    criterion = SetCriterion(HungarianMatcher())
+    found, expected = (
+        criterion({**outputs, "pred_masks": masks, **more}, targets)
+        for masks, more in ((padded, {"valid_ratios": sizes / torch.tensor([40, 20])}), (wide, {}))
+    )
+    for name in ("loss_mask", "loss_dice"):
+        torch.testing.assert_close(found[name], expected[name])

@@ -79,7 +79,8 @@ class SetCriterion(nn.Module):
         target, per process (at least 1).
 
         If there are `pred_masks`, `loss_mask` and `loss_dice` judge those of the last layer's pairs, enlarged to the
-        size of the images with their padding, which is the largest height and width among the targets' masks.
+        largest height and width among the targets' masks; `valid_ratios` say where these lie if the images are padded
+        further.
 
         Args:
             outputs: Any model's of the family; images without targets are fine, as is a batch of them.
@@ -109,7 +110,8 @@ class SetCriterion(nn.Module):
             of_layer["cardinality_error"] = _cardinality_error(layer.predictions["pred_logits"], counts)
             losses |= {f"{name}{layer.suffix}": value for name, value in of_layer.items()}
         if "pred_masks" in outputs:
-            losses |= mask_losses(outputs["pred_masks"], targets, all_pairs[0], num_boxes)
+            ratios = outputs.get("valid_ratios")
+            losses |= mask_losses(outputs["pred_masks"], targets, all_pairs[0], num_boxes, ratios)
         if "dn_outputs" in outputs:
             losses |= self._judge_noised(outputs["dn_outputs"], targets, device)
         return losses

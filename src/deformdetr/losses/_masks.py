@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deformdetr.losses._focal import dice_loss, sigmoid_focal_loss
+from deformdetr.nn import image_grid
+from deformdetr.nn._geometry import level_size
 from deformdetr.structures import Target
 
 
@@ -35,17 +37,20 @@ def mask_losses(
     targets: Sequence[Target],
     pairs: Int64[Tensor, "3 pairs"],
     num_boxes: Float[Tensor, ""],
+    valid_ratios: Float[Tensor, "batch 2"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
-    """Judge the masks of matched queries, enlarged to the padded images.
+    """Judge the masks of matched queries, enlarged to the largest height and width among the targets' masks.
 
-    `loss_mask` is the focal loss averaged over a mask's pixels, padding included, `loss_dice` the dice loss; both are
-    summed over pairs and divided by `num_boxes`.
+    That is the size of the batch, unless its images are padded further. `loss_mask` is the focal loss averaged over
+    the pixels of that size, `loss_dice` the dice loss; both are summed over pairs and divided by `num_boxes`.
 
     Args:
         pred_masks: Logits.
-        targets: One per image. The largest height and width among their masks are those of the padded images.
+        targets: One per image, with masks as large as it was before padding.
         pairs: Image, query and target (counted over the batch) of every pair.
         num_boxes: What sums are divided by.
+        valid_ratios: Share of the predicted masks' width and height that is not padding, (x, y); None means that they
+            end where the largest target does.
 
     References:
         Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020, section 4.4 and appendix A.2.
@@ -54,12 +59,29 @@ def mask_losses(
     wanted = _padded([of_image["masks"] for of_image in targets])[target]
     found = pred_masks[image, query]
     found = found.to(torch.promote_types(found.dtype, torch.float32))
-    enlarged = F.interpolate(found[:, None], wanted.shape[-2:], mode="bilinear", align_corners=False)
-    logits, truth = enlarged.flatten(1), wanted.flatten(1).to(found.dtype)
+    logits = _enlarge(found, wanted.shape[1:], targets[0]["masks"].shape[1:], valid_ratios).flatten(1)
+    truth = wanted.flatten(1).to(found.dtype)
     return {
         "loss_mask": sigmoid_focal_loss(logits, truth).mean(1).sum() / num_boxes,
         "loss_dice": dice_loss(logits, truth).sum() / num_boxes,
     }
+
+
+def _enlarge(
+    masks: Float[Tensor, "pairs mask_height mask_width"],
+    size: Sequence[int],
+    first: Sequence[int],
+    valid_ratios: Float[Tensor, "batch 2"] | None,
+) -> Float[Tensor, "pairs height width"]:
+    """Give masks at the pixels of `size`, (height, width), given that of the first image, by bilinear interpolation."""
+    if valid_ratios is None:
+        return F.interpolate(masks[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
+    # What share of the padded batch the first image takes says what share `size` takes.
+    (height, width), (first_height, first_width) = size, first
+    ratio = valid_ratios[0] * level_size(height, width, like=valid_ratios)
+    ratio = ratio / level_size(first_height, first_width, like=valid_ratios)
+    grid = image_grid(height, width, ratio).to(masks.dtype)
+    return F.grid_sample(masks[None], grid, padding_mode="border", align_corners=False)[0]
 
 
 def _padded(masks: Sequence[Bool[Tensor, "_ _ _"]]) -> Bool[Tensor, "targets height width"]:

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from deformdetr.nn import MaskHead, valid_ratios
+from deformdetr.nn import MaskHead, image_grid, valid_ratios
 from deformdetr.structures import Predictions
 
 # A full-size mask of 12 million pixels takes 48 MB in float32, and its sampling as much again.
@@ -60,11 +60,8 @@ def masks_in_image(
         threshold: None gives probabilities in float32; a number gives True where they are greater.
     """
     height, width = size
-    across, down = (1.0, 1.0) if valid_ratio is None else valid_ratio.to(torch.float32).unbind()
-    # Places from -1 to 1 over the padded image: of the pixel centres of the image that lies at its top left.
-    x = (torch.arange(width, device=logits.device) + 0.5) * (2 / width) * across - 1
-    y = (torch.arange(height, device=logits.device) + 0.5) * (2 / height) * down - 1
-    grid = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1).unsqueeze(0)
+    ratio = logits.new_ones(2, dtype=torch.float32) if valid_ratio is None else valid_ratio.float()
+    grid = image_grid(height, width, ratio)
     masks = logits.new_empty(len(logits), 1, height, width, dtype=torch.float32 if threshold is None else torch.bool)
     for start in range(0, len(logits), _MASKS_AT_ONCE):
         piece = slice(start, start + _MASKS_AT_ONCE)
