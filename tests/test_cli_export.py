@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from deformdetr.cli import main
+from coco_files import coco_document, write_coco
+from deformdetr.cli import _export, main
+from deformdetr.data import DataConfig, build_dataset
 from deformdetr.engine import load_run
 from deformdetr.integrations import _export_onnx
 from experiments import tiny_run
@@ -25,6 +27,21 @@ def exported(capsys, *arguments):
     assert "Traceback" not in printed.err
     # The report may break its lines anywhere.
     return status, re.sub(r"[\s│┃]+", " ", printed.out), printed.err
+
+
+def test_pictures_to_evaluate_on_are_compared_on_while_they_are_there(tmp_path, capsys):
+    annotations = write_coco(tmp_path, coco_document())
+    places = {"images": tmp_path, "annotations": annotations}
+    files = {f"{split}_{kind}": path for split in ("train", "val") for kind, path in places.items()}
+    data = DataConfig(**files, eval_short_side=32)
+    label_map = build_dataset(data, "val").label_map
+    images = _export._own_images(data, label_map)
+    assert len(images) == 2
+    assert all(min(image.shape[1:]) == 32 for image in images)
+    assert capsys.readouterr().err == ""
+    annotations.unlink()
+    assert [image.shape[1:] for image in _export._own_images(data, label_map)] == [(320, 256), (224, 320)]
+    assert "comparing on drawn shapes, as there are no pictures to evaluate on:" in capsys.readouterr().err
 
 
 @pytest.mark.compile

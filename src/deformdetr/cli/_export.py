@@ -1,6 +1,7 @@
 """Exporting trained models."""
 
 import json
+import sys
 from pathlib import Path
 
 from jaxtyping import Float
@@ -12,7 +13,11 @@ from torch import Tensor
 
 from deformdetr.data import (
     AnyDataConfig,
+    DataConfig,
+    DatasetError,
+    LabelMap,
     ShapesConfig,
+    build_dataset,
     draw_shapes,
     eval_transforms,
     load_image,
@@ -40,7 +45,7 @@ class Export(BaseModel):
     postprocess: CliToggleFlag[bool] = Field(
         default=False, description="Let the file give boxes in pixels, scores and labels, too."
     )
-    images: list[Path] = Field(default=[], description="Image files to compare on; by default, drawn shapes.")
+    images: list[Path] = Field(default=[], description="Image files to compare on; by default, two to evaluate on.")
     tolerance: PositiveFloat = Field(
         default=1e-3, description="Largest difference of a logit, and of a box as a fraction of the image."
     )
@@ -56,7 +61,8 @@ class Export(BaseModel):
             sampling=self.sampling,
             opset=self.opset,
             postprocess=checkpoint.experiment.model.build_postprocess() if self.postprocess else None,
-            images=[_prepare(load_image(path), data, data.eval_short_side) for path in self.images] or _shapes(data),
+            images=[_prepare(load_image(path), data, data.eval_short_side) for path in self.images]
+            or _own_images(data, checkpoint.label_map),
             tolerance=self.tolerance,
             metadata={
                 "names": json.dumps(checkpoint.label_map.names),
@@ -76,6 +82,19 @@ def _prepare(image: Tensor, data: AnyDataConfig, short_side: int | None) -> Floa
     transforms = eval_transforms(short_side, data.eval_max_size, data.image_mean, data.image_std)
     empty = make_sample(image, image.new_zeros(0, 4).float(), image.new_zeros(0).long())
     return split_sample(transforms(empty))[0]
+
+
+def _own_images(data: AnyDataConfig, label_map: LabelMap) -> list[Float[Tensor, "3 _ _"]]:
+    """Take the first pictures that the model is evaluated on, or draw some where these have gone."""
+    if not isinstance(data, DataConfig):
+        return _shapes(data)
+    try:
+        dataset = build_dataset(data.replace(label_map=label_map), "val")
+    except (DatasetError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        print(f"comparing on drawn shapes, as there are no pictures to evaluate on: {reason}", file=sys.stderr)
+        return _shapes(data)
+    return [dataset[index][0] for index in range(min(len(dataset), len(_SIZES)))]
 
 
 def _shapes(data: AnyDataConfig) -> list[Float[Tensor, "3 _ _"]]:
