@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from checkpoints import VARIANTS, tiny_config
-from deformdetr import DETRConfig
-from deformdetr.config import ConvBackboneConfig
+from checkpoints import VARIANTS, tiny_config, tiny_detr_config
 from deformdetr.integrations import (
     CheckpointError,
     load_checkpoint,
@@ -16,16 +14,7 @@ from deformdetr.integrations import (
 )
 from deformdetr.integrations.hub import from_pretrained, pretrained_config, save_pretrained
 
-DETR = DETRConfig(
-    num_classes=5,
-    d_model=32,
-    n_heads=2,
-    d_ffn=24,
-    num_encoder_layers=2,
-    num_decoder_layers=2,
-    backbone=ConvBackboneConfig(channels=(8, 8, 16, 24)),
-    masks=True,
-)
+DETR = tiny_detr_config(d_model=32, num_decoder_layers=2, num_queries=100, masks=True)
 # Of the published mask head, as DETR's repository names it.
 HEAD = {
     "bbox_attention.q_linear": (32, 32),

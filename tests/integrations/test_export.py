@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from checkpoints import tiny_config
-from deformdetr.config import ConvBackboneConfig, DETRConfig, preset
+from checkpoints import tiny_config, tiny_detr_config
+from deformdetr.config import preset
 from deformdetr.integrations import _export_onnx
 from deformdetr.integrations._export_check import Comparison, FileOutputs, compare
 from deformdetr.integrations.export import ExportError, decompositions, export_onnx, export_program
@@ -27,15 +27,7 @@ VARIANTS = {
     "multi_scale": tiny_config(**SMALL, num_feature_levels=2),
     "box_refine": tiny_config(**SMALL | {"num_decoder_layers": 2}, num_feature_levels=2, with_box_refine=True),
     "two_stage": tiny_config(**SMALL, num_feature_levels=2, with_box_refine=True, two_stage=True),
-    "detr": DETRConfig(
-        **SMALL,
-        num_classes=5,
-        num_queries=12,
-        d_model=16,
-        n_heads=2,
-        d_ffn=24,
-        backbone=ConvBackboneConfig(channels=(8, 8, 16, 24)),
-    ),
+    "detr": tiny_detr_config(**SMALL),
 }
 
 

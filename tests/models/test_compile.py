@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from checkpoints import tiny_config
-from deformdetr.config import ConvBackboneConfig, DeformableDETRConfig, DETRConfig, ResNetConfig
+from checkpoints import tiny_config, tiny_detr_config
+from deformdetr.config import DeformableDETRConfig, DETRConfig, ResNetConfig
 from deformdetr.structures import ImageBatch
 from targets import random_targets
 
@@ -18,15 +18,7 @@ pytestmark = pytest.mark.compile
 SMALL: dict[str, Any] = {"num_encoder_layers": 1, "num_decoder_layers": 1, "dropout": 0.0}
 LEVELS = {"num_feature_levels": 2}
 DC5 = ResNetConfig(name="resnet50", dilation=True)
-DETR = DETRConfig(
-    **SMALL,
-    num_classes=5,
-    num_queries=12,
-    d_model=16,
-    n_heads=2,
-    d_ffn=24,
-    backbone=ConvBackboneConfig(channels=(8, 8, 16, 24)),
-)
+DETR = tiny_detr_config(**SMALL)
 VARIANTS: dict[str, DeformableDETRConfig | DETRConfig] = {
     "single_scale": tiny_config(**SMALL, num_feature_levels=1),
     "single_scale_dc5": tiny_config(**SMALL, num_feature_levels=1, backbone=DC5),

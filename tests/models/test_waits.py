@@ -7,22 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from checkpoints import VARIANTS, tiny_config
-from deformdetr import DETRConfig
-from deformdetr.config import ConvBackboneConfig
+from checkpoints import VARIANTS, tiny_config, tiny_detr_config
 from deformdetr.matching import _hungarian
 from targets import random_targets
 
 SMALL: dict[str, Any] = {"num_encoder_layers": 1, "num_decoder_layers": 2}
-DETR = DETRConfig(
-    num_classes=5,
-    num_queries=12,
-    d_model=16,
-    n_heads=2,
-    **SMALL,
-    d_ffn=24,
-    backbone=ConvBackboneConfig(channels=(8, 8, 16, 24)),
-)
+DETR = tiny_detr_config(**SMALL)
 CONFIGS: dict[str, Any] = {name: tiny_config(**SMALL, **variant) for name, variant in VARIANTS.items()} | {
     "detr": DETR,
     "masks": tiny_config(**SMALL, masks=True),
