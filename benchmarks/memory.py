@@ -1,11 +1,15 @@
 """How much memory a call needs at its worst, beyond what is allocated before it."""
 
 import os
+import sys
 import warnings
 from collections.abc import Callable
+from unittest.mock import patch
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from deformdetr.kernels._ms_deform_attn import _cpu_memory
 
 
 def peak_bytes(call: Callable[[], object], device: str) -> int:
@@ -23,10 +27,17 @@ def _peak_on_gpu(call: Callable[[], object]) -> int:
 
 
 def _peak_on_host(call: Callable[[], object]) -> int:
-    """Follow every allocation of PyTorch's allocator, those inside of its operations included."""
+    """Follow every allocation of PyTorch's allocator, those inside of its operations included.
+
+    It is made to serve our large results as well, which otherwise have memory that it does not see.
+    """
     # The profiler's library complains on standard error where there is no GPU.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    with warnings.catch_warnings(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with (
+        patch.object(_cpu_memory, "LARGE", sys.maxsize),
+        warnings.catch_warnings(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
+    ):
         # That memory is freed which was allocated before.
         warnings.simplefilter("ignore")
         call()

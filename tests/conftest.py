@@ -21,11 +21,16 @@ def _checkable_modules() -> list[str]:
     """Name every module but those that break when their functions are wrapped.
 
     Packages stay out because the hook would take all that lies below them; their `__init__` holds imports alone.
-    Triton reads the source of its kernels, and pydantic checks its own models (package `config`, modules `_config`).
+    Triton reads the source of its kernels (package `_triton`), and pydantic checks its own models (package `config`,
+    modules `_config`).
     """
     files = (path.relative_to(SOURCES).with_suffix("") for path in SOURCES.rglob("*.py"))
-    unchecked = {"__init__", "__main__", "_triton", "_config"}
-    return sorted(".".join(file.parts) for file in files if file.name not in unchecked and "config" not in file.parts)
+    unchecked = {"__init__", "__main__", "_config"}
+    return sorted(
+        ".".join(file.parts)
+        for file in files
+        if file.name not in unchecked and not {"config", "_triton"} & set(file.parts)
+    )
 
 
 # Before anything imports the library: modules that are loaded already stay unchecked.

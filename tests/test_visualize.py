@@ -175,3 +175,55 @@ def test_a_picture_replaces_an_old_one_only_when_it_is_complete(
 def test_an_unknown_suffix_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'\.pngg'"):
         save_image(Image.new("RGB", (4, 5)), tmp_path / "x.pngg")
+
+
+def test_masks_are_mixed_into_the_picture_in_the_colours_of_their_boxes() -> None:
+    masks = torch.zeros(2, 600, 700, dtype=torch.bool)
+    masks[0, 250:400, 150:300] = True
+    masks[1, 100:120, 500:600] = True
+    boxes, labels = torch.tensor([[100.0, 200, 400, 500], [450.0, 50, 650, 180]]), torch.tensor([0, 1])
+    picture = np.asarray(draw_boxes(GREY, boxes, labels, NAMES, masks=masks)).astype(int)
+    plain = np.asarray(draw_boxes(GREY, boxes, labels, NAMES)).astype(int)
+    differs = (picture != plain).any(axis=-1)
+    np.testing.assert_array_equal(differs, masks.any(0))
+    for mask, label in zip(masks, labels.tolist(), strict=True):
+        expected = 0.55 * 128 + 0.45 * np.array(class_colour(label))
+        assert np.abs(picture[mask.numpy()] - expected).max() <= 0.5
+
+
+def test_the_best_mask_is_mixed_in_last() -> None:
+    masks = torch.zeros(2, 600, 700, dtype=torch.bool)
+    masks[:, 250:400, 150:300] = True
+    boxes, labels = torch.tensor([[100.0, 200, 400, 500]] * 2), torch.tensor([0, 1])
+    for scores, on_top in (((0.9, 0.2), 0), ((0.2, 0.9), 1)):
+        picture = draw_boxes(GREY, boxes, labels, NAMES, scores=torch.tensor(scores), masks=masks)
+        below = 0.55 * 128 + 0.45 * np.array(class_colour(1 - on_top))
+        expected = 0.55 * below + 0.45 * np.array(class_colour(on_top))
+        assert np.abs(np.asarray(picture)[300, 200] - expected).max() <= 0.5
+
+
+def test_small_images_are_enlarged_with_their_masks() -> None:
+    masks = torch.zeros(1, 60, 100, dtype=torch.bool)
+    masks[0, 25:45, 20:60] = True
+    picture = draw_boxes(GREY[:, :60, :100], torch.tensor([[10.0, 20, 90, 50]]), torch.tensor([0]), NAMES, masks=masks)
+    assert picture.size == (600, 360)
+    expected = 0.55 * 128 + 0.45 * np.array(class_colour(0))
+    assert np.abs(np.asarray(picture)[160:260, 130:350] - expected).max() <= 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_a_comparison_shows_masks_on_both_sides(dtype: torch.dtype) -> None:
+    masks = torch.zeros(1, 600, 700, dtype=torch.bool)
+    masks[0, 250:400, 150:300] = True
+    target = {"boxes": torch.tensor([[0.4, 0.5, 0.4, 0.5]]), "labels": torch.tensor([1]), "masks": masks}
+    found = {
+        "boxes": torch.tensor([[140.0, 150, 420, 450]] * 2),
+        "labels": torch.tensor([0, 0]),
+        "scores": torch.tensor([0.9, 0.1]),
+        "masks": masks.to(dtype).expand(2, -1, -1)[:, None],
+    }
+    picture = np.asarray(draw_comparison(GREY, found, target, NAMES)).astype(int)
+    half = picture.shape[1] // 2
+    for side, label in ((picture[:, :half], 1), (picture[:, half:], 0)):
+        expected = np.round(0.55 * 128 + 0.45 * np.array(class_colour(label)))
+        assert (np.abs(side - expected).max(axis=-1) <= 1).sum() >= 150 * 150

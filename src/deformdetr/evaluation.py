@@ -4,13 +4,15 @@ import contextlib
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import Literal, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torch import Tensor
 
 from deformdetr.structures import Detections
 
@@ -39,7 +41,7 @@ class ClassMetrics(TypedDict):
 
 
 class CocoMetrics(TypedDict):
-    """COCO's twelve numbers in [0, 1], and precision by category.
+    """COCO's twelve numbers in [0, 1], and precision by category: of boxes, and in `segm` those of masks.
 
     AP is the mean over IoU thresholds 0.5 to 0.95 and over categories; AP50 and AP75 are at one threshold; AR1, AR10
     and AR100 are recall with that many detections per image. Small, medium and large are objects of less than 32, up to
@@ -59,10 +61,28 @@ class CocoMetrics(TypedDict):
     AR_medium: float | None
     AR_large: float | None
     per_class: list[ClassMetrics]
+    segm: NotRequired["CocoMetrics"]
 
 
-EvaluatorState = Mapping[int, Float64[np.ndarray, "_ 6"]]
-"""By image id: (left, top, width, height) in pixels, score, label."""
+class RunLengths(TypedDict):
+    """A mask in COCO's compressed form, as JSON can hold it."""
+
+    size: list[int]
+    """Height and width in pixels."""
+    counts: str
+
+
+class ImageRecord(NamedTuple):
+    """The detections of one image."""
+
+    rows: Float64[np.ndarray, "detections 6"]
+    """(left, top, width, height) in pixels, score, label."""
+    masks: list[RunLengths] | None
+    """Where masks are evaluated."""
+
+
+EvaluatorState = Mapping[int, ImageRecord]
+"""By image id."""
 
 
 class CocoResult(TypedDict):
@@ -72,6 +92,20 @@ class CocoResult(TypedDict):
     category_id: int
     bbox: list[float]
     score: float
+    segmentation: NotRequired[RunLengths]
+
+
+def encode_masks(masks: Bool[Tensor, "masks 1 height width"]) -> list[RunLengths]:
+    """Give masks in COCO's compressed form.
+
+    Args:
+        masks: True inside the objects.
+    """
+    height, width = masks.shape[-2:]
+    # Transposed where the masks lie: pycocotools reads columns.
+    columns = masks[:, 0].transpose(1, 2).contiguous().to(torch.uint8).cpu().numpy()
+    encoded = coco_mask.encode(columns.transpose(2, 1, 0))
+    return [{"size": [height, width], "counts": each["counts"].decode("ascii")} for each in encoded]
 
 
 class CocoEvaluator:
@@ -79,41 +113,50 @@ class CocoEvaluator:
 
     Every image of the ground truth counts: one without detections lowers recall if it has objects. At most 100
     detections per image and category are looked at. An image given twice keeps its first detections, since loaders of
-    several processes repeat images to fill their last batch.
+    several processes repeat images to fill their last batch. Masks are kept as run lengths.
 
     Args:
         ground_truth: pycocotools' view of the annotations.
         label_map: Which category each label means.
+        masks: Whether masks are evaluated beside boxes.
 
     Raises:
-        ValueError: If an annotation has the id 0, which pycocotools would count as never found.
+        ValueError: If an annotation has the id 0, which pycocotools would count as never found, or masks are to be
+            evaluated and one has no segmentation.
 
     References:
         Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; https://cocodataset.org/#detection-eval.
     """
 
-    def __init__(self, ground_truth: COCO, label_map: Categories) -> None:
+    def __init__(self, ground_truth: COCO, label_map: Categories, *, masks: bool = False) -> None:
         if 0 in ground_truth.anns:
             raise ValueError("annotation id 0 in the ground truth: pycocotools counts it as never found; start from 1")
+        without = [number for number, row in ground_truth.anns.items() if not row.get("segmentation")] if masks else []
+        if without:
+            raise ValueError(
+                f"{len(without)} annotations of the ground truth have no segmentation, such as {without[0]}"
+            )
         self._ground_truth = ground_truth
+        self._masks = masks
         self._label_map = label_map
         self._image_ids = frozenset(ground_truth.getImgIds())
-        self._detections: dict[int, Float64[np.ndarray, "_ 6"]] = {}
-        self._evaluated: tuple[COCOeval, str] | None = None
+        self._detections: dict[int, ImageRecord] = {}
+        self._evaluated: dict[str, tuple[COCOeval, str]] = {}
 
     def update(self, detections: Sequence[Detections], image_ids: Sequence[int]) -> None:
-        """Add the detections of some images.
+        """Add the detections of some images; masks, if they are evaluated, are boolean.
 
         Raises:
             ValueError: If the numbers of images differ, an image is not in the ground truth, a label is not in the
-                label map, or a box or score is not finite.
+                label map, a box or score is not finite, or masks are missing or not those of the image.
         """
         for found, image_id in zip(detections, image_ids, strict=True):
             if image_id not in self._image_ids:
                 raise ValueError(f"image {image_id} is not in the ground truth of {len(self._image_ids)} images")
             rows = self._rows(found, image_id)
-            self._detections.setdefault(image_id, rows)
-        self._evaluated = None
+            masks = self._run_lengths(found, image_id) if self._masks else None
+            self._detections.setdefault(image_id, ImageRecord(rows, masks))
+        self._evaluated.clear()
 
     def state(self) -> EvaluatorState:
         """Give everything collected so far, to be sent to another process and merged there."""
@@ -130,11 +173,17 @@ class CocoEvaluator:
             if unknown:
                 raise ValueError(f"image {unknown[0]} is not in the ground truth of {len(self._image_ids)} images")
             self._detections = {**state, **self._detections}
-        self._evaluated = None
+        self._evaluated.clear()
 
     def compute(self) -> CocoMetrics:
-        """Give COCO's numbers for the detections collected so far."""
-        evaluated, _ = self._evaluate()
+        """Give COCO's numbers for the detections collected so far; those of masks are in `segm`."""
+        metrics = self._numbers("bbox")
+        if self._masks:
+            metrics["segm"] = self._numbers("segm")
+        return metrics
+
+    def _numbers(self, kind: "_Kind") -> CocoMetrics:
+        evaluated, _ = self._evaluate(kind)
         values = [_present(value) for value in evaluated.stats]
         return {
             "AP": values[0],
@@ -153,34 +202,39 @@ class CocoEvaluator:
         }
 
     def table(self) -> str:
-        """Give pycocotools' table; a note explains -1 where it occurs."""
-        evaluated, table = self._evaluate()
+        """Give pycocotools' table, one each of boxes and masks where both are evaluated; a note explains -1."""
+        if not self._masks:
+            return self._table("bbox")
+        return f"boxes\n{self._table('bbox')}\nmasks\n{self._table('segm')}"
+
+    def _table(self, kind: "_Kind") -> str:
+        evaluated, table = self._evaluate(kind)
         if any(value < 0 for value in evaluated.stats):
             table += "\n(-1.000: the ground truth has no object of that size)"
         return table
 
     def class_table(self) -> str:
-        """Give one line per category that has objects, with its average precision."""
-        rows = [row for row in self.compute()["per_class"] if row["AP"] is not None]
-        width = max([len("category"), *(len(row["name"]) for row in rows)])
-        lines = [f"{'category':<{width}}     AP   AP50   AP75"]
-        for row in rows:
-            numbers = (row["AP"], row["AP50"], row["AP75"])
-            lines.append(f"{row['name']:<{width}}  " + "  ".join(f"{number:5.3f}" for number in numbers))
-        return "\n".join(lines)
+        """Give one line per category that has objects, with its average precision; one table each, as `table`."""
+        metrics = self.compute()
+        if "segm" not in metrics:
+            return _class_table(metrics)
+        return f"boxes\n{_class_table(metrics)}\nmasks\n{_class_table(metrics['segm'])}"
 
     def coco_results(self) -> list[CocoResult]:
         """Give the detections in COCO's results format, as its evaluation servers take them."""
-        return [
-            {
-                "image_id": image_id,
-                "category_id": self._label_map.category_ids[int(row[5])],
-                "bbox": row[:4].tolist(),
-                "score": float(row[4]),
-            }
-            for image_id, rows in sorted(self._detections.items())
-            for row in rows
-        ]
+        results: list[CocoResult] = []
+        for image_id, (rows, masks) in sorted(self._detections.items()):
+            for index, row in enumerate(rows):
+                result: CocoResult = {
+                    "image_id": image_id,
+                    "category_id": self._label_map.category_ids[int(row[5])],
+                    "bbox": row[:4].tolist(),
+                    "score": float(row[4]),
+                }
+                if masks is not None:
+                    result["segmentation"] = masks[index]
+                results.append(result)
+        return results
 
     def _rows(self, found: Detections, image_id: int) -> Float64[np.ndarray, "detections 6"]:
         corners, scores, labels = (
@@ -195,19 +249,28 @@ class CocoEvaluator:
             raise ValueError(f"image {image_id}: label {wrong} is not among the {num_classes} labels")
         return np.column_stack([corners[:, :2], corners[:, 2:] - corners[:, :2], scores, labels])
 
-    def _evaluate(self) -> tuple[COCOeval, str]:
-        if self._evaluated is None:
+    def _run_lengths(self, found: Detections, image_id: int) -> list[RunLengths]:
+        image = self._ground_truth.imgs[image_id]
+        expected = (len(found["scores"]), 1, image["height"], image["width"])
+        masks = found.get("masks")
+        if masks is None or masks.shape != expected or masks.dtype != torch.bool:
+            given = "none" if masks is None else f"{masks.dtype} {tuple(masks.shape)}"
+            raise ValueError(f"image {image_id}: masks must be boolean of shape {expected}, got {given}")
+        return encode_masks(masks)
+
+    def _evaluate(self, kind: "_Kind") -> tuple[COCOeval, str]:
+        if kind not in self._evaluated:
             printed = io.StringIO()
             with contextlib.redirect_stdout(io.StringIO()):
-                evaluation = COCOeval(self._ground_truth, self._results(), "bbox")
+                evaluation = COCOeval(self._ground_truth, self._results(kind), kind)
                 evaluation.evaluate()
                 evaluation.accumulate()
                 with contextlib.redirect_stdout(printed):
                     evaluation.summarize()
-            self._evaluated = evaluation, printed.getvalue().rstrip("\n")
-        return self._evaluated
+            self._evaluated[kind] = evaluation, printed.getvalue().rstrip("\n")
+        return self._evaluated[kind]
 
-    def _results(self) -> COCO:
+    def _results(self, kind: "_Kind") -> COCO:
         # COCO.loadRes fails on an empty list, and copies every detection.
         results = COCO()
         results.dataset = {
@@ -215,7 +278,7 @@ class CocoEvaluator:
             "categories": self._ground_truth.dataset["categories"],
             # Ids count from 1: pycocotools takes a match with id 0 for no match.
             "annotations": [
-                {**row, "id": number, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
+                {**row, "id": number, "area": _area(row, kind), "iscrowd": 0}
                 for number, row in enumerate(self.coco_results(), start=1)
             ],
         }
@@ -241,6 +304,23 @@ class CocoEvaluator:
                 }
             )
         return rows
+
+
+_Kind = Literal["bbox", "segm"]
+
+
+def _class_table(metrics: CocoMetrics) -> str:
+    rows = [row for row in metrics["per_class"] if row["AP"] is not None]
+    width = max([len("category"), *(len(row["name"]) for row in rows)])
+    lines = [f"{'category':<{width}}     AP   AP50   AP75"]
+    for row in rows:
+        numbers = (row["AP"], row["AP50"], row["AP75"])
+        lines.append(f"{row['name']:<{width}}  " + "  ".join(f"{number:5.3f}" for number in numbers))
+    return "\n".join(lines)
+
+
+def _area(row: CocoResult, kind: _Kind) -> float:
+    return float(coco_mask.area(row["segmentation"])) if kind == "segm" else row["bbox"][2] * row["bbox"][3]
 
 
 def _mean(precision: Float64[np.ndarray, "thresholds recalls"]) -> float | None:

@@ -93,6 +93,11 @@ class Predictions(LayerPredictions):
     """The chosen proposals of a two-stage model that gives them their classes."""
     dn_outputs: NotRequired[DenoisingPredictions]
     """In training, of a model that denoises."""
+    pred_masks: NotRequired[Float[Tensor, "batch queries mask_height mask_width"]]
+    """Logits of the padded images, of the last layer alone, of a model with masks; their stride is that of the finest
+    feature that its mask head reads: 4 with the backbones that configs describe."""
+    valid_ratios: NotRequired[Float[Tensor, "batch 2"]]
+    """Share of the masks' width and height that is not padding, (x, y)."""
 
 
 class Target(TypedDict):
@@ -111,6 +116,8 @@ class Target(TypedDict):
     """Of the objects, in square pixels after the transforms."""
     iscrowd: NotRequired[Int64[Tensor, " targets"]]
     """1 where a box surrounds a crowd."""
+    masks: NotRequired[Bool[Tensor, "targets height width"]]
+    """True inside the objects, at `size`, the image's after its transforms and before padding."""
 
 
 class Detections(TypedDict):
@@ -121,3 +128,5 @@ class Detections(TypedDict):
     scores: Float[Tensor, " detections"]
     """In [0, 1]."""
     labels: Int64[Tensor, " detections"]
+    masks: NotRequired[Float[Tensor, "detections 1 height width"] | Bool[Tensor, "detections 1 height width"]]
+    """Of a model with masks, in pixels of the image: probabilities, or True inside the object."""

@@ -1,4 +1,4 @@
-"""Pictures: boxes on images, where a query samples, and how a training went."""
+"""Pictures: boxes and masks on images, where a query samples, and how a training went."""
 
 import colorsys
 import io
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -30,6 +30,7 @@ _PALETTE: tuple[Colour, ...] = (
 )
 _LEVEL_COLOURS = ("#00e5ff", "#8cff5a", "#ffd000", "#ff5c8a", "#c79bff", "#ffffff")
 _MARGIN = 0.03
+_OPACITY = 0.45
 _GOLDEN_RATIO = 0.618034
 _OF_ONE_LAYER = re.compile(r"_(\d+|enc|interm)$")
 
@@ -70,9 +71,10 @@ def draw_boxes(
     names: Sequence[str],
     *,
     scores: Float[Tensor, " n"] | None = None,
+    masks: Bool[Tensor, "n height width"] | None = None,
     min_size: int = 512,
 ) -> Image.Image:
-    """Draw boxes with their class names, and scores if given, in one colour per class.
+    """Draw boxes with their class names, scores and translucent masks if given, in one colour per class.
 
     Args:
         image: 8-bit, or floating in [0, 1].
@@ -80,6 +82,7 @@ def draw_boxes(
         labels: Class of each box.
         names: Name of each class.
         scores: In [0, 1]; the best box is drawn last, on top.
+        masks: True inside the objects.
         min_size: An image whose longer side is shorter is enlarged by a whole factor, so that names can be read.
 
     Raises:
@@ -87,10 +90,13 @@ def draw_boxes(
     """
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
         raise ValueError(f"labels from {int(labels.min())} to {int(labels.max())} do not fit {len(names)} names")
-    picture = Image.fromarray(displayable(image).permute(1, 2, 0).contiguous().numpy())
+    order = range(len(labels)) if scores is None else scores.argsort().tolist()
+    colours = displayable(image)
+    if masks is not None:
+        colours = _tinted(colours, masks[order], labels[order])
+    picture = Image.fromarray(colours.permute(1, 2, 0).contiguous().numpy())
     factor = max(1, -(-min_size // max(picture.size)))
     picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
-    order = range(len(labels)) if scores is None else scores.argsort().tolist()
     pixels = (boxes.detach().cpu().double() * factor).tolist()
     draw = ImageDraw.Draw(picture)
     line = max(2, max(picture.size) // 250)
@@ -115,12 +121,12 @@ def draw_comparison(
     score_threshold: float = 0.3,
     min_size: int = 512,
 ) -> Image.Image:
-    """Draw ground truth on the left and detections of at least `score_threshold` on the right.
+    """Draw ground truth on the left, detections of at least `score_threshold` on the right, and masks if there are any.
 
     Args:
         image: 8-bit, or floating in [0, 1].
-        detections: Boxes in pixels of this image.
-        target: Boxes as fractions of this image.
+        detections: Boxes in pixels of this image; masks are probabilities or boolean.
+        target: Boxes as fractions of this image, masks in its pixels.
         names: Name of each class.
         score_threshold: Detections below it are left out.
         min_size: As in `draw_boxes`.
@@ -128,12 +134,20 @@ def draw_comparison(
     height, width = image.shape[1:]
     truth = scale_boxes(cxcywh_to_xyxy(target["boxes"]), (height, width))
     keep = detections["scores"] >= score_threshold
-    found = {key: detections[key][keep] for key in ("boxes", "labels", "scores")}
-    left = draw_boxes(image, truth, target["labels"], names, min_size=min_size)
-    right = draw_boxes(image, found["boxes"], found["labels"], names, scores=found["scores"], min_size=min_size)
+    masks = detections["masks"][keep, 0] > 0.5 if "masks" in detections else None
+    left = draw_boxes(image, truth, target["labels"], names, masks=target.get("masks"), min_size=min_size)
+    right = draw_boxes(
+        image,
+        detections["boxes"][keep],
+        detections["labels"][keep],
+        names,
+        scores=detections["scores"][keep],
+        masks=masks,
+        min_size=min_size,
+    )
     titles = (
         f"ground truth: {len(truth)}",
-        f"detections: {len(found['labels'])} with a score of at least {score_threshold:g}",
+        f"detections: {int(keep.sum())} with a score of at least {score_threshold:g}",
     )
     return _side_by_side((left, right), titles)
 
@@ -255,6 +269,17 @@ def save_image(image: Image.Image, path: Path) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _tinted(
+    image: UInt8[Tensor, "3 height width"], masks: Bool[Tensor, "n height width"], labels: Int64[Tensor, " n"]
+) -> UInt8[Tensor, "3 height width"]:
+    """Mix the colours of classes into the pixels of their masks, the last one on top."""
+    tinted = image.float()
+    for mask, label in zip(masks.cpu(), labels.tolist(), strict=True):
+        colour = torch.tensor(class_colour(label), dtype=torch.float32)[:, None, None]
+        tinted = torch.where(mask, (1 - _OPACITY) * tinted + _OPACITY * colour, tinted)
+    return tinted.round().to(torch.uint8)
 
 
 def _draw_outline(draw: ImageDraw.ImageDraw, box: Sequence[float], colour: Colour, line: int) -> None:

@@ -5,9 +5,9 @@ import re
 import pytest
 import torch
 
-from checkpoints import VARIANTS, tiny_config
+from checkpoints import VARIANTS, tiny_config, tiny_detr_config
 from deformdetr import preset
-from deformdetr.config import ConvBackboneConfig, DETRConfig, LearnedPositionConfig, ResNetConfig
+from deformdetr.config import LearnedPositionConfig, ResNetConfig
 from deformdetr.integrations import (
     from_original,
     load_checkpoint,
@@ -19,15 +19,7 @@ from foreign_names import FOREIGN_NAMES
 
 FORMATS = ("original", "hugging_face_4", "hugging_face_5", "mmdetection_2", "mmdetection_3", "detrex")
 DETR_FORMATS = ("original", "hugging_face_4", "hugging_face_5")
-TINY_DETR = DETRConfig(
-    num_classes=5,
-    d_model=16,
-    n_heads=2,
-    d_ffn=24,
-    num_encoder_layers=2,
-    num_decoder_layers=2,
-    backbone=ConvBackboneConfig(channels=(8, 8, 16, 24)),
-)
+TINY_DETR = tiny_detr_config(num_decoder_layers=2, num_queries=100)
 variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 formats = pytest.mark.parametrize("name", FORMATS)
 foreign = pytest.mark.parametrize("name", FOREIGN_NAMES)

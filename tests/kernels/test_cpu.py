@@ -2,7 +2,7 @@
 
 import itertools
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import pytest
@@ -183,7 +183,6 @@ def test_a_frozen_value_costs_no_sorting(rng: torch.Generator, monkeypatch: pyte
     inputs = draw(rng)
     expected = exactly(inputs, place(SHAPES))
     monkeypatch.setattr(_cpu, "add_up", None)
-    monkeypatch.setattr(_cpu, "add_up_by_corner", None)
     grads = _cpu.backward(inputs[0], inputs[1], place(SHAPES), *inputs[2:], (False, True, True))
     assert_all_close(grads[1:], expected[2:])
 
@@ -216,6 +215,21 @@ def test_memory_that_nobody_filled_is_not_read(dtype: torch.dtype, rng: torch.Ge
     finally:
         torch.use_deterministic_algorithms(False)
     for got, wanted in zip(actual, expected, strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_defaults_of_the_process_change_nothing(rng: torch.Generator):
+    # Sizes that no other test has, because constants are kept.
+    shapes = [(7, 5), (3, 2)]
+    inputs = draw(rng, shapes)
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        results = run(_cpu, inputs, place(shapes))
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    for got, wanted in zip(results, run(_cpu, inputs, place(shapes)), strict=True):
         assert torch.equal(got, wanted)
 
 
@@ -258,32 +272,56 @@ def test_the_forward_takes_at_most_a_third_of_the_memory_of_the_reference(
     assert peaks[0] <= peaks[1] / 3
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_large_pages_are_asked_for_within_the_tensor(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
-    asked = []
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
+    """Allocate as for large results from a megabyte on, with nothing kept before."""
     monkeypatch.setattr(_cpu_memory, "LARGE", 2**20)
-    monkeypatch.setattr(_cpu_memory, "_find_advice", lambda: lambda address, size: asked.append((address, size)))
-    tensor = _cpu_memory.empty_on_large_pages(torch.empty(3, 2**19 + 1, dtype=dtype).mT)
+    monkeypatch.setattr(_cpu_memory, "_kept", [])
+    return _cpu_memory.empty_on_large_pages
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_results_are_contiguous_and_hold_what_is_stored(dtype: torch.dtype, large: Callable[..., Tensor]):
+    tensor = large(torch.empty(3, 2**19 + 1, dtype=dtype).mT)
     assert tensor.is_contiguous()
     assert (tensor.shape, tensor.dtype) == ((2**19 + 1, 3), dtype)
-    ((address, size),) = asked
-    end = tensor.data_ptr() + tensor.nbytes
-    assert address % mmap.PAGESIZE == size % mmap.PAGESIZE == 0
-    assert 0 <= address - tensor.data_ptr() < mmap.PAGESIZE
-    assert 0 <= end - (address + size) < mmap.PAGESIZE
+    tensor.fill_(1)[-1, -1] = 2
+    assert tensor.double().sum() == tensor.numel() + 1
 
 
-def test_large_pages_hold_what_is_stored_and_small_tensors_take_none(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(_cpu_memory, "LARGE", 2**20)
-    tensor = _cpu_memory.empty_on_large_pages(torch.empty(2**20)).fill_(3)
-    assert tensor.sum() == 3 * 2**20
-    monkeypatch.setattr(_cpu_memory, "_find_advice", None)
-    assert _cpu_memory.empty_on_large_pages(torch.empty(7)).shape == (7,)
+def test_memory_serves_again_once_no_tensor_is_left_of_it(large: Callable[..., Tensor]):
+    like = torch.empty(3, 2**19)
+    first = large(like)
+    address = first.data_ptr()
+    part = first[1:, 5:].fill_(7)
+    del first
+    second = large(like).zero_()
+    assert second.data_ptr() != address
+    assert (part == 7).all()
+    del part
+    address = second.data_ptr()
+    del second
+    assert large(like).data_ptr() == address
+    assert large(torch.empty(3, 2**19 + 1)).shape == (3, 2**19 + 1)
 
 
-def test_systems_without_large_pages_are_not_asked(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
-    assert _cpu_memory._find_advice.__wrapped__() is None
+def test_memory_is_kept_for_one_result_of_limited_size(large: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch):
+    large(torch.empty(2**20))
+    large(torch.empty(2**21))
+    assert [len(memory) for memory in _cpu_memory._kept] == [2**23]
+    monkeypatch.setattr(_cpu_memory, "MOST_KEPT", 2**23 - 1)
+    large(torch.empty(2**22))
+    assert not _cpu_memory._kept
+
+
+@pytest.mark.parametrize("size", [7, 2**20])
+def test_small_results_and_systems_without_large_pages_take_common_memory(
+    size: int, large: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+):
+    if size != 7:
+        monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    assert large(torch.empty(size)).shape == (size,)
+    assert not _cpu_memory._kept
 
 
 def test_bags_with_more_entries_than_there_are_rows_are_not_given_to_a_sparse_product(

@@ -7,25 +7,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from checkpoints import VARIANTS, tiny_config
-from deformdetr import DETRConfig
-from deformdetr.config import ConvBackboneConfig
+from checkpoints import VARIANTS, tiny_config, tiny_detr_config
 from deformdetr.matching import _hungarian
 from targets import random_targets
 
 SMALL: dict[str, Any] = {"num_encoder_layers": 1, "num_decoder_layers": 2}
+DETR = tiny_detr_config(**SMALL)
 CONFIGS: dict[str, Any] = {name: tiny_config(**SMALL, **variant) for name, variant in VARIANTS.items()} | {
-    "detr": DETRConfig(
-        num_classes=5,
-        num_queries=12,
-        d_model=16,
-        n_heads=2,
-        **SMALL,
-        d_ffn=24,
-        backbone=ConvBackboneConfig(channels=(8, 8, 16, 24)),
-    )
+    "detr": DETR,
+    "masks": tiny_config(**SMALL, masks=True),
+    "detr_masks": DETR.replace(masks=True),
 }
 configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+
+
+def targets_for(config: Any, counts: list[int], size: tuple[int, int], rng: torch.Generator) -> list[Any]:
+    targets = random_targets(counts, 5, rng)
+    if config.masks:
+        for target in targets:
+            target["masks"] = torch.rand(len(target["labels"]), *size, generator=rng) > 0.5
+    return targets
 
 
 # Tensors of the meta device hold nothing, so that whatever reads one, or gives a result whose shape depends on its
@@ -61,7 +62,8 @@ def test_a_training_step_reads_nothing_but_costs(
 
     monkeypatch.setattr(_hungarian, "_to_host", to_host)
     criterion = config.build_criterion()
-    targets = [{key: value.to("meta") for key, value in target.items()} for target in random_targets([2, 0], 5, rng)]
+    drawn = targets_for(config, [2, 0], (64, 96), rng)
+    targets: Any = [{key: value.to("meta") for key, value in target.items()} for target in drawn]
     with torch.device("meta"):
         model = config.build().train()
         outputs = model(torch.empty(2, 3, 64, 96), torch.empty(2, 64, 96, dtype=torch.bool))
@@ -87,7 +89,8 @@ def test_a_training_step_waits_for_the_gpu_once(
     monkeypatch.setattr(_hungarian, "_to_host", to_host_and_wait)
     model, criterion = config.build().cuda().train(), config.build_criterion()
     images, mask = torch.randn(2, 3, 96, 128, device="cuda"), torch.zeros(2, 96, 128, dtype=torch.bool, device="cuda")
-    targets = [{key: value.cuda() for key, value in target.items()} for target in random_targets([2, 3], 5, rng)]
+    drawn = targets_for(config, [2, 3], (96, 128), rng)
+    targets: Any = [{key: value.cuda() for key, value in target.items()} for target in drawn]
     # What is compiled or set up once may wait.
     criterion.total(criterion(model(images, mask), targets)).backward()
     transfers.clear()

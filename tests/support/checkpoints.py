@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from deformdetr.config import ConvBackboneConfig, DeformableDETRConfig
+from deformdetr.config import ConvBackboneConfig, DeformableDETRConfig, DETRConfig
 from goldens import Golden, fill
 
 # Golden: the preset that it was computed with.
@@ -28,20 +28,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+TINY: dict[str, Any] = {
+    "num_classes": 5,
+    "num_queries": 12,
+    "d_model": 16,
+    "n_heads": 2,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 3,
+    "d_ffn": 24,
+    "backbone": ConvBackboneConfig(channels=(8, 8, 16, 24)),
+}
+
+
 def tiny_config(**changes: Any) -> DeformableDETRConfig:
     """Describe a model that builds and runs in milliseconds."""
-    tiny: dict[str, Any] = {
-        "num_classes": 5,
-        "num_queries": 12,
-        "d_model": 16,
-        "n_heads": 2,
-        "num_encoder_layers": 2,
-        "num_decoder_layers": 3,
-        "d_ffn": 24,
-        "norm_groups": 4,
-        "backbone": ConvBackboneConfig(channels=(8, 8, 16, 24)),
-    }
-    return DeformableDETRConfig(**tiny | changes)
+    return DeformableDETRConfig(**TINY | {"norm_groups": 4} | changes)
+
+
+def tiny_detr_config(**changes: Any) -> DETRConfig:
+    """Describe a DETR of that size."""
+    return DETRConfig(**TINY | changes)
 
 
 def golden_checkpoint(golden: Golden) -> dict[str, Tensor]:

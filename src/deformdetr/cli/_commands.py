@@ -22,6 +22,7 @@ from pydantic_settings import (
 
 from deformdetr import __version__
 from deformdetr.cli._convert import Convert
+from deformdetr.cli._export import Export
 from deformdetr.cli._template import commented_yaml
 from deformdetr.config import PRESETS, DeformableDETRConfig, DETRConfig, ResNetConfig, TimmConfig, preset
 from deformdetr.data import DataConfig, ShapesConfig, check
@@ -30,6 +31,7 @@ from deformdetr.engine import (
     Processes,
     ProgressDisplay,
     TrainConfig,
+    demo_experiment,
     evaluate_run,
     experiment_schema,
     models_in,
@@ -116,7 +118,7 @@ class Eval(BaseModel):
 
 
 class Predict(BaseModel):
-    """Detect objects in image files: write pictures with boxes, names and scores, and predictions.json.
+    """Detect objects in image files: write pictures with boxes, masks, names and scores, and predictions.json.
 
     Files that cannot be read as images are named and skipped, and the exit status is then 1.
     """
@@ -146,10 +148,15 @@ class Check(BaseModel):
         """Check."""
         experiment = read_experiment(self.config, _overrides(self))
         if not self.decode:
-            print(check(experiment.data))
+            print(check(experiment.data, masks=experiment.model.masks))
             return 0
         with ProgressDisplay("decoding", 1) as display:
-            report = check(experiment.data, decode=True, progress=lambda done, total: display.update(done, total=total))
+            report = check(
+                experiment.data,
+                decode=True,
+                masks=experiment.model.masks,
+                progress=lambda done, total: display.update(done, total=total),
+            )
         print(report)
         return 0
 
@@ -201,9 +208,11 @@ class Demo(BaseModel):
         default=Path("runs/demo"), description="Run directory; an earlier demonstration in it is replaced."
     )
 
+    masks: CliToggleFlag[bool] = Field(default=False, description="Predict masks too, which takes longer.")
+
     def execute(self) -> int:
         """Run it."""
-        result = run_demo(self.out)
+        result = run_demo(self.out, demo_experiment(masks=True) if self.masks else None)
         print(result.evaluation.table)
         print(f"detections beside ground truth: {result.detections}")
         print(f"sampling points of a decoder query: {result.sampling_points}")
@@ -241,6 +250,7 @@ class Commands(BaseSettings):
     config: CliSubCommand[Config] = Field(description="Print a config file to start from.")
     schema_: CliSubCommand[Schema] = Field(alias="schema", description="Print the JSON schema of config files.")
     convert: CliSubCommand[Convert] = Field(description="Convert a checkpoint to another implementation's names.")
+    export: CliSubCommand[Export] = Field(description="Write a trained model as an ONNX file.")
     demo: CliSubCommand[Demo] = Field(description="Train, evaluate and draw on synthetic shapes, in minutes on a CPU.")
 
 
@@ -318,4 +328,5 @@ def _summary(config: DeformableDETRConfig | DETRConfig) -> str:
         parts.insert(1, f"{config.num_feature_levels} level{'s' if config.num_feature_levels > 1 else ''}")
         parts += ["box refinement"] * config.with_box_refine + ["two-stage"] * config.two_stage
         parts += ["denoising"] * (config.denoising is not None)
+    parts += ["masks"] * config.masks
     return ", ".join(parts)

@@ -5,7 +5,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-_EXTRA = ("accelerate", "matplotlib", "pydantic_settings", "rich", "safetensors", "yaml")
+_EXTRAS = {
+    "train": ("accelerate", "matplotlib", "pydantic_settings", "rich", "safetensors", "yaml"),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,9 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except ModuleNotFoundError as error:
-        if error.name not in _EXTRA:
+        extra = next((extra for extra, names in _EXTRAS.items() if error.name in names), None)
+        if extra is None:
             raise
-        return _fail(f'{error.name} is not installed: pip install "deformdetr[train]"', 2)
+        return _fail(f'{error.name} is not installed: pip install "deformdetr[{extra}]"', 2)
     except (ValueError, OSError, RuntimeError) as error:
         if not _is_for_people(error):
             raise

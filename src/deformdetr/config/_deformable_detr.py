@@ -1,6 +1,6 @@
 """Descriptions of Deformable DETR and of its criterion."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
@@ -8,6 +8,7 @@ from torch import nn
 
 from deformdetr.config._base import Config
 from deformdetr.config._denoising import AnyDenoisingConfig, DenoisingConfig
+from deformdetr.config._masks import DICE_LOSS_COEF, MASK_LOSS_COEF, MASK_STAGES, MASKS, build_mask_head
 from deformdetr.config._parts import BackboneConfig, PositionConfig, ResNetConfig, SinePositionConfig
 from deformdetr.losses import FocalClassification, SetCriterion
 from deformdetr.matching import FocalClassCost, HungarianMatcher
@@ -45,8 +46,8 @@ class CriterionConfig(Config):
     focal_alpha: Annotated[float, Field(ge=0, le=1)] = 0.25
     focal_gamma: NonNegativeFloat = 2.0
 
-    def build(self) -> SetCriterion:
-        """Build matcher and criterion."""
+    def build(self, *, mask_weights: Mapping[str, float] | None = None) -> SetCriterion:
+        """Build matcher and criterion; `mask_weights` are those of the losses of masks, where there are any."""
         matcher = HungarianMatcher(
             cost_class=self.cost_class,
             cost_bbox=self.cost_bbox,
@@ -56,7 +57,12 @@ class CriterionConfig(Config):
         return SetCriterion(
             matcher,
             classification=FocalClassification(alpha=self.focal_alpha, gamma=self.focal_gamma),
-            weights={"loss_ce": self.loss_class, "loss_bbox": self.loss_bbox, "loss_giou": self.loss_giou},
+            weights={
+                "loss_ce": self.loss_class,
+                "loss_bbox": self.loss_bbox,
+                "loss_giou": self.loss_giou,
+                **(mask_weights or {}),
+            },
         )
 
 
@@ -105,6 +111,9 @@ class DeformableDETRConfig(Config):
         default=None, description="Restore noised targets in training: kind dn (DN-DETR) or cdn (DINO, section 3.3)."
     )
     aux_loss: bool = Field(default=True, description="Return, and train, the predictions of every decoder layer.")
+    masks: bool = Field(default=False, description=MASKS)
+    mask_loss_coef: NonNegativeFloat = Field(default=1.0, description=MASK_LOSS_COEF)
+    dice_loss_coef: NonNegativeFloat = Field(default=1.0, description=DICE_LOSS_COEF)
     d_model: PositiveInt = 256
     n_heads: PositiveInt = 8
     num_encoder_layers: Annotated[int, Field(ge=0)] = 6
@@ -140,9 +149,14 @@ class DeformableDETRConfig(Config):
         """Build the model, with weights drawn from PyTorch's global generator.
 
         Args:
-            backbone: Takes the place of the one that is described.
+            backbone: Takes the place of the one that is described. With masks, its last three outputs, or as many as
+                there are levels, become levels, and the three before the last make the masks finer.
+
+        Raises:
+            ValueError: If the backbone's outputs are too many or too few for the model.
         """
-        features = backbone or self.backbone.build(out_layers=(2, 3, 4)[-min(3, self.num_feature_levels) :])
+        most_features = min(3, self.num_feature_levels)
+        features = backbone or self.backbone.build(out_layers=MASK_STAGES if self.masks else (2, 3, 4)[-most_features:])
         n_layers = self.num_decoder_layers
         n_heads = n_layers if self.with_box_refine and not self.share_heads else 1
         class_heads = [class_head(self.d_model, self.num_classes) for _ in range(n_heads)]
@@ -154,7 +168,10 @@ class DeformableDETRConfig(Config):
         return DeformableDETR(
             backbone=features,
             neck=ChannelMapper(
-                features.channels, self.d_model, n_levels=self.num_feature_levels, norm_groups=self.norm_groups
+                features.channels[-most_features:] if self.masks else features.channels,
+                self.d_model,
+                n_levels=self.num_feature_levels,
+                norm_groups=self.norm_groups,
             ),
             position=self.position.build(self.d_model),
             encoder=DeformableEncoder(self._encoder_layer() for _ in range(self.num_encoder_layers)),
@@ -165,15 +182,17 @@ class DeformableDETRConfig(Config):
             denoising=None
             if self.denoising is None
             else self.denoising.build(self.num_classes, self.d_model, eps=self.inverse_sigmoid_eps),
+            mask_head=build_mask_head(self.d_model, self.n_heads, features) if self.masks else None,
         )
 
     def build_criterion(self) -> SetCriterion:
         """Build matcher and criterion."""
-        return self.criterion.build()
+        weights = {"loss_mask": self.mask_loss_coef, "loss_dice": self.dice_loss_coef}
+        return self.criterion.build(mask_weights=weights if self.masks else None)
 
-    def build_postprocess(self) -> SigmoidPostProcess:
-        """Build what turns outputs into detections."""
-        return SigmoidPostProcess(top_k=self.top_k)
+    def build_postprocess(self, *, mask_threshold: float | None = None) -> SigmoidPostProcess:
+        """Build what turns outputs into detections; `mask_threshold` is that of `SigmoidPostProcess`."""
+        return SigmoidPostProcess(top_k=self.top_k, mask_threshold=mask_threshold)
 
     def _check_anchors(self) -> None:
         fields = type(self).model_fields

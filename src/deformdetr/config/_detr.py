@@ -8,6 +8,7 @@ from torch import nn
 
 from deformdetr.config._base import Config
 from deformdetr.config._deformable_detr import CriterionConfig
+from deformdetr.config._masks import DICE_LOSS_COEF, MASK_LOSS_COEF, MASK_STAGES, MASKS, build_mask_head
 from deformdetr.config._parts import BackboneConfig, PositionConfig, ResNetConfig, SinePositionConfig
 from deformdetr.losses import SetCriterion, SoftmaxClassification
 from deformdetr.matching import HungarianMatcher, SoftmaxClassCost
@@ -36,8 +37,8 @@ class SoftmaxCriterionConfig(Config):
     loss_giou: NonNegativeFloat = 2.0
     no_object_weight: NonNegativeFloat = 0.1
 
-    def build(self) -> SetCriterion:
-        """Build matcher and criterion."""
+    def build(self, *, mask_weights: Mapping[str, float] | None = None) -> SetCriterion:
+        """Build matcher and criterion; `mask_weights` are those of the losses of masks, where there are any."""
         matcher = HungarianMatcher(
             cost_class=self.cost_class,
             cost_bbox=self.cost_bbox,
@@ -47,7 +48,12 @@ class SoftmaxCriterionConfig(Config):
         return SetCriterion(
             matcher,
             classification=SoftmaxClassification(no_object_weight=self.no_object_weight),
-            weights={"loss_ce": self.loss_class, "loss_bbox": self.loss_bbox, "loss_giou": self.loss_giou},
+            weights={
+                "loss_ce": self.loss_class,
+                "loss_bbox": self.loss_bbox,
+                "loss_giou": self.loss_giou,
+                **(mask_weights or {}),
+            },
         )
 
 
@@ -71,6 +77,9 @@ class DETRConfig(Config):
     )
     num_queries: PositiveInt = 100
     aux_loss: bool = Field(default=True, description="Return, and train, the predictions of every decoder layer.")
+    masks: bool = Field(default=False, description=MASKS)
+    mask_loss_coef: NonNegativeFloat = Field(default=1.0, description=MASK_LOSS_COEF)
+    dice_loss_coef: NonNegativeFloat = Field(default=1.0, description=DICE_LOSS_COEF)
     d_model: PositiveInt = 256
     n_heads: PositiveInt = 8
     num_encoder_layers: Annotated[int, Field(ge=0)] = 6
@@ -94,9 +103,13 @@ class DETRConfig(Config):
         """Build the model, with weights drawn from PyTorch's global generator.
 
         Args:
-            backbone: Takes the place of the one that is described; its last output counts.
+            backbone: Takes the place of the one that is described; its last output counts, and with masks the three
+                before it too.
+
+        Raises:
+            ValueError: If masks need finer features than the backbone gives.
         """
-        features = backbone or self.backbone.build(out_layers=(4,))
+        features = backbone or self.backbone.build(out_layers=MASK_STAGES if self.masks else (4,))
         return DETR(
             backbone=features,
             projection=nn.Conv2d(features.channels[-1], self.d_model, 1),
@@ -109,15 +122,19 @@ class DETRConfig(Config):
             class_head=self._class_head(),
             box_head=MLP(self.d_model, self.d_model, 4, 3),
             aux_loss=self.aux_loss,
+            mask_head=build_mask_head(self.d_model, self.n_heads, features) if self.masks else None,
         )
 
     def build_criterion(self) -> SetCriterion:
         """Build matcher and criterion."""
-        return self.criterion.build()
+        weights = {"loss_mask": self.mask_loss_coef, "loss_dice": self.dice_loss_coef}
+        return self.criterion.build(mask_weights=weights if self.masks else None)
 
-    def build_postprocess(self) -> SoftmaxPostProcess | SigmoidPostProcess:
-        """Build what turns outputs into detections."""
-        return SoftmaxPostProcess() if self.criterion.kind == "softmax" else SigmoidPostProcess()
+    def build_postprocess(self, *, mask_threshold: float | None = None) -> SoftmaxPostProcess | SigmoidPostProcess:
+        """Build what turns outputs into detections; `mask_threshold` is that of `SigmoidPostProcess`."""
+        if self.criterion.kind == "softmax":
+            return SoftmaxPostProcess(mask_threshold=mask_threshold)
+        return SigmoidPostProcess(mask_threshold=mask_threshold)
 
     def _class_head(self) -> nn.Module:
         if self.criterion.kind == "softmax":

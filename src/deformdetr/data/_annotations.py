@@ -2,14 +2,16 @@
 
 import contextlib
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from pycocotools.coco import COCO
 
 from deformdetr.data._config import LabelMap
+from deformdetr.data._segmentations import Segmentations, rasterise
 
 # COCO's limits between small, medium and large objects, in pixels of the box side.
 _SMALL, _LARGE = 32.0, 96.0
@@ -28,6 +30,8 @@ class DatasetReport:
         degenerate: Boxes without width or height: dropped.
         clipped: Boxes that reached over the edge of their image: cut there for training.
         unknown_category: Boxes skipped because the label map lacks their category.
+        without_mask: Boxes dropped because their segmentation is no mask, by what is wrong with it; only where masks
+            are read.
     """
 
     source: str
@@ -38,6 +42,7 @@ class DatasetReport:
     degenerate: int = 0
     clipped: int = 0
     unknown_category: int = 0
+    without_mask: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         counts = {
@@ -45,8 +50,11 @@ class DatasetReport:
             "without width or height (dropped)": self.degenerate,
             "over the edge of the image (clipped)": self.clipped,
             "of a category outside the label map (skipped)": self.unknown_category,
+            "without a usable mask (dropped)": sum(self.without_mask.values()),
         }
         noted = "; ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        if self.without_mask:
+            noted += ": " + ", ".join(f"{count:,} {what}" for what, count in self.without_mask.items())
         return (
             f"{self.source}: {self.images:,} images ({self.empty_images:,} without boxes), {self.boxes:,} boxes; "
             f"{noted or 'nothing skipped'}"
@@ -69,6 +77,7 @@ class Annotations:
         is_crowd: Whether the box covers a crowd.
         label_map: Which category each label means.
         report: What was kept and skipped.
+        segmentations: Of each box, where masks are read.
     """
 
     file_names: tuple[str, ...]
@@ -82,6 +91,7 @@ class Annotations:
     is_crowd: Bool[np.ndarray, " boxes"]
     label_map: LabelMap
     report: DatasetReport
+    segmentations: Segmentations | None = None
 
     def of_image(self, index: int) -> tuple[Float32[np.ndarray, "n 4"], Int64[np.ndarray, " n"]]:
         """Give the boxes (corners in pixels) and labels of one image to learn from, without crowds."""
@@ -89,10 +99,23 @@ class Annotations:
         keep = ~self.is_crowd[start:stop]
         return self.boxes[start:stop][keep], self.labels[start:stop][keep]
 
+    def masks_of_image(self, index: int) -> UInt8[np.ndarray, "n height width"] | None:
+        """Give the masks of the same boxes, 1 inside the objects, where masks are read."""
+        if self.segmentations is None:
+            return None
+        start, stop = np.searchsorted(self.image_index, (index, index + 1))
+        height, width = self.sizes[index].tolist()
+        masks = [
+            rasterise(self.segmentations.of_box(box), height, width)
+            for box in range(start, stop)
+            if not self.is_crowd[box]
+        ]
+        return np.stack(masks) if masks else np.zeros((0, height, width), dtype=np.uint8)
+
     def to_coco(self) -> dict[str, Any]:
-        """Give images, boxes (crowds included) and categories in COCO's annotation format."""
+        """Give images, boxes (crowds included), masks where they are read, and categories in COCO's format."""
         # Boxes are numbered anew, from 1: pycocotools takes a matched box of id 0 for an unmatched one.
-        annotations = [
+        annotations: list[dict[str, Any]] = [
             {
                 "id": number,
                 "image_id": self.image_ids[image],
@@ -113,6 +136,9 @@ class Annotations:
                 start=1,
             )
         ]
+        if self.segmentations is not None:
+            for box, annotation in enumerate(annotations):
+                annotation["segmentation"] = self.segmentations.of_box(box)
         images = [
             {"id": number, "file_name": name, "height": height, "width": width}
             for number, name, (height, width) in zip(self.image_ids, self.file_names, self.sizes.tolist(), strict=True)

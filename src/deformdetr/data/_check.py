@@ -22,19 +22,24 @@ class CheckReport(NamedTuple):
 
 
 def check(
-    config: AnyDataConfig, *, decode: bool = False, progress: Callable[[int, int], None] | None = None
+    config: AnyDataConfig,
+    *,
+    decode: bool = False,
+    masks: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
     """Check both splits of a dataset, and refuse it with everything that is wrong.
 
     Args:
         config: The dataset.
         decode: Whether every image file is decoded to its end, and its size compared with the annotated one.
+        masks: Whether objects need masks, as they do for a model with masks.
         progress: Called with the number of images decoded so far and of all images.
 
     Raises:
         DatasetError: With one line per problem, naming file, id and value.
     """
-    datasets = build_datasets(config)
+    datasets = build_datasets(config, masks=masks)
     decoded = _decode(list(datasets), progress) if decode else 0
     return CheckReport(datasets.train.summary(), datasets.val.summary(), decoded)
 

@@ -1,9 +1,10 @@
 """Reading annotation files in COCO's format, and the rules of what is kept, skipped and refused."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Shaped
 
 from deformdetr.data._annotations import Annotations, DatasetReport
 from deformdetr.data._config import LabelMap
@@ -17,6 +18,7 @@ from deformdetr.data._entries import (
     read_rows,
 )
 from deformdetr.data._errors import DatasetError, dataset_error
+from deformdetr.data._segmentations import Segmentations, flaw
 
 
 def read_coco(
@@ -25,6 +27,7 @@ def read_coco(
     *,
     label_map: LabelMap | None = None,
     ignore_unknown_categories: bool = False,
+    masks: bool = False,
 ) -> Annotations:
     """Read an annotation file, and refuse it, with everything that is wrong with it, unless it can be trained on.
 
@@ -34,6 +37,9 @@ def read_coco(
     * a box that reaches over the edge of its image is clipped there for training; evaluation uses the published box;
     * a crowd box (`iscrowd` 1) is left out of training and stays an ignored region in evaluation;
     * with `ignore_unknown_categories`, a box whose category the label map lacks is skipped;
+    * with `masks`, a box without a usable segmentation is dropped: one that is missing or empty, neither polygons nor
+      RLE, has a polygon of fewer than three points, of something else than pairs of finite numbers or more than the
+      image's size outside of it, or RLE of another size than the image's, of wrong counts or without a pixel;
     * an image without boxes stays, with an empty target.
 
     Refused: a file that is missing, empty, no JSON or not COCO's; no image; an image without integer id, file name,
@@ -46,6 +52,7 @@ def read_coco(
         annotations: The JSON file.
         label_map: Which category each label means; `None` numbers the categories in the order of their ids.
         ignore_unknown_categories: Whether boxes of a category outside the label map are skipped and not refused.
+        masks: Whether segmentations are read; otherwise nothing looks at them.
 
     Raises:
         DatasetError: With one line per problem, naming file, id and value.
@@ -67,6 +74,7 @@ def read_coco(
         listed_ids(document["images"]),
         listed_ids(document["categories"]),
         problems,
+        masks=masks,
     )
     unmapped = ~np.isin(rows.category_ids, label_map.category_ids)
     if not ignore_unknown_categories:
@@ -75,7 +83,13 @@ def read_coco(
     if problems:
         raise _in_file(annotations, problems)
     counts["unknown_category"] = int(unmapped.sum())
-    return _assemble(str(annotations), table, rows, boxes, label_map, counts)
+    if not masks:
+        return _assemble(str(annotations), table, rows, boxes, label_map, counts, None, {})
+    flaws = _flaws_of_masks(rows, table)
+    keep = np.array([not flaw for flaw in flaws], dtype=np.bool_)
+    without = Counter(sorted(filter(None, flaws)))
+    rows, boxes = rows.select(keep), boxes[keep]
+    return _assemble(str(annotations), table, rows, boxes, label_map, counts, rows.segmentations, without)
 
 
 def _in_file(annotations: Path, problems: list[str]) -> DatasetError:
@@ -123,6 +137,11 @@ def _apply_rules(
     return rows.select(keep), boxes[keep], counts
 
 
+def _flaws_of_masks(rows: Rows, table: ImageTable) -> list[str | None]:
+    sizes = table.sizes[rows.image_index].tolist()
+    return [flaw(each, height, width) for each, (height, width) in zip(rows.segmentations, sizes, strict=True)]
+
+
 def _assemble(
     source: str,
     table: ImageTable,
@@ -130,6 +149,8 @@ def _assemble(
     boxes: Float32[np.ndarray, "boxes 4"],
     label_map: LabelMap,
     counts: dict[str, int],
+    segmentations: Shaped[np.ndarray, " boxes"] | None,
+    without_mask: dict[str, int],
 ) -> Annotations:
     label_of = label_map.labels()
     labels = np.array([label_of[number] for number in rows.category_ids.tolist()], dtype=np.int64)
@@ -143,6 +164,7 @@ def _assemble(
         degenerate=counts["degenerate"],
         clipped=counts["clipped"],
         unknown_category=counts["unknown_category"],
+        without_mask=without_mask,
     )
     return Annotations(
         file_names=tuple(table.file_names),
@@ -156,4 +178,5 @@ def _assemble(
         is_crowd=rows.is_crowd[order],
         label_map=label_map,
         report=report,
+        segmentations=None if segmentations is None else Segmentations.pack(segmentations[order]),
     )

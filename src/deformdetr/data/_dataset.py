@@ -17,14 +17,22 @@ from deformdetr.data._images import ImageArray, ImageFiles
 from deformdetr.data._paths import expand_path
 from deformdetr.data._sampler import SeededIndex
 from deformdetr.data._shapes import draw_shapes
-from deformdetr.data._transforms import SampleTransform, eval_transforms, make_sample, split_sample, train_transforms
+from deformdetr.data._transforms import (
+    Sample,
+    SampleTransform,
+    eval_transforms,
+    make_sample,
+    split_sample,
+    train_transforms,
+)
 from deformdetr.structures import Target
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     """Give each image, transformed, with its target: boxes cxcywh as fractions of the transformed image.
 
-    A target also holds `image_id`, `orig_size` (height, width of the file) and `size` (after the transforms).
+    A target also holds `image_id`, `orig_size` (height, width of the file) and `size` (after the transforms), and
+    `masks` where the annotations have them.
 
     Args:
         annotations: The boxes.
@@ -81,17 +89,23 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     def untransformed(self, index: int) -> tuple[UInt8[Tensor, "3 height width"], Target]:
         """Give the 8-bit image as stored, with its target: what one draws."""
         position = range(len(self))[index]
-        boxes, labels = self.annotations.of_image(position)
-        sample = make_sample(self._images(position), torch.from_numpy(boxes), torch.from_numpy(labels))
-        image, target = split_sample(sample)
+        image, target = split_sample(self._sample(position))
         return image, self._identify(target, position)
 
     def _load(self, index: int) -> tuple[Tensor, Target]:
         position = range(len(self))[index]
-        boxes, labels = self.annotations.of_image(position)
-        sample = make_sample(self._images(position), torch.from_numpy(boxes), torch.from_numpy(labels))
-        image, target = split_sample(self._transforms(sample))
+        image, target = split_sample(self._transforms(self._sample(position)))
         return image, self._identify(target, position)
+
+    def _sample(self, position: int) -> Sample:
+        boxes, labels = self.annotations.of_image(position)
+        masks = self.annotations.masks_of_image(position)
+        return make_sample(
+            self._images(position),
+            torch.from_numpy(boxes),
+            torch.from_numpy(labels),
+            None if masks is None else torch.from_numpy(masks),
+        )
 
     def _identify(self, target: Target, position: int) -> Target:
         target["image_id"] = self.annotations.image_ids[position]
@@ -106,24 +120,28 @@ class Datasets(NamedTuple):
     val: DetectionDataset
 
 
-def build_datasets(config: AnyDataConfig) -> Datasets:
+def build_datasets(config: AnyDataConfig, *, masks: bool = False) -> Datasets:
     """Read and check both splits; image files are looked for, but not decoded.
+
+    Args:
+        config: The dataset.
+        masks: Whether targets have masks; boxes without one are then left out.
 
     Raises:
         DatasetError: With everything that is wrong with either split.
     """
     if isinstance(config, ShapesConfig):
-        return Datasets(build_dataset(config, "train"), build_dataset(config, "val"))
+        return Datasets(build_dataset(config, "train", masks=masks), build_dataset(config, "val", masks=masks))
     problems: list[str] = []
     label_map = config.label_map
     train = val = None
     try:
-        train = build_dataset(config, "train")
+        train = build_dataset(config, "train", masks=masks)
         label_map = train.label_map
     except DatasetError as error:
         problems.extend(error.problems)
     try:
-        val = _coco_dataset(config, "val", label_map)
+        val = _coco_dataset(config, "val", label_map, masks=masks)
     except DatasetError as error:
         problems.extend(error.problems)
     if train is None or val is None:
@@ -131,25 +149,30 @@ def build_datasets(config: AnyDataConfig) -> Datasets:
     return Datasets(train, val)
 
 
-def build_dataset(config: AnyDataConfig, split: Split) -> DetectionDataset:
+def build_dataset(config: AnyDataConfig, split: Split, *, masks: bool = False) -> DetectionDataset:
     """Read and check one split; image files are looked for, but not decoded.
 
     Without a `label_map` in the config the labels of both splits follow from the training annotations, which are then
     read for either.
 
+    Args:
+        config: The dataset.
+        split: Which part of it.
+        masks: Whether targets have masks; boxes without one are then left out.
+
     Raises:
         DatasetError: With everything that is wrong with the split; also if there is no box to train on.
     """
     if isinstance(config, ShapesConfig):
-        annotations, images = draw_shapes(config, split)
+        annotations, images = draw_shapes(config, split, masks=masks)
         return DetectionDataset(annotations, ImageArray(images), transforms=_transforms(config, split))
     label_map = config.label_map
     if label_map is None and split == "val":
         label_map = build_dataset(config, "train").label_map
-    return _coco_dataset(config, split, label_map)
+    return _coco_dataset(config, split, label_map, masks=masks)
 
 
-def _coco_dataset(config: DataConfig, split: Split, label_map: LabelMap | None) -> DetectionDataset:
+def _coco_dataset(config: DataConfig, split: Split, label_map: LabelMap | None, *, masks: bool) -> DetectionDataset:
     written = (
         (config.train_images, config.train_annotations)
         if split == "train"
@@ -157,7 +180,11 @@ def _coco_dataset(config: DataConfig, split: Split, label_map: LabelMap | None) 
     )
     folder, file = (expand_path(path) for path in written)
     annotations = read_coco(
-        folder, file, label_map=label_map, ignore_unknown_categories=config.ignore_unknown_categories
+        folder,
+        file,
+        label_map=label_map,
+        ignore_unknown_categories=config.ignore_unknown_categories,
+        masks=masks,
     )
     if split == "train" and not annotations.report.boxes:
         raise DatasetError(f"{annotations.report}: there is no box to train on")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Int64, Shaped
 
 from deformdetr.data._errors import DatasetError
 
@@ -37,6 +37,8 @@ class Rows(NamedTuple):
     bbox: Float64[np.ndarray, "rows 4"]
     areas: Float64[np.ndarray, " rows"]
     is_crowd: Bool[np.ndarray, " rows"]
+    segmentations: Shaped[np.ndarray, " rows"]
+    """Objects as the file has them; None where they are not wanted."""
 
     def select(self, keep: Bool[np.ndarray, " rows"]) -> "Rows":
         """Give the annotations for which `keep` is True."""
@@ -177,6 +179,8 @@ def read_rows(
     listed_images: Container[int],
     listed_categories: Container[int],
     problems: list[str],
+    *,
+    masks: bool = False,
 ) -> Rows:
     """Read the annotations; what is wrong is appended to `problems`.
 
@@ -186,11 +190,13 @@ def read_rows(
         listed_images: Ids of all images, usable or not: an image that was refused is not reported once per box.
         listed_categories: Ids of all categories.
         problems: Grows.
+        masks: Whether segmentations are kept; they are not checked here.
     """
     seen: set[int] = set()
     ids: list[int] = []
     columns: list[tuple[int, int, bool, float]] = []
     boxes: list[list[float]] = []
+    segmentations: list[Any] = []
 
     def read(entry: dict[str, Any]) -> None:
         who = f"annotation {entry['id']}"
@@ -212,6 +218,7 @@ def read_rows(
             ids.append(entry["id"])
             columns.append((image_index[image], category, bool(crowd), area))
             boxes.append(box)
+            segmentations.append(entry.get("segmentation") if masks else None)
 
     _each(entries, "annotation", read, problems)
     images, categories, crowds, areas = zip(*columns, strict=True) if columns else ((), (), (), ())
@@ -222,7 +229,16 @@ def read_rows(
         np.array(boxes, dtype=np.float64).reshape(-1, 4),
         np.array(areas, dtype=np.float64),
         np.array(crowds, dtype=np.bool_),
+        _as_objects(segmentations),
     )
+
+
+def _as_objects(values: list[Any]) -> Shaped[np.ndarray, " rows"]:
+    """Put anything into an array one by one, which `np.array` would make several axes of."""
+    objects = np.empty(len(values), dtype=object)
+    for index, value in enumerate(values):
+        objects[index] = value
+    return objects
 
 
 def _read_box(entry: dict[str, Any], who: str) -> list[float]:

@@ -4,15 +4,17 @@ import colorsys
 import json
 import math
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float64, UInt8
+from jaxtyping import Bool, Float64, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from deformdetr.data._annotations import Annotations, DatasetReport
 from deformdetr.data._config import DataConfig, LabelMap, ShapesConfig, Split
+from deformdetr.data._segmentations import Segmentations, encode
 
 SHAPES_LABEL_MAP = LabelMap(names=("circle", "rectangle", "triangle"), category_ids=(1, 2, 3))
 
@@ -22,19 +24,31 @@ _MAX_OVERLAP = 0.15
 _DISTRACTOR_LINES = 3
 
 
-def draw_shapes(config: ShapesConfig, split: Split) -> tuple[Annotations, UInt8[Tensor, "images 3 height width"]]:
+class _Shape(NamedTuple):
+    label: int
+    box: _Box
+    mask: Bool[np.ndarray, "height width"]
+
+
+def draw_shapes(
+    config: ShapesConfig, split: Split, *, masks: bool = False
+) -> tuple[Annotations, UInt8[Tensor, "images 3 height width"]]:
     """Draw all pictures of a split; each depends on the seed, the split and its own number alone.
 
-    Boxes are tight around the drawn pixels. Shapes may overlap a little; the smaller one is in front.
+    Boxes are tight around the drawn pixels. Shapes may overlap a little; the smaller one is in front. Masks, which the
+    annotations hold if asked for, are what is left to be seen of each shape.
     """
     count, stream = (config.num_train, 0) if split == "train" else (config.num_val, 1)
     side = config.image_size
     pictures = np.empty((count, side, side, 3), dtype=np.uint8)
     found: list[tuple[int, int, _Box]] = []
+    segmentations: list[dict[str, Any]] = []
     for number in range(count):
         generator = np.random.default_rng([config.seed, stream, number])
         pictures[number], shapes = _draw_picture(generator, config)
-        found.extend((number, label, box) for label, box in shapes)
+        found.extend((number, shape.label, shape.box) for shape in shapes)
+        if masks:
+            segmentations.extend(encode(mask) for mask in _visible(shapes))
     boxes = np.array([box for _, _, box in found], dtype=np.float64).reshape(-1, 4)
     published = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     image_index = np.array([number for number, _, _ in found], dtype=np.int64)
@@ -55,18 +69,19 @@ def draw_shapes(config: ShapesConfig, split: Split) -> tuple[Annotations, UInt8[
             empty_images=count - len(np.unique(image_index)),
             boxes=len(found),
         ),
+        segmentations=Segmentations.pack(segmentations) if masks else None,
     )
     return annotations, torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
 
 
 def write_shapes(config: ShapesConfig, folder: Path) -> DataConfig:
-    """Write both splits as PNG files and COCO annotations, and give the config that reads them back.
+    """Write both splits as PNG files and COCO annotations with masks, and give the config that reads them back.
 
     The files are `train/*.png`, `train.json`, `val/*.png` and `val.json`; existing ones are replaced.
     """
     splits: tuple[Split, Split] = ("train", "val")
     for split in splits:
-        annotations, pictures = draw_shapes(config, split)
+        annotations, pictures = draw_shapes(config, split, masks=True)
         (folder / split).mkdir(parents=True, exist_ok=True)
         for name, picture in zip(annotations.file_names, pictures, strict=True):
             Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / split / name, compress_level=1)
@@ -90,7 +105,7 @@ def write_shapes(config: ShapesConfig, folder: Path) -> DataConfig:
 
 def _draw_picture(
     generator: np.random.Generator, config: ShapesConfig
-) -> tuple[UInt8[np.ndarray, "height width 3"], list[tuple[int, _Box]]]:
+) -> tuple[UInt8[np.ndarray, "height width 3"], list[_Shape]]:
     side = config.image_size
     ground = generator.uniform(40, 215, 3)
     canvas = Image.fromarray(_background(generator, ground, side))
@@ -102,16 +117,25 @@ def _draw_picture(
     smallest, largest = math.log(config.min_size * side), math.log(config.max_size * side)
     # Large shapes are placed and drawn first: small ones then find room, and are never hidden.
     sizes = sorted(np.exp(generator.uniform(smallest, largest, count)).tolist(), reverse=True)
-    drawn: list[tuple[int, _Box]] = []
+    drawn: list[_Shape] = []
     for size in sizes:
         label = int(generator.integers(SHAPES_LABEL_MAP.num_classes))
-        mask = _place(generator, _outline(generator, label) * size, side, [box for _, box in drawn])
+        mask = _place(generator, _outline(generator, label) * size, side, [shape.box for shape in drawn])
         if mask is not None:
             canvas.paste(_contrasting_colour(generator, ground), mask=mask)
-            drawn.append((label, _tight_box(mask)))
+            drawn.append(_Shape(label, _tight_box(mask), np.asarray(mask)))
     picture = np.asarray(canvas, dtype=np.int16)
     noise = generator.integers(-config.noise, config.noise, picture.shape, dtype=np.int8, endpoint=True)
     return (picture + noise).clip(0, 255).astype(np.uint8), drawn
+
+
+def _visible(shapes: list[_Shape]) -> list[UInt8[np.ndarray, "height width"]]:
+    """Give the pixels of every shape that none drawn after it covers."""
+    visible = []
+    for index, shape in enumerate(shapes):
+        later = [other.mask for other in shapes[index + 1 :]]
+        visible.append((shape.mask & ~np.any(later, axis=0)).astype(np.uint8))
+    return visible
 
 
 def _background(

@@ -1,11 +1,11 @@
-"""Augmentation and resizing, from torchvision's v2 operations on images and boxes together.
+"""Augmentation and resizing, from torchvision's v2 operations on images, boxes and masks together.
 
-A sample is a dictionary of an image, its boxes and their labels. Any of torchvision's v2 transforms takes one, so they
-mix with those of this module.
+A sample is a dictionary of an image, its boxes and their labels, and masks if they are wanted. Any of torchvision's v2
+transforms takes one, so they mix with those of this module.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from jaxtyping import Float32, Int64, Real, UInt8
@@ -20,23 +20,33 @@ from deformdetr.structures import Target
 
 
 class Sample(TypedDict):
-    """What transforms take and give: `tv_tensors.Image`, `tv_tensors.BoundingBoxes` (corners in pixels) and labels."""
+    """What transforms take and give: `tv_tensors.Image`, `tv_tensors.BoundingBoxes` (corners in pixels) and labels.
+
+    Masks are `tv_tensors.Mask`, 1 inside the objects.
+    """
 
     image: Any
     boxes: Any
     labels: Tensor
+    masks: NotRequired[Any]
 
 
 SampleTransform = Callable[[Sample], Sample]
 
 
 def make_sample(
-    image: UInt8[Tensor, "3 height width"], boxes: Float32[Tensor, "n 4"], labels: Int64[Tensor, " n"]
+    image: UInt8[Tensor, "3 height width"],
+    boxes: Float32[Tensor, "n 4"],
+    labels: Int64[Tensor, " n"],
+    masks: UInt8[Tensor, "n height width"] | None = None,
 ) -> Sample:
-    """Mark image and boxes (corners in pixels) as what they are, so that transforms move them together."""
+    """Mark image, boxes (corners in pixels) and masks as what they are, so that transforms move them together."""
     height, width = image.shape[1:]
     corners = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
-    return {"image": tv_tensors.Image(image), "boxes": corners, "labels": labels}
+    sample: Sample = {"image": tv_tensors.Image(image), "boxes": corners, "labels": labels}
+    if masks is not None:
+        sample["masks"] = tv_tensors.Mask(masks)
+    return sample
 
 
 def split_sample(sample: Sample) -> tuple[Real[Tensor, "3 height width"], Target]:
@@ -44,11 +54,14 @@ def split_sample(sample: Sample) -> tuple[Real[Tensor, "3 height width"], Target
     image = sample["image"].as_subclass(Tensor)
     height, width = image.shape[1:]
     boxes = sample["boxes"].as_subclass(Tensor) / torch.tensor([width, height, width, height], dtype=torch.float32)
-    return image, {
+    target: Target = {
         "boxes": xyxy_to_cxcywh(boxes),
         "labels": sample["labels"],
         "size": torch.tensor([height, width]),
     }
+    if "masks" in sample:
+        target["masks"] = sample["masks"].as_subclass(Tensor).bool()
+    return image, target
 
 
 def resized_size(height: int, width: int, short_side: int, max_size: int | None) -> tuple[int, int]:
@@ -64,7 +77,7 @@ def resized_size(height: int, width: int, short_side: int, max_size: int | None)
 
 
 class ResizeShortSide:
-    """Resize to a shorter side drawn from `short_sides`, with antialiasing.
+    """Resize to a shorter side drawn from `short_sides`: images with antialiasing, masks by the nearest pixel.
 
     Args:
         short_sides: In pixels, equally likely.
@@ -84,11 +97,14 @@ class ResizeShortSide:
         drawn = self.short_sides[int(torch.randint(len(self.short_sides), ()))]
         height, width = sample["image"].shape[-2:]
         size = resized_size(height, width, drawn, self.max_size)
-        return {
+        resized: Sample = {
             "image": F.resize(sample["image"], size, antialias=True),
             "boxes": F.resize(sample["boxes"], size),
             "labels": sample["labels"],
         }
+        if "masks" in sample:
+            resized["masks"] = F.resize(sample["masks"], size)
+        return resized
 
 
 class RandomSizeCrop:
@@ -111,11 +127,15 @@ class RandomSizeCrop:
         boxes = F.clamp_bounding_boxes(F.crop(sample["boxes"], top, left, height, width))
         corners = boxes.as_subclass(Tensor)
         keep = (corners[:, 2:] > corners[:, :2]).all(dim=1)
-        return {
+        cropped: Sample = {
             "image": F.crop(sample["image"], top, left, height, width),
             "boxes": tv_tensors.wrap(corners[keep], like=boxes),
             "labels": sample["labels"][keep],
         }
+        if "masks" in sample:
+            masks = F.crop(sample["masks"], top, left, height, width)
+            cropped["masks"] = tv_tensors.wrap(masks.as_subclass(Tensor)[keep], like=masks)
+        return cropped
 
     def _draw(self, side: int) -> tuple[int, int]:
         low, high = min(self.min_size, side), min(self.max_size, side)

@@ -72,7 +72,7 @@ class TrainConfig(Config):
         default="float32", description="Of the model's matrix products and convolutions; weights stay float32."
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="Recompute encoder and decoder layers in the backward pass, to save memory."
+        default=False, description="Recompute backbone, encoder and decoder in the backward pass, to save memory."
     )
     seed: NonNegativeInt = 42
     eval_every: PositiveInt = Field(default=1, description="Evaluate after every so many epochs, and after the last.")
@@ -80,7 +80,8 @@ class TrainConfig(Config):
     log_every: PositiveInt = Field(default=50, description="Steps per line of output where there is no progress bar.")
     init_checkpoint: Path | None = Field(
         default=None,
-        description="Start from these weights, of any format that load_checkpoint reads; class heads may differ.",
+        description="Start from these weights, of any format that load_checkpoint reads; class heads may differ, and a "
+        "mask head may be missing.",
     )
 
 

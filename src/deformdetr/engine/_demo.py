@@ -13,10 +13,10 @@ from deformdetr.config import DeformableDETRConfig, preset
 from deformdetr.data import DetectionDataset, ShapesConfig, build_dataset
 from deformdetr.engine._config import CosineSchedule, Experiment, TrainConfig
 from deformdetr.engine._errors import RunError
-from deformdetr.engine._evaluate import Evaluation, detect, evaluate_run
+from deformdetr.engine._evaluate import MASK_THRESHOLD, Evaluation, detect, evaluate_run
 from deformdetr.engine._run_directory import RunDirectory, load_run
 from deformdetr.engine._train import TrainResult, train
-from deformdetr.models import SigmoidPostProcess
+from deformdetr.models import PostProcess
 from deformdetr.structures import ImageBatch
 from deformdetr.visualize import draw_comparison, plot_sampling_points, save_image
 
@@ -33,13 +33,17 @@ class DemoResult(NamedTuple):
     sampling_points: Path
 
 
-def demo_experiment() -> Experiment:
-    """Describe the demonstration: the preset `demo` on synthetic shapes, for two CPU cores."""
+def demo_experiment(*, masks: bool = False) -> Experiment:
+    """Describe the demonstration: the preset `demo` on synthetic shapes, for two CPU cores.
+
+    With masks it runs for twice as many epochs, because they learn from the last decoder layer alone.
+    """
+    epochs = 14 if masks else 7
     return Experiment(
-        model=preset("demo"),
+        model=preset("demo").replace(masks=masks),
         data=ShapesConfig(num_train=1600, num_val=200, image_size=96),
         train=TrainConfig(
-            epochs=7,
+            epochs=epochs,
             batch_size=8,
             lr=2e-3,
             lr_backbone_multiplier=1.0,
@@ -53,7 +57,7 @@ def demo_experiment() -> Experiment:
 
 
 def run_demo(out_dir: str | Path, experiment: Experiment | None = None) -> DemoResult:
-    """Train, evaluate, and draw detections beside ground truth and the sampling points of one query.
+    """Train, evaluate, and draw detections beside ground truth, with any masks, and the sampling points of one query.
 
     Args:
         out_dir: The run directory, where the pictures go too; an earlier demonstration in it is replaced.
@@ -73,10 +77,12 @@ def run_demo(out_dir: str | Path, experiment: Experiment | None = None) -> DemoR
         evaluation = evaluate_run(run.path)
     _, checkpoint = load_run(run.path)
     model = checkpoint.build()
-    dataset = build_dataset(checkpoint.experiment.data, "val")
+    described = checkpoint.experiment
+    dataset = build_dataset(described.data, "val", masks=described.model.masks)
+    postprocess = described.model.build_postprocess(mask_threshold=MASK_THRESHOLD)
     detections, sampling_points = (run.path / name for name in _PICTURES)
     crowded = [index for index in range(len(dataset)) if len(dataset[index][1]["labels"]) >= 3] or [0]
-    save_image(_draw_detections(model, dataset, crowded[:_ROWS]), detections)
+    save_image(_draw_detections(model, postprocess, dataset, crowded[:_ROWS]), detections)
     save_image(_draw_sampling_points(model, dataset, crowded[0]), sampling_points)
     return DemoResult(result, evaluation, detections, sampling_points)
 
@@ -110,7 +116,9 @@ def _clear(run: RunDirectory) -> None:
         (run.path / name).unlink()
 
 
-def _draw_detections(model: nn.Module, dataset: DetectionDataset, indices: list[int]) -> Image.Image:
+def _draw_detections(
+    model: nn.Module, postprocess: PostProcess, dataset: DetectionDataset, indices: list[int]
+) -> Image.Image:
     names = dataset.label_map.names
     rows = []
     for index in indices:
@@ -118,7 +126,7 @@ def _draw_detections(model: nn.Module, dataset: DetectionDataset, indices: list[
         image, _ = dataset[index]
         size = (picture.shape[1], picture.shape[2])
         batch = ImageBatch.from_images([image])
-        (found,) = detect(model, SigmoidPostProcess(), batch, [size], num_labels=len(names))
+        (found,) = detect(model, postprocess, batch, [size], num_labels=len(names))
         rows.append(draw_comparison(picture, found, target, names, score_threshold=0.3))
     canvas = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), (255, 255, 255))
     top = 0

@@ -21,6 +21,9 @@ from deformdetr.engine._sharding import batches, eval_loader
 from deformdetr.evaluation import CocoEvaluator, CocoMetrics
 from deformdetr.structures import Detections, ImageBatch
 
+# The probability above which a pixel counts as the object's.
+MASK_THRESHOLD = 0.5
+
 
 class Evaluation(NamedTuple):
     """COCO's numbers, and the tables in which pycocotools and this library print them."""
@@ -45,7 +48,7 @@ def detect(
         model: In evaluation mode; called with images (batch, 3, height, width) and their padding mask.
         postprocess: Turns its predictions and the sizes of images into detections.
         images: Moved to the model's device.
-        sizes: (height, width) to which boxes are scaled, in pixels.
+        sizes: (height, width) to which boxes and masks are scaled, in pixels.
         num_labels: Detections of labels from this on, which a model may have and its dataset not, are left out.
         precision: As in `TrainConfig`.
     """
@@ -62,11 +65,14 @@ def _on_host(detections: Detections, num_labels: int) -> Detections:
     def move(values: Tensor) -> Tensor:
         return values[keep].cpu()
 
-    return {
+    moved: Detections = {
         "boxes": move(detections["boxes"]),
         "scores": move(detections["scores"]),
         "labels": move(detections["labels"]),
     }
+    if "masks" in detections:
+        moved["masks"] = move(detections["masks"])
+    return moved
 
 
 def evaluate(
@@ -84,8 +90,8 @@ def evaluate(
 
     Args:
         model: Evaluated in evaluation mode, and left in its own.
-        postprocess: Turns its predictions and the sizes of images into detections.
-        dataset: Of validation.
+        postprocess: Turns its predictions and the sizes of images into detections; masks must be boolean.
+        dataset: Of validation; if it has masks, they are evaluated too.
         processes: Those that call this together.
         batch_size: Images per forward pass.
         num_workers: Processes that load images.
@@ -99,7 +105,8 @@ def evaluate(
         rank=processes.rank,
         world_size=processes.world_size,
     )
-    evaluator = CocoEvaluator(dataset.coco_ground_truth(), dataset.label_map)
+    has_masks = dataset.annotations.segmentations is not None
+    evaluator = CocoEvaluator(dataset.coco_ground_truth(), dataset.label_map, masks=has_masks)
     was_training = model.training
     model.eval()
     for done, (images, targets) in enumerate(batches(loader), start=1):
@@ -143,7 +150,8 @@ def evaluate_run(
     if data_changes:
         changed = merge(experiment.model_dump(mode="json"), {"data": data_changes})
         experiment = validate_experiment(changed, source=str(path))
-    dataset = build_dataset(_with_labels(experiment.data, checkpoint.label_map), "val")
+    data = _with_labels(experiment.data, checkpoint.label_map)
+    dataset = build_dataset(data, "val", masks=experiment.model.masks)
     if dataset.label_map != checkpoint.label_map:
         raise RunError(
             f"{path} knows the labels {', '.join(checkpoint.label_map.names)}, but the dataset has "
@@ -153,7 +161,7 @@ def evaluate_run(
     with ProgressDisplay("evaluating", len(dataset), is_silent=not processes.is_main) as display:
         evaluation = evaluate(
             model,
-            experiment.model.build_postprocess(),
+            experiment.model.build_postprocess(mask_threshold=MASK_THRESHOLD),
             dataset,
             processes,
             batch_size=batch_size or experiment.train.batch_size,

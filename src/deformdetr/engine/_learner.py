@@ -150,8 +150,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 def to_device(target: Target, device: torch.device) -> Target:
     """Move what the criterion reads; sizes and ids stay where they are."""
-    return {
+    moved: Target = {
         **target,
         "boxes": target["boxes"].to(device, non_blocking=True),
         "labels": target["labels"].to(device, non_blocking=True),
     }
+    if "masks" in target:
+        moved["masks"] = target["masks"].to(device, non_blocking=True)
+    return moved

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -18,11 +18,12 @@ from deformdetr.data import (
     split_sample,
 )
 from deformdetr.engine._errors import PredictionError
-from deformdetr.engine._evaluate import detect
+from deformdetr.engine._evaluate import MASK_THRESHOLD, detect
 from deformdetr.engine._files import write_text_atomically
 from deformdetr.engine._processes import Processes
 from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._run_directory import load_run
+from deformdetr.evaluation import RunLengths, encode_masks
 from deformdetr.structures import Detections, ImageBatch
 from deformdetr.visualize import draw_boxes, save_image
 
@@ -30,7 +31,10 @@ _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 class ImageDetections(TypedDict):
-    """What was found in one file, best first: boxes are (left, top, right, bottom) in pixels."""
+    """What was found in one file, best first: boxes are (left, top, right, bottom) in pixels.
+
+    A model with masks gives them at the size of the image, as COCO's compressed run lengths.
+    """
 
     file: str
     width: int
@@ -40,6 +44,7 @@ class ImageDetections(TypedDict):
     labels: list[int]
     category_ids: list[int]
     names: list[str]
+    masks: NotRequired[list[RunLengths]]
 
 
 class PredictResult(NamedTuple):
@@ -76,7 +81,7 @@ def predict(
     _, checkpoint = load_run(Path(run))
     processes = Processes()
     model = checkpoint.build().to(processes.device)
-    postprocess = checkpoint.experiment.model.build_postprocess()
+    postprocess = checkpoint.experiment.model.build_postprocess(mask_threshold=MASK_THRESHOLD)
     names = checkpoint.label_map.names
     result = PredictResult([], {})
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -100,7 +105,14 @@ def predict(
             )
             result.images.append(_listed(file, (height, width), found, checkpoint.label_map))
             keep = found["scores"] >= threshold
-            drawn = draw_boxes(image, found["boxes"][keep], found["labels"][keep], names, scores=found["scores"][keep])
+            drawn = draw_boxes(
+                image,
+                found["boxes"][keep],
+                found["labels"][keep],
+                names,
+                scores=found["scores"][keep],
+                masks=found["masks"][keep, 0] if "masks" in found else None,
+            )
             save_image(drawn, picture)
             display.update(done, status=f"{int(keep.sum())} in {file.name}")
     content = {"run": str(run), "threshold": threshold, "images": result.images, "skipped": result.skipped}
@@ -159,7 +171,7 @@ def _prepare(image: Tensor, data: AnyDataConfig) -> Tensor:
 
 def _listed(file: Path, size: tuple[int, int], found: Detections, label_map: LabelMap) -> ImageDetections:
     labels = found["labels"].tolist()
-    return {
+    listed: ImageDetections = {
         "file": str(file),
         "width": size[1],
         "height": size[0],
@@ -169,3 +181,6 @@ def _listed(file: Path, size: tuple[int, int], found: Detections, label_map: Lab
         "category_ids": [label_map.category_ids[label] for label in labels],
         "names": [label_map.names[label] for label in labels],
     }
+    if "masks" in found:
+        listed["masks"] = encode_masks(found["masks"])
+    return listed

@@ -13,7 +13,7 @@ import torch
 from deformdetr.data import Datasets, build_datasets, expand_path
 from deformdetr.engine._checkpoint import Checkpoint
 from deformdetr.engine._config import Experiment
-from deformdetr.engine._evaluate import Evaluation, evaluate
+from deformdetr.engine._evaluate import MASK_THRESHOLD, Evaluation, evaluate
 from deformdetr.engine._experiment import resolve
 from deformdetr.engine._learner import Learner
 from deformdetr.engine._processes import Processes
@@ -59,7 +59,7 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
         CheckpointError: If `train.init_checkpoint` does not fit the model.
     """
     processes = Processes(has_unused_parameters=not experiment.model.aux_loss)
-    datasets = build_datasets(experiment.data)
+    datasets = build_datasets(experiment.data, masks=experiment.model.masks)
     experiment = resolve(experiment, datasets.train.label_map)
     run = RunDirectory(Path(output_dir))
     checkpoint = run.open(experiment, resume=resume)
@@ -106,7 +106,7 @@ class _Training:
         with processes.main_first():
             model, self._notes = _build(experiment, checkpoint)
         self._learner = Learner(model, experiment.model.build_criterion(), self._config, processes)
-        self._postprocess = experiment.model.build_postprocess()
+        self._postprocess = experiment.model.build_postprocess(mask_threshold=MASK_THRESHOLD)
         if checkpoint is not None and checkpoint.training is not None:
             self._learner.load_state(checkpoint.training["learner"])
             self._best = checkpoint.training["best"]
@@ -242,13 +242,15 @@ def _build(experiment: Experiment, checkpoint: Checkpoint | None) -> tuple[Defor
     source = experiment.train.init_checkpoint
     if source is None:
         return model, []
-    report = load_checkpoint(model, expand_path(source), drop_class_head=True)
+    report = load_checkpoint(model, expand_path(source), drop_class_head=True, new_mask_head=True)
     return model, [f"{source}: {report}"]
 
 
 def _summary(row: dict[str, Any], epochs: int) -> str:
     parts = [f"epoch {row['epoch']}/{epochs}", f"step {row['step']}", f"loss {row['loss']:.3f}"]
     parts += [f"{name} {row[name]:.3f}" for name in ("AP", "AP50", "AP75") if row.get(name) is not None]
+    of_masks = row.get("segm", {}).get("AP")
+    parts += [] if of_masks is None else [f"mask AP {of_masks:.3f}"]
     return "  ".join([*parts, f"{row['images_per_second']:.1f} images/s"])
 
 

@@ -11,7 +11,7 @@ from deformdetr.integrations._files import CheckpointError, read_tensors
 from deformdetr.integrations._formats import find_lineage
 from deformdetr.integrations._lineage import Lineage
 from deformdetr.integrations._reports import CheckpointReport
-from deformdetr.integrations._steps import without_batch_counts
+from deformdetr.integrations._steps import has_masks, without_batch_counts
 from deformdetr.integrations._variant import Variant
 
 _CLASS_HEADS = ("class_heads.", "queries.class_head.", "class_head.")
@@ -23,6 +23,7 @@ def load_checkpoint(
     *,
     classes: Sequence[int] | None = None,
     drop_class_head: bool = False,
+    new_mask_head: bool = False,
     strict: bool = True,
 ) -> CheckpointReport:
     """Load a checkpoint of this library or of another implementation; its names tell which.
@@ -36,6 +37,7 @@ def load_checkpoint(
             `.safetensors`, or anything else in PyTorch's format, of which only tensors and plain values are unpickled.
         classes: Which classes of the checkpoint to take, by their labels there; see `select_classes`. None: all.
         drop_class_head: Whether class heads of another number of classes are left as the model has them, to be trained.
+        new_mask_head: Whether a mask head that the checkpoint lacks is left as the model has it, to be trained.
         strict: Whether anything missing, unexpected or mismatched is an error. Otherwise what fits is loaded.
 
     Returns:
@@ -55,7 +57,9 @@ def load_checkpoint(
     except ValueError as error:
         raise CheckpointError(f"{described}: {error}") from error
     # FrozenBatchNorm does not count batches, and trained BatchNorm does without the count.
-    report, fitting = _compare(model, without_batch_counts(tensors), lineage, drop_class_head=drop_class_head)
+    report, fitting = _compare(
+        model, without_batch_counts(tensors), lineage, drop_class_head=drop_class_head, new_mask_head=new_mask_head
+    )
     if strict and not report.fits:
         raise CheckpointError(f"{described} does not fit the model\n{report}")
     model.load_state_dict(fitting, strict=False)
@@ -63,7 +67,7 @@ def load_checkpoint(
 
 
 def _compare(
-    model: nn.Module, tensors: Mapping[str, Tensor], lineage: Lineage, *, drop_class_head: bool
+    model: nn.Module, tensors: Mapping[str, Tensor], lineage: Lineage, *, drop_class_head: bool, new_mask_head: bool
 ) -> tuple[CheckpointReport, dict[str, Tensor]]:
     own = without_batch_counts(model.state_dict())
     fitting = {name: value for name, value in tensors.items() if name in own and value.shape == own[name].shape}
@@ -73,16 +77,21 @@ def _compare(
         if name in own and value.shape != own[name].shape
     }
     dropped = {name: shapes for name, shapes in differing.items() if drop_class_head and name.startswith(_CLASS_HEADS)}
+    missing = sorted(own.keys() - tensors.keys())
+    is_new = new_mask_head and not has_masks(tensors)
+    new = [name for name in missing if is_new and has_masks({name: own[name]})]
     report = CheckpointReport(
         format=lineage.format,
         loaded=sorted(fitting),
-        missing=sorted(own.keys() - tensors.keys()),
+        missing=[name for name in missing if name not in new],
         unexpected=sorted(tensors.keys() - own.keys()),
         mismatched={name: shapes for name, shapes in differing.items() if name not in dropped},
         dropped=dropped,
+        new=new,
         remarks=lineage.remarks,
     )
     if not report.fits:
         theirs, ours = Variant.read(tensors), Variant.read(own)
-        report.advice.extend(theirs._replace(num_classes=None if dropped else theirs.num_classes).advise(ours))
+        theirs = theirs._replace(num_classes=None if dropped else theirs.num_classes, masks=bool(new) or theirs.masks)
+        report.advice.extend(theirs.advise(ours))
     return report, fitting

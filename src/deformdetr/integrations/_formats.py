@@ -46,7 +46,7 @@ def find_lineage(state_dict: Mapping[str, Tensor]) -> Lineage:
         ValueError: If it has none of the known ones; the message shows a few names.
     """
     for lineage in LINEAGES:
-        if all(mark in state_dict for mark in lineage.marks):
+        if lineage.recognises(state_dict):
             return lineage
     some = ", ".join(list(state_dict)[:5]) or "none at all"
     raise ValueError(f"not a checkpoint of Deformable DETR or DETR in a known format; it has the entries {some}")

@@ -1,4 +1,4 @@
-"""The names of transformers' DeformableDetrForObjectDetection and DetrForObjectDetection."""
+"""The names of transformers' DeformableDetrForObjectDetection, DetrForObjectDetection and DetrForSegmentation."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from deformdetr.integrations._lineage import Lineage
 from deformdetr.integrations._names import Rename, Rules, within
+from deformdetr.integrations._original import MASK_HEAD
 
 _ENCODER = within(
     "encoder.layers.#",
@@ -59,6 +60,20 @@ _DEFORMABLE_DETR = (
     ),
 )
 
+# The names of version 4 are the original's.
+_MASK_HEAD = (
+    *within("mask_head.attention_maps", "bbox_attention", {"query_proj": "q_proj", "key_proj": "k_proj"}),
+    *(
+        rule
+        for index, theirs in enumerate(("conv1", "conv2", *(f"fpn_stages.{stage}.refine" for stage in range(3))))
+        for rule in within(
+            "mask_head.convolutions", f"mask_head.{theirs}", {f"convs.{index}": "conv", f"norms.{index}": "norm"}
+        )
+    ),
+    *(Rename(f"mask_head.laterals.{stage}", f"mask_head.fpn_stages.{stage}.fpn_adapter") for stage in range(3)),
+    Rename("mask_head.convolutions.out", "mask_head.output_conv"),
+)
+
 _DETR = (
     Rename("backbone", "model.backbone.model"),
     Rename("projection", "model.input_projection"),
@@ -107,8 +122,9 @@ def _lineage(architecture: Literal["deformable_detr", "detr"], version: Literal[
         "deformable_detr": (_DEFORMABLE_DETR, "model.level_embed", True),
         "detr": (_DETR, "class_labels_classifier.weight", False),
     }[architecture]
-    newer = (_RESNET, rules)
-    older = (_of_version_4(_RESNET), _of_version_4(rules))
+    has_masks = architecture == "detr"
+    newer = (_RESNET, (*rules, *_MASK_HEAD) if has_masks else rules)
+    older = (_of_version_4(_RESNET), (*_of_version_4(rules), *MASK_HEAD) if has_masks else _of_version_4(rules))
     resnet, written = newer if version == 5 else older
     # The other version's names are understood too, alone or mixed in.
     other = older if version == 5 else newer
@@ -121,6 +137,7 @@ def _lineage(architecture: Literal["deformable_detr", "detr"], version: Literal[
         own_resnet=resnet,
         repeats_heads=heads_repeat,
         aliases="model.decoder." if heads_repeat else None,
+        detector_prefix="detr." if has_masks else None,
         splits_projections=True,
     )
 
@@ -135,7 +152,7 @@ LINEAGES = (
 
 
 def from_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Translate a state dict of transformers' DeformableDetrForObjectDetection or DetrForObjectDetection.
+    """Translate a state dict of transformers' models: Deformable DETR, and DETR with masks or without.
 
     Understood are the names of version 5 in memory and those of version 4, which are in the files of both; and timm's
     backbones as well as transformers' own ResNet.
@@ -143,7 +160,7 @@ def from_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: If it holds a head under two names with different values.
     """
-    architecture = "detr" if "class_labels_classifier.weight" in state_dict else "deformable_detr"
+    architecture = "detr" if _find("detr", 4).recognises(state_dict) else "deformable_detr"
     return _find(architecture, 5).read(state_dict).tensors
 
 

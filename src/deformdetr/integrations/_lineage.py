@@ -9,9 +9,11 @@ from torch import Tensor
 from deformdetr.integrations._names import Rules, rename
 from deformdetr.integrations._steps import (
     add_aliases,
+    add_detector_prefix,
     add_neck_biases,
     encoder_heads_apart,
     gather_heads,
+    has_masks,
     is_two_stage,
     neck_biases,
     refines_boxes,
@@ -21,6 +23,7 @@ from deformdetr.integrations._steps import (
     with_batch_counts,
     without_aliases,
     without_batch_counts,
+    without_detector_prefix,
 )
 
 CheckpointFormat: TypeAlias = Literal[
@@ -103,6 +106,8 @@ class Lineage:
     """Whether a head that all decoder layers share stands there once per layer, and the encoder's after the last."""
     aliases: str | None = None
     """The decoder's prefix, where it names the heads that it uses a second time."""
+    detector_prefix: str | None = None
+    """What the detector's names begin with in a model with masks, where it is one part beside the mask head."""
     splits_projections: bool = False
     """Whether attention has separate projections of queries, keys and values."""
     has_neck_biases: bool = True
@@ -114,6 +119,11 @@ class Lineage:
     remarks: tuple[str, ...] = ()
     """What else to know when moving weights."""
 
+    def recognises(self, state: Mapping[str, Tensor]) -> bool:
+        """Tell whether a state dict is of this lineage."""
+        prefixes = ("", *filter(None, (self.detector_prefix,)))
+        return any(all(prefix + mark in state for mark in self.marks) for prefix in prefixes)
+
     def read(self, state: Mapping[str, Tensor]) -> Translation:
         """Translate a state dict of this lineage to our names.
 
@@ -121,6 +131,9 @@ class Lineage:
             ValueError: If it holds a head under two names with different values.
         """
         done = Translation(dict(state))
+        if self.detector_prefix:
+            beside = self.detector_prefix
+            done.apply("names of the detector in the model", lambda tensors: without_detector_prefix(tensors, beside))
         refines = None
         if self.aliases:
             # Where it refines, and only there, the decoder holds the box heads too.
@@ -164,5 +177,10 @@ class Lineage:
             done.apply(
                 "second names of heads added",
                 lambda tensors: add_aliases(tensors, prefix, refines=refines, two_stage=two_stage),
+            )
+        if self.detector_prefix and has_masks(state):
+            beside = self.detector_prefix
+            done.apply(
+                "names of the detector beside its mask head", lambda tensors: add_detector_prefix(tensors, beside)
             )
         return done

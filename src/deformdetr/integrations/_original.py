@@ -25,6 +25,15 @@ _FEED_FORWARD = {
     "feed_forward.linear2": "linear2",
     "feed_forward_norm": "norm3",
 }
+# Five convolutions with their norms, of which the last three follow a lateral one each.
+MASK_HEAD = (
+    Rename("mask_head.attention_maps.query_proj", "bbox_attention.q_linear"),
+    Rename("mask_head.attention_maps.key_proj", "bbox_attention.k_linear"),
+    *(Rename(f"mask_head.convolutions.convs.{index}", f"mask_head.lay{index + 1}") for index in range(5)),
+    *(Rename(f"mask_head.convolutions.norms.{index}", f"mask_head.gn{index + 1}") for index in range(5)),
+    *(Rename(f"mask_head.laterals.{index}", f"mask_head.adapter{index + 1}") for index in range(3)),
+    Rename("mask_head.convolutions.out", "mask_head.out_lay"),
+)
 
 DEFORMABLE_DETR = Lineage(
     format="original",
@@ -61,7 +70,9 @@ DEFORMABLE_DETR = Lineage(
                 "position_norm": "pos_trans_norm",
             },
         ),
+        *MASK_HEAD,
     ),
+    detector_prefix="detr.",
     repeats_heads=True,
     aliases="transformer.decoder.",
     container="model",
@@ -90,7 +101,9 @@ DETR = Lineage(
         Rename("decoder.norm", "transformer.decoder.norm"),
         Rename("class_head", "class_embed"),
         Rename("box_head", "bbox_embed"),
+        *MASK_HEAD,
     ),
+    detector_prefix="detr.",
     container="model",
 )
 
@@ -101,7 +114,7 @@ def from_original(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: If it holds a head under two names with different values.
     """
-    lineage = DETR if DETR.marks[0] in state_dict else DEFORMABLE_DETR
+    lineage = DETR if DETR.recognises(state_dict) else DEFORMABLE_DETR
     return lineage.read(state_dict).tensors
 
 

@@ -20,6 +20,8 @@ class CheckpointReport:
     """Shapes in the checkpoint and in the model, where they differ: left as they were."""
     dropped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     """The same for class heads that were dropped on request."""
+    new: list[str] = field(default_factory=list)
+    """A mask head that the checkpoint was allowed to lack: left as it was."""
     advice: list[str] = field(default_factory=list)
     """How to build a model that the checkpoint fits, where its variant is another one."""
     remarks: tuple[str, ...] = ()
@@ -27,12 +29,17 @@ class CheckpointReport:
 
     @property
     def fits(self) -> bool:
-        """Whether everything in the checkpoint and in the model found its counterpart, dropped heads aside."""
+        """Whether everything in the checkpoint and in the model found its counterpart, dropped and new heads aside."""
         return not (self.missing or self.unexpected or self.mismatched)
 
     def __str__(self) -> str:
         lines = [f"{self.format} checkpoint: {len(self.loaded)} entries loaded"]
-        for title, names in (("missing from the checkpoint", self.missing), ("unknown to the model", self.unexpected)):
+        listed = {
+            "missing from the checkpoint": self.missing,
+            "unknown to the model": self.unexpected,
+            "of a new mask head": self.new,
+        }
+        for title, names in listed.items():
             if names:
                 lines += [f"{len(names)} {title}:", *_shorten([f"  {name}" for name in names])]
         for title, shapes in (("of another shape", self.mismatched), ("dropped class heads", self.dropped)):

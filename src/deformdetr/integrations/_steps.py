@@ -136,6 +136,22 @@ def stack_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return stacked
 
 
+def has_masks(state: Mapping[str, Tensor]) -> bool:
+    """Tell from our names whether a model predicts masks."""
+    return any(name.startswith("mask_head.") for name in state)
+
+
+def add_detector_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Put a prefix before the names of the detector, which stands beside its mask head elsewhere."""
+    beside = ("mask_head.", "bbox_attention.")
+    return {name if name.startswith(beside) else prefix + name: tensor for name, tensor in state.items()}
+
+
+def without_detector_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Undo `add_detector_prefix`."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
 def neck_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give the biases of the neck's convolutions, in our names."""
     return {name: state[name] for name in state if re.fullmatch(r"neck\.levels\.\d+\.conv\.bias", name)}

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from deformdetr.integrations._names import count_numbered
-from deformdetr.integrations._steps import is_two_stage, refines_boxes
+from deformdetr.integrations._steps import has_masks, is_two_stage, refines_boxes
 
 
 class Variant(NamedTuple):
@@ -21,6 +21,7 @@ class Variant(NamedTuple):
     d_model: int | None
     d_ffn: int | None
     num_classes: int | None
+    masks: bool
 
     @classmethod
     def read(cls, state: Mapping[str, Tensor]) -> "Variant":
@@ -38,6 +39,7 @@ class Variant(NamedTuple):
             d_ffn=_size(state, "decoder.layers.0.feed_forward.linear1.weight", 0),
             # The last logit of DETR is no class.
             num_classes=logits if deformable or logits is None else logits - 1,
+            masks=has_masks(state),
         )
 
     def describe(self) -> str:
@@ -45,7 +47,8 @@ class Variant(NamedTuple):
         numbers = [
             f"{value} {_NOUNS[name]}" for name, value in self._asdict().items() if name in _NOUNS and value is not None
         ]
-        parts = ["box refinement"] * bool(self.with_box_refine) + ["two-stage"] * bool(self.two_stage) + numbers
+        parts = ["box refinement"] * bool(self.with_box_refine) + ["two-stage"] * bool(self.two_stage)
+        parts += ["masks"] * self.masks + numbers
         return f"{'DETR' if self.two_stage is None else 'Deformable DETR'}: {', '.join(parts)}"
 
     def advise(self, model: "Variant") -> list[str]:
@@ -60,7 +63,11 @@ class Variant(NamedTuple):
             # A two-stage checkpoint does not tell the number of queries, which it computes.
             if theirs is None or ours is None or theirs == ours:
                 continue
-            instead = " or load it with drop_class_head=True" if name == "num_classes" else ""
+            instead = ""
+            if name == "num_classes":
+                instead = " or load it with drop_class_head=True"
+            elif name == "masks" and not theirs:
+                instead = " or load it with new_mask_head=True"
             advice.append(
                 f"the checkpoint {_say(name, theirs)}, the model {_say(name, ours)}: "
                 f"build it with {name}={theirs}{instead}"
@@ -84,6 +91,8 @@ def _say(name: str, value: int) -> str:
         return "refines boxes" if value else "does not refine boxes"
     if name == "two_stage":
         return "is two-stage" if value else "is not two-stage"
+    if name == "masks":
+        return "predicts masks" if value else "predicts no masks"
     return f"has {value} {_NOUNS[name]}"
 
 

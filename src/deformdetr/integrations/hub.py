@@ -202,7 +202,7 @@ def _card(config: DeformableDETRConfig | DETRConfig) -> str:
         f"""\
         ---
         library_name: deformdetr
-        pipeline_tag: object-detection
+        pipeline_tag: {"image-segmentation" if config.masks else "object-detection"}
         tags:
         - {config.kind}
         ---

@@ -14,11 +14,17 @@ from deformdetr.boxes import cxcywh_to_xyxy
 from deformdetr.losses._boxes import giou_loss
 from deformdetr.losses._classification import ClassificationLoss, FocalClassification
 from deformdetr.losses._denoising import count_noised, noised_pairs, only_paired
+from deformdetr.losses._masks import check_masks, mask_losses
 from deformdetr.matching import HungarianMatcher
 from deformdetr.structures import DenoisingPredictions, LayerPredictions, Predictions, Target
 
-LOSSES = ("loss_ce", "loss_bbox", "loss_giou")
-DEFAULT_WEIGHTS: Mapping[str, float] = {"loss_ce": 2.0, "loss_bbox": 5.0, "loss_giou": 2.0}
+DEFAULT_WEIGHTS: Mapping[str, float] = {
+    "loss_ce": 2.0,
+    "loss_bbox": 5.0,
+    "loss_giou": 2.0,
+    "loss_mask": 1.0,
+    "loss_dice": 1.0,
+}
 
 
 class SetCriterion(nn.Module):
@@ -29,8 +35,8 @@ class SetCriterion(nn.Module):
     Args:
         matcher: Finds the pairs, anew for every layer.
         classification: Loss of the logits; `FocalClassification()` by default.
-        weights: What `total` multiplies `loss_ce`, `loss_bbox` and `loss_giou` by, of whichever layer; one that is not
-            named is left out of it.
+        weights: What `total` multiplies `loss_ce`, `loss_bbox` and `loss_giou` by, of whichever layer, and `loss_mask`
+            and `loss_dice`; one that is not named is left out of it.
 
     Raises:
         ValueError: If `weights` names something else or a weight is negative.
@@ -49,8 +55,10 @@ class SetCriterion(nn.Module):
     ) -> None:
         super().__init__()
         for name, weight in weights.items():
-            if name not in LOSSES or weight < 0:
-                raise ValueError(f"weights must be non-negative and among {', '.join(LOSSES)}, got {name!r}: {weight}")
+            if name not in DEFAULT_WEIGHTS or weight < 0:
+                raise ValueError(
+                    f"weights must be non-negative and among {', '.join(DEFAULT_WEIGHTS)}, got {name!r}: {weight}"
+                )
         self.matcher = matcher
         self.classification = FocalClassification() if classification is None else classification
         self.weights = dict(weights)
@@ -70,15 +78,22 @@ class SetCriterion(nn.Module):
         names end in `_dn`, and in `_dn_0`, `_dn_1`, ...; they are divided by the number of places that are to find a
         target, per process (at least 1).
 
+        If there are `pred_masks`, `loss_mask` and `loss_dice` judge those of the last layer's pairs, enlarged to the
+        largest height and width among the targets' masks; `valid_ratios` say where these lie if the images are padded
+        further.
+
         Args:
             outputs: Any model's of the family; images without targets are fine, as is a batch of them.
             targets: One per image.
 
         Raises:
             ValueError: If predictions and targets do not fit together, a label is not a class, or a number is not
-                finite; values are checked in the matcher's one transfer to the host.
+                finite (values are checked in the matcher's one transfer to the host), or masks are predicted for a
+                target without them.
             TypeError: If labels are not int64.
         """
+        if "pred_masks" in outputs:
+            check_masks(outputs["pred_masks"], targets)
         layers = _layers(outputs, targets)
         matches = self.matcher.match_layers(
             [layer.predictions for layer in layers],
@@ -89,10 +104,14 @@ class SetCriterion(nn.Module):
         num_boxes = _per_process(sum(len(target["labels"]) for target in targets), device)
         counts = torch.tensor([float(len(target["labels"])) for target in targets]).to(device, non_blocking=True)
         losses: dict[str, Tensor] = {}
-        for layer, pairs in zip(layers, _pairs(matches, targets, device), strict=True):
+        all_pairs = _pairs(matches, targets, device)
+        for layer, pairs in zip(layers, all_pairs, strict=True):
             of_layer = self._judge(layer, pairs, num_boxes)
             of_layer["cardinality_error"] = _cardinality_error(layer.predictions["pred_logits"], counts)
             losses |= {f"{name}{layer.suffix}": value for name, value in of_layer.items()}
+        if "pred_masks" in outputs:
+            ratios = outputs.get("valid_ratios")
+            losses |= mask_losses(outputs["pred_masks"], targets, all_pairs[0], num_boxes, ratios)
         if "dn_outputs" in outputs:
             losses |= self._judge_noised(outputs["dn_outputs"], targets, device)
         return losses

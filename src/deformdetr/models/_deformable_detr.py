@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from deformdetr.models._denoising import put_before, restored_outputs, split_layers
 from deformdetr.models._inputs import as_batch, is_unpadded, shrink_mask
+from deformdetr.models._masks import add_masks
 from deformdetr.nn import (
     AnchorDecoder,
     ChannelMapper,
@@ -15,6 +16,7 @@ from deformdetr.nn import (
     DeformableDecoder,
     DeformableEncoder,
     Denoising,
+    MaskHead,
     NoisedQueries,
     valid_ratios,
 )
@@ -29,7 +31,7 @@ class DeformableDETR(nn.Module):
 
     Args:
         backbone: Images to features, finest first.
-        neck: Features to a pyramid of equal channels.
+        neck: Features to a pyramid of equal channels; with a mask head, the last features alone, as many as it takes.
         position: Padding mask of a level to its position encoding.
         encoder: Refines the pyramid.
         queries: Gives the decoder's queries: `LearnedQueries` or `ProposalQueries`; for an `AnchorDecoder`,
@@ -38,6 +40,7 @@ class DeformableDETR(nn.Module):
         class_heads: Give a query's logits: one head per decoder layer, or a single one that all share.
         aux_loss: Whether to return the predictions of all decoder layers, as the auxiliary losses need them.
         denoising: Gives an `AnchorDecoder` noised targets to restore, in training; None leaves them out.
+        mask_head: Predicts the queries' masks; None leaves them out.
 
     Raises:
         ValueError: If the number of class heads is neither one nor that of the decoder layers.
@@ -58,6 +61,7 @@ class DeformableDETR(nn.Module):
         class_heads: Iterable[nn.Module],
         aux_loss: bool = True,
         denoising: Denoising | ContrastiveDenoising | None = None,
+        mask_head: MaskHead | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -70,6 +74,7 @@ class DeformableDETR(nn.Module):
         self.class_heads = nn.ModuleList(class_heads)
         self.aux_loss = aux_loss
         self.denoising = denoising
+        self.mask_head = mask_head
         if len(self.class_heads) not in (1, len(decoder.layers)):
             raise ValueError(
                 f"need one class head, or one for each of {len(decoder.layers)} layers; got {len(self.class_heads)}"
@@ -93,7 +98,7 @@ class DeformableDETR(nn.Module):
         Returns:
             `pred_logits` and `pred_boxes` (cx, cy, w, h as fractions of the unpadded image) of the last decoder layer;
             `aux_outputs` of the layers before it, and `enc_outputs` or `interm_outputs` where the encoder proposes;
-            `dn_outputs` where targets were noised.
+            `dn_outputs` where targets were noised; `pred_masks` of the last layer and `valid_ratios` with a mask head.
 
         Raises:
             ValueError: If a padding mask comes with a list of images, its shape is not that of the batch, or targets
@@ -101,7 +106,8 @@ class DeformableDETR(nn.Module):
         """
         batch = as_batch(images, padding_mask)
         noised = self._noise(targets, batch.images.shape[0])
-        pyramid = self.neck(self.backbone(batch.images))
+        features = self.backbone(batch.images)
+        pyramid = self.neck(features if self.mask_head is None else features[-len(self.neck.in_channels) :])
         masks = [shrink_mask(batch.padding_mask, level.shape[-2], level.shape[-1]) for level in pyramid]
         spatial_shapes = [(level.shape[-2], level.shape[-1]) for level in pyramid]
         ratios = valid_ratios(masks)
@@ -138,6 +144,19 @@ class DeformableDETR(nn.Module):
             outputs["interm_outputs"] = queries.chosen
         if noised is not None:
             outputs["dn_outputs"] = restored_outputs(restored, noised, aux_loss=self.aux_loss)
+        if self.mask_head is not None:
+            # The level of the backbone's last feature; coarser ones come after it.
+            level = len(self.neck.in_channels) - 1
+            add_masks(
+                outputs,
+                self.mask_head,
+                decoded.hidden_states[-1][:, -last["pred_logits"].shape[1] :],
+                memory.split([height * width for height, width in spatial_shapes], dim=1)[level],
+                pyramid[level],
+                features,
+                padding_mask=None if ignored is None else masks[level],
+                image_padding=batch.padding_mask,
+            )
         return outputs
 
     def _noise(self, targets: Sequence[Target] | None, num_images: int) -> NoisedQueries | None:

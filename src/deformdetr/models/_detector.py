@@ -75,11 +75,11 @@ class Detector(nn.Module):
         Args:
             images: (3, height, width) each, in [0, 1], of any sizes.
             targets: Needed in training, otherwise ignored: "boxes" (n, 4), xyxy in pixels of the image, and "labels"
-                (n,), int64.
+                (n,), int64; for a model with masks also "masks" (n, height, width) of the image, not 0 inside objects.
 
         Returns:
             In training a dict of losses whose sum is to be minimised; otherwise one `Detections` per image, boxes in
-            pixels of the image as it was given.
+            pixels of the image as it was given; of a model with masks also "masks" (n, 1, height, width).
 
         Raises:
             ValueError: If images have another shape; in training also if targets are missing or do not fit the images,
@@ -88,7 +88,8 @@ class Detector(nn.Module):
         """
         for index, image in enumerate(images):
             _check_image(index, image)
-        batch = ImageBatch.from_images([self._resize(self._normalize(image)) for image in images])
+        resized = [self._resize(self._normalize(image)) for image in images]
+        batch = ImageBatch.from_images(resized)
         if not self.training:
             return self.postprocess(self.model(*batch), [_size(image) for image in images])
         if targets is None:
@@ -96,8 +97,8 @@ class Detector(nn.Module):
         if len(targets) != len(images):
             raise ValueError(f"there are {len(images)} images, but targets for {len(targets)}")
         fractions = [
-            _to_fractions(index, target, _size(image))
-            for index, (target, image) in enumerate(zip(targets, images, strict=True))
+            _to_fractions(index, target, _size(image), _size(input_image))
+            for index, (target, image, input_image) in enumerate(zip(targets, images, resized, strict=True))
         ]
         outputs = self.model(*batch, targets=fractions) if needs_targets(self.model) else self.model(*batch)
         try:
@@ -135,8 +136,17 @@ def _check_image(index: int, image: Tensor) -> None:
         raise TypeError(f"image {index} must be of a floating-point dtype, in [0, 1], got {image.dtype}")
 
 
-def _to_fractions(index: int, target: Mapping[str, Tensor], size: tuple[int, int]) -> Target:
-    """Convert one image's target from pixels to what the criterion takes; boxes without an extent become NaN."""
+def _to_fractions(
+    index: int, target: Mapping[str, Tensor], size: tuple[int, int], input_size: tuple[int, int]
+) -> Target:
+    """Convert one image's target from pixels to what the criterion takes; boxes without an extent become NaN.
+
+    Args:
+        index: Of the image, for messages.
+        target: In pixels of the image as given.
+        size: (height, width) of the image as given.
+        input_size: (height, width) that it is resized to, which masks get too.
+    """
     missing = {"boxes", "labels"} - target.keys()
     if missing:
         raise ValueError(f"target {index} has no {sorted(missing)}, only {sorted(target)}")
@@ -148,7 +158,19 @@ def _to_fractions(index: int, target: Mapping[str, Tensor], size: tuple[int, int
     # Looking for degenerate boxes would stall a GPU; made NaN, they are refused where the matcher reads its costs.
     boxes = boxes.masked_fill(_is_degenerate(boxes).unsqueeze(-1), torch.nan)
     height, width = size
-    return {"boxes": scale_boxes(xyxy_to_cxcywh(boxes), (1 / height, 1 / width)), "labels": target["labels"]}
+    fractions: Target = {
+        "boxes": scale_boxes(xyxy_to_cxcywh(boxes), (1 / height, 1 / width)),
+        "labels": target["labels"],
+    }
+    if "masks" in target:
+        masks = target["masks"]
+        if masks.ndim != 3 or masks.shape[1:] != size:
+            raise ValueError(
+                f"masks of target {index} must have shape (n, {height}, {width}), the image's, got {tuple(masks.shape)}"
+            )
+        inside = (masks != 0).to(torch.uint8)
+        fractions["masks"] = F.interpolate(inside[:, None], input_size, mode="nearest")[:, 0].bool()
+    return fractions
 
 
 def _is_degenerate(boxes: Float[Tensor, "targets 4"]) -> Bool[Tensor, " targets"]:

@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from deformdetr.models._inputs import as_batch, is_unpadded, shrink_mask
-from deformdetr.nn import TransformerDecoder, TransformerEncoder
+from deformdetr.models._masks import add_masks
+from deformdetr.nn import MaskHead, TransformerDecoder, TransformerEncoder
 from deformdetr.structures import LayerPredictions, Predictions
 
 
@@ -15,7 +16,7 @@ class DETR(nn.Module):
     """Detect objects as a set, by attention over one feature map.
 
     Args:
-        backbone: Images to features, of which the last counts.
+        backbone: Images to features, of which the last counts; a mask head reads those before it too.
         projection: That feature to `d_model` channels.
         position: Padding mask of the feature map to its position encoding.
         encoder: Refines the feature map.
@@ -24,6 +25,7 @@ class DETR(nn.Module):
         class_head: A query's logits; the last one stands for "no object".
         box_head: A query's box before the sigmoid, (cx, cy, w, h).
         aux_loss: Whether to return the predictions of all decoder layers, as the auxiliary losses need them.
+        mask_head: Predicts the queries' masks; None leaves them out.
 
     Raises:
         ValueError: If `num_queries` is not positive.
@@ -44,6 +46,7 @@ class DETR(nn.Module):
         class_head: nn.Module,
         box_head: nn.Module,
         aux_loss: bool = True,
+        mask_head: MaskHead | None = None,
     ) -> None:
         super().__init__()
         if num_queries < 1:
@@ -57,6 +60,7 @@ class DETR(nn.Module):
         self.class_head = class_head
         self.box_head = box_head
         self.aux_loss = aux_loss
+        self.mask_head = mask_head
 
     def forward(
         self,
@@ -73,13 +77,14 @@ class DETR(nn.Module):
 
         Returns:
             `pred_logits` and `pred_boxes` (cx, cy, w, h as fractions of the unpadded image) of the last decoder layer;
-            `aux_outputs` of the layers before it.
+            `aux_outputs` of the layers before it; `pred_masks` of the last layer and `valid_ratios` with a mask head.
 
         Raises:
             ValueError: If a padding mask comes with a list of images, or its shape is not that of the batch.
         """
         batch = as_batch(images, padding_mask)
-        features = self.projection(self.backbone(batch.images)[-1])
+        backbone_features = self.backbone(batch.images)
+        features = self.projection(backbone_features[-1])
         mask = shrink_mask(batch.padding_mask, features.shape[-2], features.shape[-1])
         src = features.flatten(2).transpose(1, 2)
         position = self.position(mask).flatten(2).transpose(1, 2).to(src.dtype)
@@ -93,6 +98,17 @@ class DETR(nn.Module):
         outputs: Predictions = {"pred_logits": last["pred_logits"], "pred_boxes": last["pred_boxes"]}
         if self.aux_loss:
             outputs["aux_outputs"] = layers[:-1]
+        if self.mask_head is not None:
+            add_masks(
+                outputs,
+                self.mask_head,
+                hidden_states[-1],
+                memory,
+                features,
+                backbone_features,
+                padding_mask=None if padding is None else mask,
+                image_padding=batch.padding_mask,
+            )
         return outputs
 
     def _predict(self, hidden: Tensor) -> LayerPredictions:

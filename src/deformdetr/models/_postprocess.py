@@ -9,7 +9,8 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from deformdetr.boxes import cxcywh_to_xyxy, scale_boxes
-from deformdetr.structures import Detections, LayerPredictions
+from deformdetr.models._masks import masks_in_image
+from deformdetr.structures import Detections, LayerPredictions, Predictions
 
 ImageSizes = Int[Tensor, "batch 2"] | Sequence[tuple[int, int]]
 """(height, width) of every image, in pixels."""
@@ -22,13 +23,15 @@ class Selection(NamedTuple):
     """cxcywh as fractions of the image."""
     scores: Float[Tensor, "batch detections"]
     labels: Int64[Tensor, "batch detections"]
+    queries: Int64[Tensor, "batch detections"]
+    """Which query each comes from."""
 
 
 @runtime_checkable
 class PostProcess(Protocol):
     """Anything that turns predictions into detections."""
 
-    def __call__(self, outputs: LayerPredictions, image_sizes: ImageSizes) -> list[Detections]:
+    def __call__(self, outputs: Predictions, image_sizes: ImageSizes) -> list[Detections]:
         """Give the detections of every image."""
         ...
 
@@ -39,29 +42,32 @@ class SigmoidPostProcess:
 
     Attributes:
         top_k: Number of detections per image, or as many as there are pairs of a query and a class.
+        mask_threshold: Where a model predicts masks, the probability above which a pixel belongs to an object; masks
+            are then boolean and take a quarter of the memory. None gives the probabilities.
 
     References:
         Zhu et al., "Deformable DETR", ICLR 2021, appendix A.4, whose implementation keeps 100.
     """
 
     top_k: int = 100
+    mask_threshold: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse to keep nothing."""
         if self.top_k < 1:
             raise ValueError(f"top_k must be positive, got {self.top_k}")
 
-    def __call__(self, outputs: LayerPredictions, image_sizes: ImageSizes) -> list[Detections]:
+    def __call__(self, outputs: Predictions, image_sizes: ImageSizes) -> list[Detections]:
         """Give the detections of every image, best first; boxes are not clipped and scores not thresholded.
 
         Args:
             outputs: Other keys than the last layer's are ignored.
-            image_sizes: (height, width) to which boxes are scaled, in pixels.
+            image_sizes: (height, width) to which boxes, and masks if there are any, are scaled, in pixels.
 
         Raises:
             ValueError: If there are not as many sizes as images.
         """
-        return _detections(*self.select(outputs), image_sizes)
+        return _detections(self.select(outputs), outputs, image_sizes, self.mask_threshold)
 
     def select(self, outputs: LayerPredictions) -> Selection:
         """Choose the detections of all images, best first, as the tensors of a batch."""
@@ -71,28 +77,33 @@ class SigmoidPostProcess:
         best, index = logits.flatten(1).topk(min(self.top_k, num_queries * num_classes), dim=1)
         query = index // num_classes
         boxes = outputs["pred_boxes"].gather(1, query.unsqueeze(-1).expand(-1, -1, 4))
-        return Selection(boxes, _at_least_float32(best).sigmoid(), index % num_classes)
+        return Selection(boxes, _at_least_float32(best).sigmoid(), index % num_classes, query)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SoftmaxPostProcess:
     """Give every query its most probable class that is not the last, "no object".
 
+    Attributes:
+        mask_threshold: As in `SigmoidPostProcess`.
+
     References:
         Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020, section 4.
     """
 
-    def __call__(self, outputs: LayerPredictions, image_sizes: ImageSizes) -> list[Detections]:
+    mask_threshold: float | None = None
+
+    def __call__(self, outputs: Predictions, image_sizes: ImageSizes) -> list[Detections]:
         """Give one detection per query, in the order of the queries; boxes are not clipped and scores not thresholded.
 
         Args:
             outputs: Other keys than the last layer's are ignored.
-            image_sizes: (height, width) to which boxes are scaled, in pixels.
+            image_sizes: (height, width) to which boxes, and masks if there are any, are scaled, in pixels.
 
         Raises:
             ValueError: If there are not as many sizes as images, or fewer than two classes.
         """
-        return _detections(*self.select(outputs), image_sizes)
+        return _detections(self.select(outputs), outputs, image_sizes, self.mask_threshold)
 
     def select(self, outputs: LayerPredictions) -> Selection:
         """Choose the detections of all images, in the order of the queries, as the tensors of a batch."""
@@ -100,24 +111,31 @@ class SoftmaxPostProcess:
         if logits.shape[-1] < 2:
             raise ValueError(f"there must be a class beside 'no object', got {logits.shape[-1]} in all")
         scores, labels = _at_least_float32(logits).softmax(-1)[..., :-1].max(-1)
-        return Selection(outputs["pred_boxes"], scores, labels)
+        queries = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
+        return Selection(outputs["pred_boxes"], scores, labels, queries)
 
 
 def _detections(
-    boxes: Float[Tensor, "batch detections 4"],
-    scores: Float[Tensor, "batch detections"],
-    labels: Int64[Tensor, "batch detections"],
-    image_sizes: ImageSizes,
+    selection: Selection, outputs: Predictions, image_sizes: ImageSizes, mask_threshold: float | None
 ) -> list[Detections]:
+    boxes = selection.boxes
     if len(image_sizes) != len(boxes):
         raise ValueError(f"there are predictions for {len(boxes)} images, but sizes of {len(image_sizes)}")
-    if isinstance(image_sizes, Tensor):
-        image_sizes = image_sizes.to(boxes.device, non_blocking=True)
+    sizes = image_sizes.to(boxes.device, non_blocking=True) if isinstance(image_sizes, Tensor) else image_sizes
     corners = cxcywh_to_xyxy(_at_least_float32(boxes))
-    return [
+    detections: list[Detections] = [
         {"boxes": scale_boxes(of_image, size), "scores": of_scores, "labels": of_labels}
-        for of_image, of_scores, of_labels, size in zip(corners, scores, labels, image_sizes, strict=True)
+        for of_image, of_scores, of_labels, size in zip(corners, selection.scores, selection.labels, sizes, strict=True)
     ]
+    if "pred_masks" in outputs:
+        # How large masks become is for the host to know.
+        pairs = image_sizes.tolist() if isinstance(image_sizes, Tensor) else image_sizes
+        ratios = outputs.get("valid_ratios")
+        for image, (found, (height, width)) in enumerate(zip(detections, pairs, strict=True)):
+            chosen = outputs["pred_masks"][image, selection.queries[image]]
+            ratio = None if ratios is None else ratios[image]
+            found["masks"] = masks_in_image(chosen, ratio, (height, width), threshold=mask_threshold)
+    return detections
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

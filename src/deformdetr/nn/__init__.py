@@ -1,4 +1,4 @@
-"""Layers of Deformable DETR and DETR: attention, encoders, decoders, queries, positions, backbones and neck."""
+"""Layers of Deformable DETR and DETR: attention, encoders, decoders, queries, positions, masks, backbones and neck."""
 
 from deformdetr.nn._anchor_decoder import AnchorDecoder, AnchorPosition
 from deformdetr.nn._anchor_queries import AnchorQueries, MixedQueries
@@ -11,8 +11,9 @@ from deformdetr.nn._denoising import ContrastiveDenoising, Denoising, NoisedQuer
 from deformdetr.nn._encoder import DeformableEncoder, DeformableEncoderLayer
 from deformdetr.nn._feature_backbone import FeatureBackbone
 from deformdetr.nn._feed_forward import MLP, FeedForward
-from deformdetr.nn._geometry import pixel_centers, valid_ratios
+from deformdetr.nn._geometry import image_grid, pixel_centers, valid_ratios
 from deformdetr.nn._heads import box_head, class_head
+from deformdetr.nn._mask_head import AttentionMaps, MaskHead
 from deformdetr.nn._neck import ChannelMapper
 from deformdetr.nn._position import LearnedPositionEncoding, SinePositionEncoding, sine_features
 from deformdetr.nn._queries import LearnedQueries, ProposalQueries, Queries, proposal_embedding, proposal_logits
@@ -28,6 +29,7 @@ __all__ = [
     "AnchorDecoder",
     "AnchorPosition",
     "AnchorQueries",
+    "AttentionMaps",
     "ChannelMapper",
     "ContrastiveDenoising",
     "ConvBackbone",
@@ -44,6 +46,7 @@ __all__ = [
     "LearnedPositionEncoding",
     "LearnedQueries",
     "MSDeformAttn",
+    "MaskHead",
     "MixedQueries",
     "NoisedQueries",
     "ProposalQueries",
@@ -56,6 +59,7 @@ __all__ = [
     "TransformerEncoderLayer",
     "box_head",
     "class_head",
+    "image_grid",
     "offset_boxes",
     "pixel_centers",
     "proposal_embedding",

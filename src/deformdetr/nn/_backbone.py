@@ -38,6 +38,7 @@ class ResNetBackbone(nn.Module):
     Attributes:
         channels: Channels of each output.
         strides: Stride of each output, in pixels of the image.
+        blocks: The residual blocks, each of which can be run again for the backward pass.
 
     Raises:
         ValueError: If a setting is unknown, or the network cannot be built that way, or the weights cannot be read
@@ -115,6 +116,11 @@ class ResNetBackbone(nn.Module):
                 features.append(x)
         return features
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Give the residual blocks, in order."""
+        return [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]
+
     def train(self, mode: bool = True) -> "ResNetBackbone":  # noqa: FBT001, FBT002 - PyTorch's signature.
         """Switch modes; frozen stages stay in evaluation mode, so that their norms do not drift."""
         super().train(mode)
@@ -134,6 +140,7 @@ class ConvBackbone(nn.Module):
     Attributes:
         channels: Channels of each output.
         strides: Stride of each output, in pixels of the image.
+        blocks: The stages, each of which can be run again for the backward pass.
 
     Raises:
         ValueError: If a width is not a positive multiple of 8, or the stages are not ascending out of 1 to 4.
@@ -171,6 +178,11 @@ class ConvBackbone(nn.Module):
             if index in self.out_layers:
                 features.append(x)
         return features
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Give the stages, in order."""
+        return list(self.stages)
 
 
 class _ResidualStage(nn.Module):

@@ -8,7 +8,6 @@ A sample near a border reads a pixel more than it lies between, with weight zero
 stored in that pixel; so what does not come out finite is computed again, by the reference.
 """
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -19,8 +18,8 @@ from torch.nn.functional import embedding_bag
 
 from deformdetr.kernels._ms_deform_attn import _reference
 from deformdetr.kernels._ms_deform_attn._cpu_memory import empty_on_large_pages
-from deformdetr.kernels._ms_deform_attn._cpu_samples import Block
-from deformdetr.kernels._ms_deform_attn._cpu_sparse import add_up, add_up_by_corner, dot_rows
+from deformdetr.kernels._ms_deform_attn._cpu_samples import Block, make_block
+from deformdetr.kernels._ms_deform_attn._cpu_sparse import add_up, dot_rows
 from deformdetr.kernels._ms_deform_attn._levels import Level
 
 # Samples worked on at a time: enough to occupy the cores, few enough to stay in their caches.
@@ -39,7 +38,7 @@ def forward(
 ) -> Float[Tensor, "batch queries heads*channels"]:
     """Compute what the reference computes, in float32."""
     batch, queries, heads, n_levels, points = attention_weights.shape
-    out = torch.zeros(batch, queries, heads, value.shape[3])
+    out = value.new_zeros(batch, queries, heads, value.shape[3], dtype=torch.float32)
     if not value.numel() or not attention_weights.numel():
         return out.flatten(2).to(value.dtype)
     if _have_no_pixels(levels):
@@ -51,11 +50,10 @@ def forward(
     in_place = value.dtype in dtypes and value.is_contiguous()
     per_head = n_levels * points
     pairs = max(heads, samples // (queries * per_head))
-    make_block = functools.cache(functools.partial(Block, levels, points))
     for images, some_heads in _split_value(value, pairs, value.numel() if in_place else copied):
         part = value[images, :, some_heads]
         rows = part.view(-1, part.shape[3]) if in_place else _rows(part)
-        block = make_block(part.shape)
+        block = make_block(levels, points, part.shape)
         for some_queries in _split(queries, samples // (part.shape[0] * part.shape[2] * per_head)):
             at = images, some_queries, some_heads
             locations, attention = sampling_locations[at], attention_weights[at]
@@ -91,13 +89,13 @@ def backward(
         return by_value, by_locations, by_weights
     queries, points = attention_weights.shape[1], attention_weights.shape[4]
     grad_output = grad_output.reshape(*attention_weights.shape[:3], -1)
-    make_block = functools.cache(functools.partial(Block, levels, points, queries=queries))
     copied = value.numel() if value.dtype == torch.float32 and value.is_contiguous() else MOST_COPIED
     for images, heads in _split_value(value, MOST_SAMPLES // attention_weights[0, :, 0].numel(), copied):
         at = images, slice(None), heads
         inputs = value[at], sampling_locations[at], attention_weights[at]
         out = tuple(None if grad is None else grad[at] for grad in (by_value, by_locations, by_weights))
-        if not _differentiate(grad_output[at], *inputs, make_block(inputs[0].shape), out):
+        block = make_block(levels, points, inputs[0].shape, queries=queries)
+        if not _differentiate(grad_output[at], *inputs, block, out):
             exact = _reference.backward(grad_output[at].flatten(2), inputs[0], levels, *inputs[1:])
             for tensor, grad in zip(out, exact, strict=True):
                 if tensor is not None:
@@ -176,9 +174,9 @@ def _differentiate(
     near, far = block.shares(offset)
     if not _are_finite(grad, weights, near):
         return False
-    # The pixels of a sample next to each other, so that a page of memory is looked up once for two of them.
-    row = torch.stack([first + step for step in block.corners], -1).view(len(grad), -1)
     if by_locations is not None or by_weights is not None:
+        # The pixels of a sample next to each other, so that a page of memory is looked up once for two of them.
+        row = torch.stack([first + step for step in block.corners], -1).view(len(grad), -1)
         dots = dot_rows(grad, _rows(value), row).view(-1, 4).t().reshape(2, 2, *first.shape)
         if not _are_finite(dots):
             return False
@@ -194,15 +192,13 @@ def _differentiate(
                 by_locations[..., axis] = by_location[axis].view(attention.shape)
     if by_value is not None:
         in_place = by_value.is_contiguous() and by_value.dtype == torch.float32
-        sums = by_value if in_place else torch.empty(by_value.shape)
+        sums = (
+            by_value
+            if in_place
+            else torch.empty_like(by_value, dtype=torch.float32, memory_format=torch.contiguous_format)
+        )
         corners = list(_corner_weights(near, far, weights))
-        # Four products write every row four times, one product sorts four times as many entries.
-        if first.numel() > block.rows:
-            samples = len(grad), -1
-            shares = [corner.view(samples) for corner in corners]
-            add_up_by_corner(grad, first.view(samples), shares, block, sums.view(-1, grad.shape[1]))
-        else:
-            add_up(grad, row, torch.stack(corners, -1).view(row.shape), sums.view(-1, grad.shape[1]))
+        add_up(grad, first, corners, block, sums.view(-1, grad.shape[1]))
         by_value.copy_(sums)
     return True
 

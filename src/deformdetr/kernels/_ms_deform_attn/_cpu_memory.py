@@ -1,38 +1,50 @@
 """Memory for large results."""
 
-import ctypes
-import functools
 import mmap
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-# About from here on, the C library takes memory from the system every time, and the system gives it page by page.
+# From here on, the C library takes memory from the system every time, and the system hands it out page by page.
 LARGE = 32 * 2**20
+# Up to here, the memory of the last large result is kept for the next one.
+MOST_KEPT = 256 * 2**20
+
+_lock = threading.Lock()
+_kept: list[mmap.mmap] = []
 
 
 def empty_on_large_pages(like: Tensor) -> Tensor:
     """Allocate a contiguous tensor of that shape and dtype; a large one on large pages, where the system has them.
 
     Linux takes several times as long to hand out memory in pages of 4 KiB as it takes to fill it, and a fraction of
-    that in pages of 2 MiB.
+    that in pages of 2 MiB. The memory of the last large result, once no tensor is left of it, serves the next of its
+    size.
     """
-    tensor = torch.empty(like.shape, dtype=like.dtype)
-    size = tensor.numel() * tensor.element_size()
-    advise = _find_advice() if size >= LARGE else None
-    if advise is not None:
-        skipped = -tensor.data_ptr() % mmap.PAGESIZE
-        # Advice that is not taken changes nothing, so nobody looks at the answer.
-        advise(tensor.data_ptr() + skipped, (size - skipped) // mmap.PAGESIZE * mmap.PAGESIZE)
-    return tensor
+    size = like.numel() * like.element_size()
+    if size < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty_like(like, memory_format=torch.contiguous_format)
+    return torch.frombuffer(_take(size), dtype=like.dtype).view(like.shape)
 
 
-@functools.cache
-def _find_advice() -> Callable[[int, int], object] | None:
-    """Find the function that asks for large pages from an address on, which Linux alone has."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return None
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return lambda address, size: madvise(address, size, mmap.MADV_HUGEPAGE)
+def _take(size: int) -> mmap.mmap:
+    """Give memory that lives as long as what is made of it."""
+    with _lock:
+        if _kept and len(_kept[0]) == size and _references(_kept) == _UNUSED:
+            return _kept[0]
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        _kept[:] = [memory] if size <= MOST_KEPT else []
+        return memory
+
+
+def _references(objects: Sequence[object]) -> int:
+    """Count who refers to the first one."""
+    return sys.getrefcount(objects[0])
+
+
+# Versions of Python count differently.
+_UNUSED = _references([object()])

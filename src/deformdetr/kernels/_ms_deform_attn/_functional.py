@@ -165,15 +165,8 @@ def fused_ms_deform_attn(
     if padding_mask is not None:
         value = value.masked_fill(padding_mask[:, :, None, None], 0)
     locations = sampling_locations(reference_points, sampling_offsets, spatial_shapes)
-    weights = attention_logits.flatten(3).softmax(-1, dtype=_at_least_float32(attention_logits))
-    return ms_deform_attn(
-        value,
-        spatial_shapes,
-        locations,
-        weights.view(attention_logits.shape),
-        backend,
-        deterministic=deterministic,
-    )
+    weights = _softmax(attention_logits)
+    return ms_deform_attn(value, spatial_shapes, locations, weights, backend, deterministic=deterministic)
 
 
 def sampling_locations(
@@ -186,12 +179,28 @@ def sampling_locations(
     An offset counts pixels of its level from a centre (x, y), and shares of half a box (cx, cy, w, h), divided by the
     number of points: eighths of the box for the usual four.
     """
-    points = sampling_offsets.shape[4]
+    levels, points = sampling_offsets.shape[3:5]
+
+    def spread(coordinates: Tensor) -> Tensor:
+        """Repeat (..., #levels, 1, 2) for all levels and points, beside each other: broadcasting twos is slow."""
+        return coordinates.expand(*coordinates.shape[:-3], levels, points, 2).flatten(-3)
+
     references = reference_points.to(_at_least_float32(reference_points))[:, :, None, :, None]
-    offsets = sampling_offsets.to(_at_least_float32(sampling_offsets))
+    offsets = sampling_offsets.to(_at_least_float32(sampling_offsets)).flatten(3)
     if references.shape[-1] == 2:
-        return references + offsets / level_sizes(spatial_shapes, offsets)
-    return references[..., :2] + offsets / points * references[..., 2:] * 0.5
+        locations = spread(references) + offsets / spread(level_sizes(spatial_shapes, offsets))
+    else:
+        locations = spread(references[..., :2]) + offsets / points * spread(references[..., 2:]) * 0.5
+    return locations.view(sampling_offsets.shape)
+
+
+def _softmax(logits: Float[Tensor, "batch queries heads levels points"]) -> Tensor:
+    """Share attention among levels and points, in float32 or better."""
+    flat, dtype = logits.flatten(3), _at_least_float32(logits)
+    if logits.device.type == "cpu" and flat.shape[3] < 16:
+        # PyTorch takes several times as long for so few numbers that lie beside each other.
+        return flat.movedim(3, 0).softmax(0, dtype=dtype).movedim(0, 3).reshape(logits.shape)
+    return flat.softmax(3, dtype=dtype).view(logits.shape)
 
 
 def _at_least_float32(tensor: Tensor) -> torch.dtype:

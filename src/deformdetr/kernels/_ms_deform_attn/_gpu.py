@@ -5,7 +5,6 @@ batches: inputs are contiguous and aligned to 16 bytes before they reach a kerne
 """
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from deformdetr.kernels._ms_deform_attn import _launch, _triton
+from deformdetr.kernels._ms_deform_attn._gpu_tables import WIDE_FROM, level_table, sort_by_cell, tile_order
 from deformdetr.kernels._ms_deform_attn._levels import MOST_POINTS, Pyramid
 
 _P = ParamSpec("_P")
@@ -20,9 +20,6 @@ _R = TypeVar("_R")
 
 # The largest count that a GPU's grid takes along its second and third axis.
 _MOST_IMAGES = 65535
-
-# Indices within one image are computed in 32 bits below this many elements.
-_WIDE_FROM = 2**31
 
 
 class Sampling(NamedTuple):
@@ -188,7 +185,7 @@ class _Problem(NamedTuple):
             word_size=word,
             rows=batch * queries * heads,
         )
-        order = _tile_order(pyramid, value.device) if launch.tiled and queries == pixels else None
+        order = tile_order(pyramid, value.device) if launch.tiled and queries == pixels else None
         value, locations, weights = _dense(value), _dense(sampling.locations), _dense(sampling.weights)
         references, padding = sampling.references, sampling.padding_mask
         strides = (0, 0, 0)
@@ -203,7 +200,7 @@ class _Problem(NamedTuple):
         return cls(
             inputs=(
                 value,
-                _table(pyramid, value.device),
+                level_table(pyramid, value.device),
                 value if references is None else references,
                 locations,
                 weights,
@@ -224,7 +221,7 @@ class _Problem(NamedTuple):
                 "GROUPED": bool(pyramid.repeats),
                 "PAIRED": paired,
                 "WIDE": max(pixels * heads * channels, queries * heads * max(levels * points * 2, channels))
-                >= _WIDE_FROM,
+                >= WIDE_FROM,
                 "PREDICATED": architecture.predicates_loads or launch.chunks * launch.width != words,
                 "POINTS": _launch.next_power_of_2(levels * points),
                 "ROWS": launch.rows,
@@ -266,65 +263,6 @@ def _dense(tensor: Tensor) -> Tensor:
     if tensor.is_contiguous() and tensor.data_ptr() % 16 == 0:
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
-
-
-def _table(pyramid: Pyramid, device: torch.device) -> Tensor:
-    """Give (levels, 2) of heights and widths, or (groups, 3) with first pixels too where levels repeat."""
-    on_device, on_host, repeats = pyramid
-    if on_device is not None and on_device.device.type == "cpu":
-        on_host = on_device.flatten().tolist()
-    elif on_device is not None:
-        if not repeats:
-            return on_device.contiguous()
-        areas = on_device.prod(1)
-        starts = areas.cumsum(0) - areas
-        rows = torch.cat([on_device, starts[:, None]], dim=1)
-        return torch.stack([rows[level] for level, count in enumerate(repeats) for _ in range(count)])
-    sizes = list(zip(on_host[::2], on_host[1::2], strict=True))
-    if not repeats:
-        return _remember(_fill, tuple(on_host), device).view(-1, 2)
-    ends = itertools.accumulate(height * width for height, width in sizes)
-    numbers = [
-        (height, width, end - height * width)
-        for (height, width), end, count in zip(sizes, ends, repeats, strict=True)
-        for _ in range(count)
-    ]
-    return _remember(_fill, tuple(itertools.chain(*numbers)), device).view(-1, 3)
-
-
-def _tile_order(pyramid: Pyramid, device: torch.device) -> Tensor | None:
-    """Give the pixels' numbers, tile by tile, if the host knows the levels."""
-    if pyramid.on_device is not None:
-        return None
-    return _remember(_sort_into_tiles, tuple(pyramid.on_host), device)
-
-
-def _remember(make: "functools._lru_cache_wrapper[Tensor]", numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    """Keep small tensors on the device, by the stream that fills them; none that a graph being captured would own."""
-    if device.type != "cuda":
-        return make(numbers, device, 0)
-    stream = torch.cuda.current_stream(device).cuda_stream
-    if torch.cuda.is_current_stream_capturing():
-        return make.__wrapped__(numbers, device, stream)
-    return make(numbers, device, stream)
-
-
-@functools.lru_cache(maxsize=1024)
-def _fill(numbers: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
-    # Filled on the device, because copying a host list there would make the host wait.
-    return torch.stack([torch.full((), number, dtype=torch.int64, device=device) for number in numbers])
-
-
-@functools.lru_cache(maxsize=64)
-def _sort_into_tiles(sizes: tuple[int, ...], device: torch.device, stream: int, *, tile: int = 8) -> Tensor:
-    orders, start = [], 0
-    for height, width in zip(sizes[::2], sizes[1::2], strict=True):
-        pixel = torch.arange(height * width, device=device)
-        line, column = pixel // width, pixel % width
-        tile_number = line // tile * -(-width // tile) + column // tile
-        orders.append(start + (tile_number * (tile * tile) + line % tile * tile + column % tile).argsort())
-        start += height * width
-    return torch.cat(orders).int()
 
 
 def _round(accumulated: Tensor, value: Tensor, *, paired: bool) -> Tensor:
@@ -374,30 +312,3 @@ def _gather_value_gradient(grad_output: Tensor, problem: _Problem) -> Tensor:
             enable_fp_fusion=True,
         )
     return grad_value
-
-
-def sort_by_cell(table: Tensor, locations: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
-    """Sort samples by the cell between four pixels in which they lie, without waiting for the device.
-
-    A level of `h` by `w` pixels has `(h + 1) (w + 1)` cells, of which those at the rim reach outside; they are numbered
-    row by row, from `4 (image heads + head) pixels + 4 start`, because there are at most four per pixel.
-
-    Returns:
-        The numbers of all samples, sorted by cell, in their own order within a cell; and where every cell begins.
-    """
-    batch, _, heads = locations.shape[:3]
-    height, width = table[:, :1], table[:, 1:2]
-    areas = height * width
-    start = table[:, 2:] if table.shape[1] == 3 else areas.cumsum(0) - areas
-    x, y = locations.float().unbind(-1)
-    x, y = x * width - 0.5, y * height - 0.5
-    inside = (x >= -1) & (x < width) & (y >= -1) & (y < height)
-    column, line = (torch.where(inside, position, 0).floor().long() + 1 for position in (x, y))
-    plane = torch.arange(batch * heads, device=table.device).view(batch, 1, heads, 1, 1)
-    cell = (plane * pixels + start) * 4 + line * (width + 1) + column
-    cells = batch * heads * pixels * 4
-    cell = torch.where(inside, cell, cells).flatten()
-    # Half the width sorts in half the time.
-    cell = cell.int() if cells < _WIDE_FROM - 1 else cell
-    cell, order = cell.sort(stable=True)
-    return order, torch.searchsorted(cell, torch.arange(cells + 1, device=cell.device, dtype=cell.dtype))

@@ -1,0 +1,155 @@
+"""Whether an exported file computes what its model does: both run on the same images."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from deformdetr.boxes import cxcywh_to_xyxy, scale_boxes
+from deformdetr.integrations._export_program import AnyPostProcess, ExportError
+from deformdetr.structures import ImageBatch
+
+
+class FileOutputs(NamedTuple):
+    """What an exported file gives."""
+
+    tensors: dict[str, Tensor]
+    choices: list[Int64[Tensor, "batch _chosen"]]
+    """What every top-k in it has chosen, in the order of the graph."""
+
+
+Run: TypeAlias = Callable[[Mapping[str, Tensor]], FileOutputs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The largest differences between a file and its model on one batch.
+
+    Attributes:
+        images: How many.
+        height: Of the padded batch, in pixels.
+        width: Likewise.
+        logits: Largest difference of a class logit, those that proposals are chosen by included.
+        boxes: Largest difference of a box's coordinate, as a fraction of the image.
+        detections: Largest difference of a score or a label, or of a box as a fraction of the image, between the file's
+            detections and those that the model's post-processing makes of the file's predictions; None without it.
+    """
+
+    images: int
+    height: int
+    width: int
+    logits: float
+    boxes: float
+    detections: float | None
+
+    def is_within(self, tolerance: float) -> bool:
+        """Tell whether no difference is larger; NaN is larger than anything."""
+        return all(number <= tolerance for number in (self.logits, self.boxes, self.detections or 0.0))
+
+    def __str__(self) -> str:
+        images = f"{self.images} image{'s' if self.images > 1 else ''} of {self.height} x {self.width}"
+        detections = "" if self.detections is None else f", detections {self.detections:.2g}"
+        return f"{images}: logits {self.logits:.2g}, boxes {self.boxes:.2g}{detections}"
+
+
+def check_batches(images: Sequence[Float[Tensor, "3 _ _"]]) -> list[ImageBatch]:
+    """Make batches of several sizes: every image alone, the first one smaller, and all of these together, padded."""
+    size = [max(1, round(side * share)) for side, share in zip(images[0].shape[1:], (0.75, 0.625), strict=True)]
+    singles = [*images, F.interpolate(images[0][None], size=size, mode="bilinear")[0]]
+    return [ImageBatch.from_images(batch) for batch in (*([single] for single in singles), singles)]
+
+
+def compare(model: nn.Module, run: Run, batch: ImageBatch, *, postprocess: AnyPostProcess | None) -> Comparison:
+    """Run model and file on a batch.
+
+    Rounding may rank proposals of nearly equal scores in another order. The model therefore goes on with the proposals
+    that the file has chosen; their scores must be those of its own choice.
+
+    Args:
+        model: In evaluation, on the CPU.
+        run: Runs the file.
+        batch: What they are run on.
+        postprocess: What the file contains.
+
+    Raises:
+        ExportError: If the file gives tensors of other shapes, or does not choose as often as the model.
+    """
+    sizes = _unpadded_sizes(batch)
+    inputs = {"images": batch.images, "padding_mask": batch.padding_mask}
+    tensors, choices = run(inputs if postprocess is None else {**inputs, "image_sizes": sizes})
+    with torch.no_grad(), _Choosing(choices) as choosing:
+        outputs = model(*batch)
+        of_logits = [_difference(tensors["pred_logits"], outputs["pred_logits"]), *choosing.differences]
+        of_boxes = [_difference(tensors["pred_boxes"], outputs["pred_boxes"])]
+        of_detections = []
+        if postprocess is not None:
+            choosing.differences.clear()
+            of_detections = [*_detection_differences(tensors, postprocess, sizes), *choosing.differences]
+    if choosing.left:
+        raise ExportError(f"the exported file has {len(choosing.left)} top-k more than the model")
+    count, _, height, width = batch.images.shape
+    return Comparison(
+        images=count,
+        height=height,
+        width=width,
+        logits=_largest(of_logits),
+        boxes=_largest(of_boxes),
+        detections=_largest(of_detections) if of_detections else None,
+    )
+
+
+class _Choosing(TorchFunctionMode):
+    """Makes every top-k choose what it is told to, and notes how the values differ from the largest ones."""
+
+    def __init__(self, choices: Sequence[Int64[Tensor, "batch _chosen"]]) -> None:
+        super().__init__()
+        self.left = list(choices)
+        self.differences: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func not in (torch.topk, Tensor.topk):
+            return result
+        if not self.left:
+            raise ExportError("the exported file has fewer top-k than the model")
+        indices = self.left.pop(0)
+        values = args[0].gather(1, indices)
+        self.differences.append(_difference(values, result.values))
+        return torch.return_types.topk((values, indices))
+
+
+def _detection_differences(
+    tensors: Mapping[str, Tensor], postprocess: AnyPostProcess, sizes: Int64[Tensor, "batch 2"]
+) -> list[Tensor]:
+    selected = postprocess.select({"pred_logits": tensors["pred_logits"], "pred_boxes": tensors["pred_boxes"]})
+    return [
+        _difference(scale_boxes(tensors["boxes"], (1 / sizes)[:, None]), cxcywh_to_xyxy(selected.boxes)),
+        _difference(tensors["scores"], selected.scores),
+        _difference(tensors["labels"], selected.labels),
+    ]
+
+
+def _difference(got: Tensor, expected: Tensor) -> Float[Tensor, ""]:
+    if got.shape != expected.shape:
+        raise ExportError(
+            f"the exported file gives a tensor {tuple(got.shape)} where the model's is {tuple(expected.shape)}"
+        )
+    return (got - expected).abs().amax().float()
+
+
+def _largest(differences: Sequence[Float[Tensor, ""]]) -> float:
+    # Tensors know that NaN is the largest.
+    return torch.stack(list(differences)).amax().item()
+
+
+def _unpadded_sizes(batch: ImageBatch) -> Int64[Tensor, "batch 2"]:
+    """Give (height, width) of every image."""
+    valid = ~batch.padding_mask
+    return torch.stack([valid[:, :, 0].sum(1), valid[:, 0].sum(1)], dim=1)

@@ -1,0 +1,79 @@
+"""Detectors as graphs that take images of any size and number."""
+
+import copy
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, export
+
+from deformdetr.boxes import cxcywh_to_xyxy, scale_boxes
+from deformdetr.models import SigmoidPostProcess, SoftmaxPostProcess
+
+AnyPostProcess: TypeAlias = SigmoidPostProcess | SoftmaxPostProcess
+
+# These sizes stand for all others, so nothing may be true of them alone: PyTorch takes shortcuts for a batch of one or
+# two and for maps of one pixel, which levels with a stride of 256 would have in smaller images.
+_BATCH, _HEIGHT, _WIDTH = 7, 288, 352
+
+
+class ExportError(ValueError):
+    """A model cannot be exported, or what was exported does not compute the same."""
+
+
+def export_program(model: nn.Module, *, postprocess: AnyPostProcess | None = None) -> ExportedProgram:
+    """Export a detector in evaluation as a graph for any batch, height and width.
+
+    The program takes `images` (batch, 3, height, width), normalised, and their `padding_mask` (batch, height, width),
+    True at padded pixels; it gives a dict of `pred_logits` and `pred_boxes`, as the model does. With `postprocess`, it
+    takes `image_sizes` (batch, 2) too, (height, width) in pixels, and also gives `boxes` (batch, detections, 4), xyxy
+    in those pixels, `scores` and `labels`.
+
+    Deformable attention is one operator in it, `deformdetr::ms_deform_attn`, which needs this library to run, on the
+    device that the model is on; `decompositions` turns it into parts that do not.
+
+    Args:
+        model: Called with images and padding mask, gives `Predictions`; it is left as it is.
+        postprocess: What turns predictions into detections.
+
+    Raises:
+        ExportError: If the model cannot serve every size with one graph.
+    """
+    like = next(model.parameters(), torch.empty(0))
+    # A copy, because the model may be in training, and its mode is not ours to change.
+    deployed = _Deployed(copy.deepcopy(model).eval(), postprocess).eval()
+    images = like.new_zeros(_BATCH, 3, _HEIGHT, _WIDTH)
+    inputs = [images, torch.zeros_like(images[:, 0], dtype=torch.bool)]
+    dynamic = [{0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, {0: Dim.DYNAMIC, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC}]
+    if postprocess is not None:
+        inputs.append(images.new_ones(_BATCH, 2, dtype=torch.int64))
+        dynamic.append({0: Dim.DYNAMIC})
+    try:
+        with torch.no_grad():
+            return export(deployed, tuple(inputs), dynamic_shapes=tuple(dynamic), strict=True)
+    except RuntimeError as error:
+        raise ExportError(f"{type(model).__name__} cannot be traced for all sizes: {error}") from error
+
+
+class _Deployed(nn.Module):
+    """A model with what its users need of it alone."""
+
+    def __init__(self, model: nn.Module, postprocess: AnyPostProcess | None) -> None:
+        super().__init__()
+        self.model = model
+        self.postprocess = postprocess
+
+    def forward(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        padding_mask: Bool[Tensor, "batch height width"],
+        image_sizes: Int64[Tensor, "batch 2"] | None = None,
+    ) -> dict[str, Tensor]:
+        outputs = self.model(images, padding_mask)
+        kept = {name: outputs[name] for name in ("pred_logits", "pred_boxes")}
+        if self.postprocess is None or image_sizes is None:
+            return kept
+        selected = self.postprocess.select(outputs)
+        boxes = scale_boxes(cxcywh_to_xyxy(selected.boxes.float()), image_sizes[:, None])
+        return {**kept, "boxes": boxes, "scores": selected.scores, "labels": selected.labels}

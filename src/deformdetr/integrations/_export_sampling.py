@@ -1,0 +1,146 @@
+"""The operator out of parts that every format has, to export models to where custom operators cannot go."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deformdetr.kernels import sampling_locations
+
+Sampling: TypeAlias = Literal["grid_sample", "gather"]
+
+_Sample: TypeAlias = Callable[[Tensor, list["_Level"], Tensor, Tensor], Tensor]
+
+
+def decompositions(sampling: Sampling = "grid_sample") -> dict[Any, Callable[..., Tensor]]:
+    """Give plain PyTorch for the operator and its fused form, for `ExportedProgram.run_decompositions`.
+
+    Both forms compute what the operator does, in float32 at least: zero beyond the border, zero at locations that are
+    NaN or infinite, and nothing that depends on what is stored at pixels that are not sampled.
+
+    Args:
+        sampling: `grid_sample` samples level by level, `gather` reads the four pixels around all samples. Only the
+            second takes `spatial_shapes` that are a tensor.
+
+    Raises:
+        ValueError: If there is no such form; when used, if `grid_sample` meets shapes in a tensor.
+    """
+    if sampling not in get_args(Sampling):
+        raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))}; got {sampling!r}")
+    sample = _sample_grids if sampling == "grid_sample" else _sample_rows
+    return {
+        torch.ops.deformdetr.ms_deform_attn.default: partial(_attend, sample),
+        torch.ops.deformdetr.fused_ms_deform_attn.default: partial(_attend_fused, sample),
+    }
+
+
+def _attend(
+    sample: _Sample,
+    value: Tensor,
+    on_device: Tensor | None,
+    on_host: list[Any],
+    repeats: list[int],
+    locations: Tensor,
+    weights: Tensor,
+    deterministic: bool,  # noqa: FBT001  # Ops take arguments by position.
+) -> Tensor:
+    """Take the arguments of the operator."""
+    levels = _levels(on_device, on_host)
+    if repeats:
+        levels = [level for level, count in zip(levels, repeats, strict=True) for _ in range(count)]
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    return sample(value.to(dtype), levels, locations.to(dtype), weights.to(dtype)).to(value.dtype)
+
+
+def _attend_fused(
+    sample: _Sample,
+    value: Tensor,
+    on_device: Tensor | None,
+    on_host: list[Any],
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    padding_mask: Tensor | None,
+) -> Tensor:
+    """Take the arguments of the fused operator."""
+    if padding_mask is not None:
+        value = value.masked_fill(padding_mask[:, :, None, None], 0)
+    shapes = list(zip(on_host[::2], on_host[1::2], strict=True)) if on_device is None else on_device
+    locations = sampling_locations(references, offsets, shapes)
+    weights = logits.flatten(3).softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).view(logits.shape)
+    return _attend(sample, value, on_device, on_host, [], locations, weights, deterministic=False)
+
+
+class _Level(NamedTuple):
+    """Numbers are ints, symbolic ones too, or scalar tensors."""
+
+    height: Any
+    width: Any
+    start: Any
+
+
+def _levels(on_device: Tensor | None, on_host: list[Any]) -> list[_Level]:
+    sizes = zip(on_host[::2], on_host[1::2], strict=True) if on_device is None else (row.unbind() for row in on_device)
+    levels, start = [], 0
+    for height, width in sizes:
+        levels.append(_Level(height, width, start))
+        start = start + height * width
+    return levels
+
+
+def _sample_grids(value: Tensor, levels: list[_Level], locations: Tensor, weights: Tensor) -> Tensor:
+    """Sample the map of every level by `grid_sample`, all heads as a batch."""
+    if any(isinstance(level.height, Tensor) for level in levels):
+        raise ValueError("grid_sample needs spatial_shapes as ints, but they are a tensor, which gather takes")
+    batch, _, heads, channels = value.shape
+    pixels = value.permute(0, 2, 3, 1).flatten(0, 1)
+    grids = 2 * locations - 1
+    # Three is outside of any map by more than a pixel: it stands for NaN, and for what is too far for integers.
+    grids = torch.where(grids.isnan(), 3.0, grids).clamp(-3, 3).transpose(1, 2).flatten(0, 1)
+    weights = weights.transpose(1, 2).flatten(0, 1)[:, None]
+    parts = []
+    for index, (height, width, start) in enumerate(levels):
+        feature_map = pixels[:, :, start : start + height * width].reshape(batch * heads, channels, height, width)
+        samples = F.grid_sample(feature_map, grids[:, :, index], align_corners=False)
+        parts.append((samples * weights[:, :, :, index]).sum(-1))
+    out = torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+    return out.reshape(batch, heads * channels, -1).transpose(1, 2)
+
+
+def _sample_rows(value: Tensor, levels: list[_Level], locations: Tensor, weights: Tensor) -> Tensor:
+    """Gather the pixels around the samples of all levels, a corner at a time, from a table of rows."""
+    batch, pixels, heads, channels = value.shape
+    # What lies outside is read from a row of zeros behind the others.
+    outside = batch * pixels * heads
+    table = torch.cat([value.flatten(0, 2), value.new_zeros(1, channels)])
+    height, width, start = (_column(numbers, value.device) for numbers in zip(*levels, strict=True))
+    size = torch.stack([width, height], dim=-1)
+    position = locations * size - 0.5
+    # Two pixels outside stands for NaN, and for what is too far for integers.
+    position = torch.minimum(torch.where(position.isnan(), -2.0, position).clamp(min=-2), size + 1.0)
+    corner = position.floor()
+    right, bottom = (position - corner).unbind(-1)
+    left, top = corner.long().unbind(-1)
+    image = torch.arange(batch, device=value.device)[:, None, None, None, None] * pixels
+    head = torch.arange(heads, device=value.device)[:, None, None]
+
+    parts = []
+    for line, share_y in ((top, 1 - bottom), (top + 1, bottom)):
+        for column, share_x in ((left, 1 - right), (left + 1, right)):
+            inside = (line >= 0) & (line < height) & (column >= 0) & (column < width)
+            row = (image + start + line * width + column) * heads + head
+            rows = table[torch.where(inside, row, outside)]
+            parts.append(((weights * share_y * share_x)[..., None] * rows).sum((3, 4)))
+    return (parts[0] + parts[1] + parts[2] + parts[3]).flatten(2)
+
+
+def _column(numbers: Sequence[Any], device: torch.device) -> Tensor:
+    """Give one number per level, to go with (levels, points)."""
+    scalars = [
+        number.to(torch.int64) if isinstance(number, Tensor) else torch.full((), number, device=device)
+        for number in numbers
+    ]
+    return torch.stack(scalars)[:, None]

@@ -1,0 +1,153 @@
+"""What forward and backward have in common: geometry, attention, and rows of channels."""
+
+import triton
+import triton.language as tl
+
+# Arguments that change from image to image; a kernel compiled for one of their values serves all.
+SIZES = (
+    "queries",
+    "pixels",
+    "first_image",
+    "reference_stride_image",
+    "reference_stride_query",
+    "reference_stride_level",
+)
+
+
+@triton.jit
+def split_axis(position, size):
+    """Split one coordinate into two pixels and their weights.
+
+    Positions outside [-1, size), NaN included, are not inside; the rest is then meaningless but finite and in range.
+    """
+    inside = (position >= -1.0) & (position < size)
+    position = tl.where(inside, position, 0.0)
+    # Between -1 and 0 the pixel before the first lies outside, and the first one is the second of its cell.
+    first = tl.maximum(tl.floor(position), 0.0)
+    has_second = (position >= 0.0) & (position < size - 1.0)
+    distance = position - first
+    return inside, first.to(tl.int32), has_second, 1.0 - tl.abs(distance), tl.where(has_second, distance, 0.0)
+
+
+@triton.jit
+def slopes(position, has_second):
+    """Give the derivatives of the two weights of an axis: from the right, where they jump."""
+    return tl.where(position < 0.0, 1.0, -1.0), tl.where(has_second, 1.0, 0.0)
+
+
+@triton.jit
+def halves(bits, DTYPE: tl.constexpr):
+    """Read two numbers of 16 bits from every 32 bits, the lower ones first."""
+    if DTYPE == tl.bfloat16:
+        return (bits << 16).to(tl.float32, bitcast=True), (bits & -65536).to(tl.float32, bitcast=True)
+    else:
+        low = (bits & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True)
+        high = (bits >> 16).to(tl.int16).to(tl.float16, bitcast=True)
+        return low.to(tl.float32), high.to(tl.float32)
+
+
+@triton.jit
+def join(low, high, DTYPE: tl.constexpr):
+    """Undo `halves`, rounding to DTYPE."""
+    low = low.to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+    high = high.to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32) << 16
+    return low | high
+
+
+@triton.jit
+def load_row(pointer, mask, PREDICATED: tl.constexpr, PAIRED: tl.constexpr, DTYPE: tl.constexpr):
+    """Read channels in float32: even and odd ones apart where PAIRED, else all of them, twice.
+
+    Without predicates (on AMD's GPUs masked loads take several times the registers), addresses must be in range.
+    """
+    if PREDICATED:
+        bits = tl.load(pointer, mask=mask, other=0)
+    else:
+        bits = tl.load(pointer)
+        bits = tl.where(mask, bits, 0)
+    if PAIRED:
+        return halves(bits, DTYPE)
+    else:
+        return bits.to(tl.float32), bits.to(tl.float32)
+
+
+@triton.jit
+def dot_rows(even, odd, other_even, other_odd, PAIRED: tl.constexpr):
+    products = even * other_even
+    if PAIRED:
+        products += odd * other_odd
+    return tl.sum(products, axis=1)
+
+
+@triton.jit
+def load_xy(pointer, index):
+    """Read the pair at `index` of an array of pairs with one load."""
+    DTYPE: tl.constexpr = pointer.dtype.element_ty
+    if DTYPE == tl.float32:
+        bits = tl.load(pointer.to(tl.pointer_type(tl.int64)) + index)
+        return (bits & 0xFFFFFFFF).to(tl.int32).to(tl.float32, bitcast=True), (bits >> 32).to(tl.int32).to(
+            tl.float32, bitcast=True
+        )
+    else:
+        return halves(tl.load(pointer.to(tl.pointer_type(tl.int32)) + index), DTYPE)
+
+
+@triton.jit
+def load_level(shapes, level, start, GROUPED: tl.constexpr):
+    """Read height, width and first pixel: a column of the table where levels repeat, else a running sum."""
+    COLUMNS: tl.constexpr = 3 if GROUPED else 2
+    height = tl.load(shapes + level * COLUMNS).to(tl.int32)
+    width = tl.load(shapes + level * COLUMNS + 1).to(tl.int32)
+    if GROUPED:
+        start = tl.load(shapes + level * COLUMNS + 2).to(tl.int32)
+    return height, width, start
+
+
+@triton.jit
+def load_reference(references, query, level, stride_query, stride_level, COORDINATES: tl.constexpr):
+    """Read reference points in float32: centres, and sizes where there are 4 COORDINATES."""
+    pointer = references + query.to(tl.int64) * stride_query + level * stride_level
+    x = tl.load(pointer).to(tl.float32)
+    y = tl.load(pointer + 1).to(tl.float32)
+    if COORDINATES == 4:
+        return x, y, tl.load(pointer + 2).to(tl.float32), tl.load(pointer + 3).to(tl.float32)
+    else:
+        return x, y, x, y
+
+
+@triton.jit
+def sum_up_softmax(logits, first, TOTAL: tl.constexpr, COLUMNS: tl.constexpr):
+    """Give the largest logit of every row, and the inverse of the sum of exponentials relative to it."""
+    column = tl.arange(0, COLUMNS)
+    logit = tl.load(logits + first[:, None] + column[None, :], mask=(column < TOTAL)[None, :], other=float("-inf"))
+    largest = tl.max(logit.to(tl.float32), axis=1)
+    return largest, 1.0 / tl.sum(power(logit.to(tl.float32), largest[:, None]), axis=1)
+
+
+@triton.jit
+def power(logit, largest):
+    return tl.exp2((logit - largest) * 1.4426950408889634)
+
+
+@triton.jit
+def find_position(
+    x, y, reference_x, reference_y, reference_w, reference_h, width, height, COORDINATES: tl.constexpr, P: tl.constexpr
+):
+    """Turn a location (0 COORDINATES) or an offset from a reference into a position in pixels."""
+    if COORDINATES == 0:
+        return x * width - 0.5, y * height - 0.5
+    elif COORDINATES == 2:
+        return reference_x * width - 0.5 + x, reference_y * height - 0.5 + y
+    else:
+        scale_x = reference_w * width * (0.5 / P)
+        scale_y = reference_h * height * (0.5 / P)
+        return reference_x * width - 0.5 + x * scale_x, reference_y * height - 0.5 + y * scale_y
+
+
+@triton.jit
+def is_visible(padding, pixel, mask, PADDED: tl.constexpr):
+    """Tell where a pixel counts: where the mask says so, and the padding mask does not say otherwise."""
+    if PADDED:
+        return mask & (tl.load(padding + pixel) == 0)
+    else:
+        return mask

@@ -1,0 +1,90 @@
+"""Losses of the masks of matched queries."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from deformdetr.losses._focal import dice_loss, sigmoid_focal_loss
+from deformdetr.nn import image_grid
+from deformdetr.nn._geometry import level_size
+from deformdetr.structures import Target
+
+
+def check_masks(pred_masks: Tensor, targets: Sequence[Target]) -> None:
+    """Check shapes and devices of masks, which is free on any device.
+
+    Raises:
+        ValueError: If a target has no masks, or not one for each of its labels, or they lie on another device.
+    """
+    for image, target in enumerate(targets):
+        if "masks" not in target:
+            raise ValueError(f"the model predicts masks, but targets of image {image} have only {', '.join(target)}")
+        masks, count = target["masks"], len(target["labels"])
+        if masks.ndim != 3 or len(masks) != count or 0 in masks.shape[1:]:
+            raise ValueError(
+                f"masks of image {image} must have shape ({count}, height, width), one for each label, "
+                f"got {tuple(masks.shape)}"
+            )
+        if masks.device != pred_masks.device:
+            raise ValueError(f"masks of image {image} lie on {masks.device}, the predictions on {pred_masks.device}")
+
+
+def mask_losses(
+    pred_masks: Float[Tensor, "batch queries mask_height mask_width"],
+    targets: Sequence[Target],
+    pairs: Int64[Tensor, "3 pairs"],
+    num_boxes: Float[Tensor, ""],
+    valid_ratios: Float[Tensor, "batch 2"] | None = None,
+) -> dict[str, Float[Tensor, ""]]:
+    """Judge the masks of matched queries, enlarged to the largest height and width among the targets' masks.
+
+    That is the size of the batch, unless its images are padded further. `loss_mask` is the focal loss averaged over
+    the pixels of that size, `loss_dice` the dice loss; both are summed over pairs and divided by `num_boxes`.
+
+    Args:
+        pred_masks: Logits.
+        targets: One per image, with masks as large as it was before padding.
+        pairs: Image, query and target (counted over the batch) of every pair.
+        num_boxes: What sums are divided by.
+        valid_ratios: Share of the predicted masks' width and height that is not padding, (x, y); None means that they
+            end where the largest target does.
+
+    References:
+        Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020, section 4.4 and appendix A.2.
+    """
+    image, query, target = pairs.unbind(0)
+    wanted = _padded([of_image["masks"] for of_image in targets])[target]
+    found = pred_masks[image, query]
+    found = found.to(torch.promote_types(found.dtype, torch.float32))
+    logits = _enlarge(found, wanted.shape[1:], targets[0]["masks"].shape[1:], valid_ratios).flatten(1)
+    truth = wanted.flatten(1).to(found.dtype)
+    return {
+        "loss_mask": sigmoid_focal_loss(logits, truth).mean(1).sum() / num_boxes,
+        "loss_dice": dice_loss(logits, truth).sum() / num_boxes,
+    }
+
+
+def _enlarge(
+    masks: Float[Tensor, "pairs mask_height mask_width"],
+    size: Sequence[int],
+    first: Sequence[int],
+    valid_ratios: Float[Tensor, "batch 2"] | None,
+) -> Float[Tensor, "pairs height width"]:
+    """Give masks at the pixels of `size`, (height, width), given that of the first image, by bilinear interpolation."""
+    if valid_ratios is None:
+        return F.interpolate(masks[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
+    # What share of the padded batch the first image takes says what share `size` takes.
+    (height, width), (first_height, first_width) = size, first
+    ratio = valid_ratios[0] * level_size(height, width, like=valid_ratios)
+    ratio = ratio / level_size(first_height, first_width, like=valid_ratios)
+    grid = image_grid(height, width, ratio).to(masks.dtype)
+    return F.grid_sample(masks[None], grid, padding_mode="border", align_corners=False)[0]
+
+
+def _padded(masks: Sequence[Bool[Tensor, "_ _ _"]]) -> Bool[Tensor, "targets height width"]:
+    """Pad masks at the bottom and on the right, as their images are."""
+    height, width = (max(mask.shape[axis] for mask in masks) for axis in (1, 2))
+    return torch.cat([F.pad(mask.bool(), (0, width - mask.shape[2], 0, height - mask.shape[1])) for mask in masks])

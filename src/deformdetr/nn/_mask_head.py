@@ -1,0 +1,183 @@
+"""Masks of objects from their queries, as DETR predicts them."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import gcd
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deformdetr.nn._linear import Linear
+
+# At stride 4, the widest tensor of a query and an image of 800 x 1333 pixels takes 8.5 MB, and three live at once.
+_QUERIES_AT_ONCE = 25
+
+
+class AttentionMaps(nn.Module):
+    """Give where each query looks on one feature map: attention weights without values.
+
+    Args:
+        d_model: Channels of queries and feature map.
+        n_heads: Maps per query.
+
+    Raises:
+        ValueError: If `d_model` is not a multiple of `n_heads`.
+
+    References:
+        Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020, section 4.4.
+    """
+
+    def __init__(self, d_model: int = 256, n_heads: int = 8) -> None:
+        super().__init__()
+        if n_heads < 1 or d_model % n_heads:
+            raise ValueError(f"d_model ({d_model}) must be divisible by n_heads ({n_heads})")
+        self.n_heads = n_heads
+        self.query_proj = Linear(d_model, d_model)
+        self.key_proj = Linear(d_model, d_model)
+        for layer in (self.query_proj, self.key_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        query: Float[Tensor, "batch queries d_model"],
+        memory: Float[Tensor, "batch d_model height width"],
+        padding_mask: Bool[Tensor, "batch height width"] | None = None,
+    ) -> Float[Tensor, "batch queries heads height width"]:
+        """Give the maps; those of all heads of a query sum to 1 together.
+
+        Args:
+            query: Of the last decoder layer.
+            memory: The encoder's features.
+            padding_mask: True at padded pixels, which get no weight.
+        """
+        pixels = memory.flatten(2).transpose(1, 2)
+        queries = self.query_proj(query).view(*query.shape[:2], self.n_heads, -1)
+        keys = self.key_proj(pixels).view(*pixels.shape[:2], self.n_heads, -1)
+        weights = torch.einsum("bqmc,bpmc->bqmp", queries * queries.shape[-1] ** -0.5, keys)
+        if padding_mask is not None:
+            weights = weights.masked_fill(padding_mask.flatten(1)[:, None, None], -torch.inf)
+        return weights.flatten(2).softmax(-1).view(*weights.shape[:3], *memory.shape[-2:])
+
+
+class MaskHead(nn.Module):
+    """Predict a mask for every query: attention maps, refined by convolutions that take in finer and finer features.
+
+    Two 3x3 convolutions read a query's maps beside the feature map; then, for each finer feature, the result is
+    enlarged to its size, the feature is added by a 1x1 convolution, and a 3x3 convolution follows. Channels are halved
+    every time, and group norm and ReLU follow every 3x3 convolution but the last. Groups are 8, or the largest power of
+    two below that divides the channels.
+
+    Args:
+        attention_maps: Where queries look.
+        lateral_channels: Channels of the backbone's features that are finer than the feature map, finest first.
+        d_model: Channels of the feature map.
+
+    Raises:
+        ValueError: If there are no finer features, or too few channels to be halved for each of them.
+
+    References:
+        Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020, section 4.4 and figure 8.
+    """
+
+    def __init__(self, attention_maps: AttentionMaps, lateral_channels: Sequence[int], *, d_model: int = 256) -> None:
+        super().__init__()
+        if not lateral_channels:
+            raise ValueError("a mask head needs at least one feature that is finer than the feature map, got none")
+        widths = [d_model >> step for step in range(1, len(lateral_channels) + 2)]
+        if not widths[-1]:
+            raise ValueError(
+                f"d_model ({d_model}) is halved {len(widths)} times for {len(lateral_channels)} finer features: "
+                f"it must be at least {1 << len(widths)}"
+            )
+        self.attention_maps = attention_maps
+        self.convolutions = _MaskConvolutions(d_model, attention_maps.n_heads, widths)
+        # Coarsest first, in the order of use.
+        self.laterals = nn.ModuleList(
+            nn.Conv2d(channels, width, 1) for channels, width in zip(reversed(lateral_channels), widths, strict=False)
+        )
+        for module in (*self.laterals, *self.convolutions.modules()):
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                nn.init.zeros_(module.get_parameter("bias"))
+
+    def forward(
+        self,
+        query: Float[Tensor, "batch queries d_model"],
+        memory: Float[Tensor, "batch d_model height width"],
+        features: Float[Tensor, "batch d_model height width"],
+        laterals: Sequence[Float[Tensor, "batch _channels _height _width"]],
+        padding_mask: Bool[Tensor, "batch height width"] | None = None,
+    ) -> Float[Tensor, "batch queries mask_height mask_width"]:
+        """Give the masks' logits at the size of the finest lateral feature.
+
+        Queries are worked on a few at a time, since each has feature maps of its own; where no gradients are kept, that
+        bounds the memory.
+
+        Args:
+            query: Of the last decoder layer.
+            memory: The encoder's features, which the queries attend to.
+            features: The same pixels as they went into the encoder.
+            laterals: The backbone's finer features, finest first, as many as the head was built for.
+            padding_mask: True at padded pixels of the feature map.
+
+        Raises:
+            ValueError: If the number of lateral features is another one.
+        """
+        if len(laterals) != len(self.laterals):
+            raise ValueError(f"built for {len(self.laterals)} lateral features, got {len(laterals)}")
+        maps = self.attention_maps(query, memory, padding_mask)
+        shared = self.convolutions.of_features(features)
+        added = [lateral(feature) for lateral, feature in zip(self.laterals, reversed(laterals), strict=True)]
+        return torch.cat(
+            [self.convolutions(piece, shared, added) for piece in maps.split(_QUERIES_AT_ONCE, dim=1)], dim=1
+        )
+
+
+class _MaskConvolutions(nn.Module):
+    """The part of the head that every query goes through alone."""
+
+    def __init__(self, d_model: int, n_heads: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.d_model = d_model
+        channels = [d_model + n_heads, d_model + n_heads, *widths]
+        pairs = list(pairwise(channels))
+        self.convs = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairs)
+        self.norms = nn.ModuleList(nn.GroupNorm(gcd(8, after), after) for _, after in pairs)
+        self.out = nn.Conv2d(widths[-1], 1, 3, padding=1)
+
+    def of_features(self, features: Tensor) -> Tensor:
+        """Convolve what is the same for all queries of an image: most channels of the first convolution."""
+        weight, bias = self.convs[0].parameters()
+        return F.conv2d(features, weight[:, : self.d_model], bias, padding=1)
+
+    def forward(
+        self,
+        maps: Float[Tensor, "batch queries heads height width"],
+        shared: Float[Tensor, "batch channels height width"],
+        added: Sequence[Float[Tensor, "batch _channels _height _width"]],
+    ) -> Float[Tensor, "batch queries mask_height mask_width"]:
+        """Give the logits of some queries.
+
+        Args:
+            maps: Their attention maps.
+            shared: What `of_features` gave.
+            added: Lateral features by their 1x1 convolutions, coarsest first.
+        """
+        weight, _ = self.convs[0].parameters()
+        x = _add_to_all(F.conv2d(maps.flatten(0, 1), weight[:, self.d_model :], padding=1), shared)
+        x = self.norms[0](x).relu()
+        x = self.norms[1](self.convs[1](x)).relu()
+        for feature, conv, norm in zip(added, self.convs[2:], self.norms[2:], strict=True):
+            x = _add_to_all(F.interpolate(x, feature.shape[-2:], mode="nearest"), feature)
+            x = norm(conv(x)).relu()
+        logits: Tensor = self.out(x)
+        return logits.view(*maps.shape[:2], *logits.shape[2:])
+
+
+def _add_to_all(of_queries: Tensor, of_images: Tensor) -> Tensor:
+    """Add an image's features to those of each of its queries, (batch * queries, channels, height, width)."""
+    by_image = of_queries.view(len(of_images), -1, *of_queries.shape[1:])
+    return (by_image + of_images.unsqueeze(1)).flatten(0, 1)

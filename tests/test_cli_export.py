@@ -1,0 +1,125 @@
+"""`deformdetr export`, as a person types it."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from coco_files import coco_document, write_coco
+from deformdetr.cli import _export, main
+from deformdetr.data import DataConfig, build_dataset
+from deformdetr.engine import load_run
+from deformdetr.integrations import _export_onnx
+from experiments import tiny_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return tiny_run(tmp_path_factory.mktemp("export") / "run", epochs=1)
+
+
+def exported(capsys, *arguments):
+    status = main(["export", *map(str, arguments)])
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    # The report may break its lines anywhere.
+    return status, re.sub(r"[\s│┃]+", " ", printed.out), printed.err
+
+
+def test_pictures_to_evaluate_on_are_compared_on_while_they_are_there(tmp_path, capsys):
+    annotations = write_coco(tmp_path, coco_document())
+    places = {"images": tmp_path, "annotations": annotations}
+    files = {f"{split}_{kind}": path for split in ("train", "val") for kind, path in places.items()}
+    data = DataConfig(**files, eval_short_side=32)
+    label_map = build_dataset(data, "val").label_map
+    images = _export._own_images(data, label_map)
+    assert len(images) == 2
+    assert all(min(image.shape[1:]) == 32 for image in images)
+    assert capsys.readouterr().err == ""
+    annotations.unlink()
+    assert [image.shape[1:] for image in _export._own_images(data, label_map)] == [(320, 256), (224, 320)]
+    assert "comparing on drawn shapes, as there are no pictures to evaluate on:" in capsys.readouterr().err
+
+
+@pytest.mark.compile
+def test_file_is_compared_and_detects_in_other_sizes(capsys, run, tmp_path, monkeypatch):
+    import onnx
+    import onnxruntime
+
+    path, photograph = tmp_path / "model.onnx", tmp_path / "photograph.png"
+    Image.effect_noise((120, 90), 80).convert("RGB").save(photograph)
+    status, text, error = exported(
+        capsys, run, "--onnx", path, "--postprocess", "--sampling", "gather", "--images", photograph
+    )
+    assert status == 0, error
+    assert "images height width logits boxes detections" in text
+    assert re.search(r" 1 90 120 \d\.\de-\d\d ", text)
+    assert re.search(r" 2 90 120 \d\.\de-\d\d ", text)
+    assert "opset 18, gather" in text
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    kept = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert kept["names"] == ["circle", "rectangle", "triangle"]
+    assert len(kept["image_mean"]) == len(kept["image_std"]) == 3
+    _, checkpoint = load_run(run)
+    images, sizes = torch.randn(3, 3, 100, 70), torch.tensor([[200, 140]] * 3)
+    mask = torch.zeros(3, 100, 70, dtype=torch.bool)
+    with torch.no_grad():
+        expected = checkpoint.experiment.model.build_postprocess()(checkpoint.build()(images, mask), sizes)
+    inputs = {"images": images.numpy(), "padding_mask": mask.numpy(), "image_sizes": sizes.numpy()}
+    boxes, scores = session.run(["boxes", "scores"], inputs)
+    torch.testing.assert_close(torch.from_numpy(scores), torch.stack([each["scores"] for each in expected]))
+    assert boxes.shape == (3, 20, 4)
+
+    # A tolerance that no rounding stays within, on the shapes that are drawn where no images are given.
+    before, content = path.read_bytes(), onnx.load(path)
+    monkeypatch.setattr(_export_onnx, "_translate", lambda *_: content)
+    status, _, error = exported(capsys, run, "--onnx", path, "--postprocess", "--tolerance", "1e-12", "--force")
+    assert status == 2
+    assert "differs from the model by more than 1e-12, and is not kept" in error
+    assert "3 images of 320 x 320: logits" in error
+    assert path.read_bytes() == before
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["model.onnx", "photograph.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none", "--onnx", "out.onnx"], "none does not exist"),
+        (["RUN", "--onnx", "out.pt"], "out.pt must end in .onnx"),
+        (["RUN", "--onnx", "there.onnx"], "there.onnx exists already; overwrite=True, or --force"),
+        (["RUN", "--onnx", "out.onnx", "--opset", "16"], "opset must be 17 or newer"),
+        (
+            ["RUN", "--onnx", "out.onnx", "--sampling", "nearest"],
+            "--sampling: Input should be 'grid_sample' or 'gather'",
+        ),
+        (["RUN", "--onnx", "out.onnx", "--images", "there.onnx"], "there.onnx: cannot be read as an image"),
+        (["RUN"], "--onnx"),
+    ],
+)
+def test_mistakes_are_one_message(capsys, run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.onnx").write_text("precious")
+    status, _, error = exported(capsys, *(run if argument == "RUN" else argument for argument in arguments))
+    assert status == 2
+    assert message in error
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["precious"]
+
+
+def test_missing_packages_are_named_with_the_extra(capsys, run, tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "onnx" else found(name, *rest))
+    status, _, error = exported(capsys, run, "--onnx", tmp_path / "out.onnx")
+    assert status == 2
+    assert error == 'deformdetr: onnx is not installed: pip install "deformdetr[onnx]"\n'
+
+
+def test_help_fits_a_screen(capsys):
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) <= 30
+    assert "--postprocess" in text
