@@ -161,12 +161,7 @@ def _differentiate(
     block: Block,
     out: tuple[Tensor | None, ...],
 ) -> bool:
-    """Fill the gradients by value, locations and weights, and tell whether all that they consist of is finite.
-
-    With `d` the inner products of a sample's four pixels with the gradient of its bag, the sample's weight has the
-    derivative `near_y (near_x d00 + far_x d01) + far_y (near_x d10 + far_x d11)`, and its location the same with the
-    slopes of `near` and `far` along one axis in place of their values, times its weight.
-    """
+    """Fill the gradients by value, locations and weights, and tell whether all that they consist of is finite."""
     by_value, by_locations, by_weights = out
     grad = _rows(grad_output)
     weights = attention.float().flatten(2)
@@ -175,21 +170,18 @@ def _differentiate(
     if not _are_finite(grad, weights, near):
         return False
     if by_locations is not None or by_weights is not None:
-        # The pixels of a sample next to each other, so that a page of memory is looked up once for two of them.
-        row = torch.stack([first + step for step in block.corners], -1).view(len(grad), -1)
-        dots = dot_rows(grad, _rows(value), row).view(-1, 4).t().reshape(2, 2, *first.shape)
-        if not _are_finite(dots):
+        columns, lines = _weigh_dots(grad, _rows(value), first, near, far, block)
+        if not _are_finite(columns, lines):
             return False
-        columns = (dots[0] * near[1]).addcmul_(dots[1], far[1])
         if by_weights is not None:
             by_weights.copy_((columns[0] * near[0]).addcmul_(columns[1], far[0]).view(attention.shape))
         if by_locations is not None:
-            lines = (dots[:, 0] * near[0]).addcmul_(dots[:, 1], far[0])
-            from_near, from_far = torch.stack([columns, lines], 1)
             near_slope, far_slope = block.slopes(offset)
-            by_location = (near_slope * from_near).addcmul_(far_slope, from_far).mul_(weights)
-            for axis in (0, 1):
-                by_locations[..., axis] = by_location[axis].view(attention.shape)
+            for axis, (from_near, from_far) in enumerate((columns, lines)):
+                slope = (near_slope[axis] * from_near).addcmul_(far_slope[axis], from_far).mul_(weights)
+                by_locations[..., axis] = slope.view(attention.shape)
+        # The memory of what follows.
+        del columns, lines
     if by_value is not None:
         in_place = by_value.is_contiguous() and by_value.dtype == torch.float32
         sums = (
@@ -201,6 +193,31 @@ def _differentiate(
         add_up(grad, first, corners, block, sums.view(-1, grad.shape[1]))
         by_value.copy_(sums)
     return True
+
+
+def _weigh_dots(
+    grad: Float32[Tensor, "bags channels"],
+    rows: Float32[Tensor, "rows channels"],
+    first: Int32[Tensor, "images queries samples"],
+    near: Float32[Tensor, "2 images queries samples"],
+    far: Float32[Tensor, "2 images queries samples"],
+    block: Block,
+) -> tuple[Float32[Tensor, "2 images queries samples"], Float32[Tensor, "2 images queries samples"]]:
+    """Give what the derivatives of a sample's weight and location are made of.
+
+    With `d` the inner products of a sample's four pixels with the gradient of its bag, its weight has the derivative
+    `near_x (near_y d00 + far_y d10) + far_x (near_y d01 + far_y d11)`, the sum over columns, or over lines likewise;
+    its location the same with the slopes of `near` and `far` along one axis in place of their values, times its weight.
+
+    Returns:
+        The terms in parentheses: of the left and the right column, and of the upper and the lower line.
+    """
+    # The pixels of a sample next to each other, so that a page of memory is looked up once for two of them.
+    row = torch.stack([first + step for step in block.corners], -1).view(len(grad), -1)
+    dots = dot_rows(grad, rows, row).view(-1, 4).t().reshape(2, 2, *first.shape)
+    columns = (dots[0] * near[1]).addcmul_(dots[1], far[1])
+    lines = (dots[:, 0] * near[0]).addcmul_(dots[:, 1], far[0])
+    return columns, lines
 
 
 def _corner_weights(near: Tensor, far: Tensor, attention: Tensor) -> Iterator[Tensor]:
