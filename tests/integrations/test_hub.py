@@ -96,7 +96,9 @@ def test_damaged_folders_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("source", ["./runs/model", "runs", "/nowhere/model", "a/b/c"])
-def test_what_is_neither_a_folder_nor_an_id_is_refused_without_asking_the_hub(source, monkeypatch):
+def test_what_is_neither_a_folder_nor_an_id_is_refused_without_asking_the_hub(source, tmp_path, monkeypatch):
+    # Where nothing is: the checkout has a folder `runs` after the demonstration.
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the Hub"))
     with pytest.raises(FileNotFoundError, match=f"there is no folder {source}"):
         from_pretrained(source)
