@@ -61,3 +61,10 @@ def test_draws_follow_from_the_global_seed(rng, seed):
 
 def test_other_devices_have_pytorchs(rng):
     assert Dropout(0.5)(torch.ones(3, device="meta")).is_meta
+
+
+def test_the_default_device_of_the_process_changes_nothing():
+    x = torch.ones(50, 7)
+    with torch.device("meta"):
+        out = Dropout(0.5)(x)
+    assert set(out.unique().tolist()) == {0, 2}

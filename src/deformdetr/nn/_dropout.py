@@ -17,6 +17,6 @@ class Dropout(nn.Dropout):
         on_cpu = input.device.type == "cpu" and not torch.compiler.is_compiling()
         if not on_cpu or not self.training or not 0 < dropped < 2**16:
             return super().forward(input)
-        words = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        words = torch.empty(-(-input.numel() // 4), dtype=torch.int64, device=input.device).random_(-(2**63), None)
         kept = words.view(torch.int16)[: input.numel()].view(input.shape) >= dropped - 2**15
         return input * (kept * (2**16 / (2**16 - dropped))).to(input.dtype)
