@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from deformdetr.losses._focal import dice_loss, sigmoid_focal_loss
 from deformdetr.nn import image_grid
-from deformdetr.nn._geometry import level_size
 from deformdetr.structures import Target
 
 
@@ -78,8 +77,8 @@ def _enlarge(
         return F.interpolate(masks[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
     # What share of the padded batch the first image takes says what share `size` takes.
     (height, width), (first_height, first_width) = size, first
-    ratio = valid_ratios[0] * level_size(height, width, like=valid_ratios)
-    ratio = ratio / level_size(first_height, first_width, like=valid_ratios)
+    across, down = valid_ratios[0].unbind()
+    ratio = torch.stack([across * (width / first_width), down * (height / first_height)])
     grid = image_grid(height, width, ratio).to(masks.dtype)
     return F.grid_sample(masks[None], grid, padding_mode="border", align_corners=False)[0]
 
