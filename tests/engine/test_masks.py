@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from torch import nn
 
 from deformdetr.config import load_config
 from deformdetr.data import build_dataset, write_shapes
@@ -24,9 +23,9 @@ from deformdetr.engine import (
     run_demo,
     train,
 )
-from deformdetr.structures import Predictions
 from deformdetr.visualize import draw_comparison
 from experiments import SETTINGS
+from oracle import Oracle
 
 DETR = {
     "kind": "detr",
@@ -50,31 +49,6 @@ def experiment(model: dict[str, Any], **train_settings: Any) -> Experiment:
 def masks_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give the directory of a run with masks that went through; tests must not change it."""
     return train(experiment(MODELS[request.param]), tmp_path_factory.mktemp("runs") / "masks").run
-
-
-class Oracle(nn.Module):
-    """Predicts the masks of the dataset, by counting the images it is shown; boxes are right too."""
-
-    def __init__(self, dataset, queries=8):
-        super().__init__()
-        self.anchor = nn.Parameter(torch.zeros(1))
-        self.targets = [dataset[index][1] for index in range(len(dataset))]
-        self.queries = queries
-        self.shown = 0
-
-    def forward(self, images, padding_mask):
-        logits = torch.full((len(images), self.queries, 3), -20.0)
-        boxes = torch.rand(len(images), self.queries, 4)
-        masks = torch.full((len(images), self.queries, *images.shape[-2:]), -20.0)
-        for index, target in enumerate(self.targets[self.shown : self.shown + len(images)]):
-            count = len(target["labels"])
-            logits[index, range(count), target["labels"]] = 5.0
-            boxes[index, :count] = target["boxes"]
-            _, height, width = target["masks"].shape
-            masks[index, :count, :height, :width] = target["masks"] * 40.0 - 20.0
-        self.shown += len(images)
-        ratios = torch.ones(len(images), 2)
-        return Predictions(pred_logits=logits, pred_boxes=boxes, pred_masks=masks, valid_ratios=ratios)
 
 
 def test_perfect_masks_have_a_precision_of_one_at_any_batch_size() -> None:
