@@ -1,13 +1,11 @@
 """Parity with transformers' DetrForSegmentation: names in both directions, and the same masks from the same weights."""
 
-import pytest
 import torch
+import transformers
 
 from deformdetr import DETRConfig
 from deformdetr.config import ResNetConfig
 from deformdetr.integrations import load_checkpoint, save_checkpoint, to_hugging_face
-
-transformers = pytest.importorskip("transformers")
 
 OURS = DETRConfig(
     num_classes=7,

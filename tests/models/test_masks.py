@@ -198,7 +198,6 @@ def test_a_backbone_without_finer_features_is_refused_with_its_strides(name: str
 
 
 def test_networks_of_timm_give_what_masks_need(rng: torch.Generator) -> None:
-    pytest.importorskip("timm")
     config = tiny_config(masks=True, backbone={"kind": "timm", "name": "resnet10t"})
     model = config.build().eval()
     assert model.backbone.strides == (4, 8, 16, 32)
