@@ -20,6 +20,8 @@ _HIGHLIGHTS = {
     ("encoder_480x640_b1", "float32", "forward_backward"),
     ("decoder300_800x1216_b2", "float32", "forward"),
     ("decoder300_800x1216_b2", "float32", "forward_backward"),
+    ("decoder300_640x640_b4", "float32", "forward"),
+    ("decoder300_640x640_b4", "float32", "forward_backward"),
     ("encoder_800x1333_b2", "bfloat16", "forward"),
     ("encoder_800x1333_b2", "bfloat16", "backward"),
     ("decoder300_800x1333_b4", "bfloat16", "forward"),
