@@ -60,39 +60,43 @@ def grid_sample_attention(
     return summed.view(batch, heads * channels, -1).transpose(1, 2).to(value.dtype)
 
 
-def _ours(inputs: Inputs) -> Tensor:
-    return ms_deform_attn(
-        inputs.value, inputs.spatial_shapes, inputs.sampling_locations, inputs.attention_weights, backend="auto"
+def _sampled(inputs: Inputs) -> tuple[Any, ...]:
+    return inputs.value, inputs.spatial_shapes, inputs.sampling_locations, inputs.attention_weights
+
+
+def _from_offsets(inputs: Inputs) -> tuple[Any, ...]:
+    return (
+        inputs.value,
+        inputs.spatial_shapes,
+        inputs.reference_points,
+        inputs.sampling_offsets,
+        inputs.attention_logits,
     )
+
+
+def _ours(inputs: Inputs) -> Tensor:
+    return ms_deform_attn(*_sampled(inputs), backend="auto")
 
 
 def _reference(inputs: Inputs) -> Tensor:
-    return ms_deform_attn(
-        inputs.value, inputs.spatial_shapes, inputs.sampling_locations, inputs.attention_weights, backend="reference"
-    )
+    return ms_deform_attn(*_sampled(inputs), backend="reference")
+
+
+def _fused() -> Callable[..., Tensor]:
+    fused: Callable[..., Tensor] | None = getattr(kernels, "fused_ms_deform_attn", None)
+    if fused is None:
+        raise UnavailableError("this version of deformdetr.kernels has no fused_ms_deform_attn")
+    return fused
 
 
 def _load_fused() -> Callable[[Inputs], Tensor]:
-    fused: Any = getattr(kernels, "fused_ms_deform_attn", None)
-    if fused is None:
-        raise UnavailableError("this version of deformdetr.kernels has no fused_ms_deform_attn")
-
-    def call(inputs: Inputs) -> Tensor:
-        out: Tensor = fused(
-            inputs.value,
-            inputs.spatial_shapes,
-            inputs.reference_points,
-            inputs.sampling_offsets,
-            inputs.attention_logits,
-        )
-        return out
-
-    return call
+    fused = _fused()
+    return lambda inputs: fused(*_from_offsets(inputs))
 
 
 def _load_from_offsets() -> Callable[[Inputs], Tensor]:
     # Of interest beside the fused operator alone.
-    _load_fused()
+    _fused()
 
     def call(inputs: Inputs) -> Tensor:
         locations = locate(inputs.reference_points, inputs.sampling_offsets.float(), inputs.spatial_shapes)
@@ -103,15 +107,13 @@ def _load_from_offsets() -> Callable[[Inputs], Tensor]:
 
 
 def _grid_sample(inputs: Inputs) -> Tensor:
-    return grid_sample_attention(
-        inputs.value, inputs.spatial_shapes, inputs.sampling_locations, inputs.attention_weights
-    )
+    return grid_sample_attention(*_sampled(inputs))
 
 
-def _load_compiled() -> Callable[[Inputs], Tensor]:
-    # Else the shapes of the cases before would make this one's dynamic.
-    torch._dynamo.reset()
-    compiled = torch.compile(grid_sample_attention, dynamic=False, fullgraph=True)
+def _compile(
+    function: Callable[..., Tensor], arguments: Callable[[Inputs], tuple[Any, ...]]
+) -> Callable[[Inputs], Tensor]:
+    compiled = torch.compile(function, dynamic=False, fullgraph=True)
     is_compiled = False
 
     def call(inputs: Inputs) -> Tensor:
@@ -119,7 +121,7 @@ def _load_compiled() -> Callable[[Inputs], Tensor]:
         # Buffers that the backward reuses would not outlive its first run.
         with nullcontext() if is_compiled else torch._functorch.config.patch(donated_buffer=False):
             is_compiled = True
-            return compiled(inputs.value, inputs.spatial_shapes, inputs.sampling_locations, inputs.attention_weights)
+            return compiled(*arguments(inputs))
 
     return call
 
@@ -220,7 +222,9 @@ BASELINE = "grid_sample"
 PROVIDERS = (
     Provider(name="ours", load=lambda: _ours),
     Provider(name="ours_reference", load=lambda: _reference),
+    Provider(name="ours_compiled", load=lambda: _compile(ms_deform_attn, _sampled)),
     Provider(name="ours_fused", load=_load_fused, form=OFFSETS),
+    Provider(name="ours_fused_compiled", load=lambda: _compile(_fused(), _from_offsets), form=OFFSETS),
     Provider(
         name="ours_from_offsets",
         load=_load_from_offsets,
@@ -229,7 +233,7 @@ PROVIDERS = (
         note="with the softmax and the locations before it, each an operation",
     ),
     Provider(name="grid_sample", load=lambda: _grid_sample),
-    Provider(name="grid_sample_compiled", load=_load_compiled),
+    Provider(name="grid_sample_compiled", load=lambda: _compile(grid_sample_attention, _sampled)),
     Provider(name="original_extension", load=_load_original, devices=("cuda",), dtypes=("float32",)),
     Provider(
         name="msda_triton_rziga",

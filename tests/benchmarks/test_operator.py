@@ -28,7 +28,8 @@ from deformdetr.kernels import ms_deform_attn
 
 QUICK = [case.quick() for case in OPERATOR_CASES]
 TINY = OperatorCase(name="tiny", levels=((4, 5), (2, 3)), batch=2, heads=4, channels=4, points=2, queries=7)
-ON_CPU = {provider.name: provider for provider in PROVIDERS if provider.name != "grid_sample_compiled"}
+COMPILED = [provider.name for provider in PROVIDERS if provider.name.endswith("_compiled")]
+ON_CPU = {provider.name: provider for provider in PROVIDERS if provider.name not in COMPILED}
 
 
 def error_of(candidates, name: str) -> float:
@@ -286,9 +287,10 @@ def test_fused_operator_takes_offsets_and_logits(monkeypatch, seed):
 
 @pytest.mark.compile
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_compiled_grid_sample_agrees(direction, seed):
+@pytest.mark.parametrize("name", COMPILED)
+def test_what_is_compiled_agrees(name, direction, seed):
     problem = prepare_operator(TINY, "float32", direction, "cpu", seed)
-    assert error_of(problem.candidates, "grid_sample_compiled") < problem.tolerance
+    assert error_of(problem.candidates, name) < problem.tolerance
 
 
 @pytest.mark.gpu

@@ -123,7 +123,7 @@ def _sum_bags(
             out += embedding_bag(entries, rows, per_sample_weights=shares, mode="sum").view(out.shape)
     else:
         out += _sum_bfloat16(rows, torch.cat(list(row), 1), torch.cat(list(weight), 1)).view(out.shape)
-    return _are_finite(out)
+    return are_finite(out)
 
 
 def _repair(
@@ -167,11 +167,11 @@ def _differentiate(
     weights = attention.float().flatten(2)
     first, offset = block.locate(locations.float().flatten(2, 4))
     near, far = block.shares(offset)
-    if not _are_finite(grad, weights, near):
+    if not are_finite(grad, weights, near):
         return False
     if by_locations is not None or by_weights is not None:
         columns, lines = _weigh_dots(grad, _rows(value), first, near, far, block)
-        if not _are_finite(columns, lines):
+        if not are_finite(columns, lines):
             return False
         if by_weights is not None:
             by_weights.copy_((columns[0] * near[0]).addcmul_(columns[1], far[0]).view(attention.shape))
@@ -255,6 +255,6 @@ def _rows(part: Float[Tensor, "images along heads channels"]) -> Float32[Tensor,
     return part.contiguous().float().view(-1, part.shape[3])
 
 
-def _are_finite(*tensors: Tensor) -> bool:
+def are_finite(*tensors: Tensor) -> bool:
     """Tell whether all numbers are; huge ones may count as infinite."""
     return all(math.isfinite(tensor.sum().item()) for tensor in tensors)

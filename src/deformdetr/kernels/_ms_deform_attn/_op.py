@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deformdetr.kernels._ms_deform_attn import _dispatch, _reference
+from deformdetr.kernels._ms_deform_attn import _cpu_traced, _dispatch, _reference
 from deformdetr.kernels._ms_deform_attn._levels import Pyramid, trace_levels
 
 
@@ -19,6 +19,8 @@ def attend(
     value: Tensor, pyramid: Pyramid, sampling_locations: Tensor, attention_weights: Tensor, *, deterministic: bool
 ) -> Tensor:
     """Call the operator, with as little in between as the tensors allow."""
+    if _cpu_traced.serves(value, pyramid, attention_weights):
+        return _cpu_traced.attend(value, pyramid, sampling_locations, attention_weights)
     call = choose_way((value, sampling_locations, attention_weights), _Forward, _MappedForward, forward_op)
     out: Tensor = call(value, *pyramid, sampling_locations, attention_weights, deterministic)
     return out
