@@ -7,6 +7,7 @@ with `--table` it only writes the table.
 
 import argparse
 import json
+import math
 import re
 import subprocess
 import tempfile
@@ -31,6 +32,8 @@ NVIDIA = {name: GPUTarget("cuda", number, 32) for name, number in (("sm_80", 80)
 AMD = GPUTarget("hip", "gfx942", 64)
 
 LEVELS = 4
+# How often loops run, the outermost first: over levels, and, in the backward, over pairs of four points.
+TRIPS = (LEVELS, 2)
 # Bytes of a number.
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
@@ -42,7 +45,7 @@ class Code(NamedTuple):
     registers: int
     shared_bytes: int
     executed: int
-    """Instructions of one warp, if the loop over levels is the only one, and runs as often as there are levels."""
+    """Instructions of one warp."""
 
     def count(self, pattern: str) -> int:
         return sum(n for name, n in self.instructions.items() if re.match(pattern, name))
@@ -105,7 +108,7 @@ def disassemble(compiled: Any) -> Code:
         )
     found: list[str] = []
     labels: dict[str, int] = {}
-    repeated = 0
+    loops: list[tuple[int, int]] = []
     for line in text.splitlines():
         if label := re.match(r"(\.L_x_\d+):", line):
             labels[label[1]] = len(found)
@@ -114,12 +117,18 @@ def disassemble(compiled: Any) -> Code:
             target = re.search(r"`\((\.L_x_\d+)\)", instruction[2])
             # The last instruction of every kernel jumps to itself.
             if instruction[1].startswith("BRA") and target and labels.get(target[1], len(found)) < len(found) - 1:
-                repeated += len(found) - labels[target[1]]
+                loops.append((labels[target[1]], len(found)))
     registers = re.search(r"REG:(\d+)", usage)
     if not found or registers is None:
         raise RuntimeError(f"cannot read what the CUDA tools say: {usage}")
-    executed = len(found) + (LEVELS - 1) * repeated
+    executed = sum(_times(number, loops) for number in range(len(found)))
     return Code(Counter(found), int(registers[1]), compiled.metadata.shared, executed)
+
+
+def _times(number: int, loops: list[tuple[int, int]]) -> int:
+    """Say how often an instruction runs that so many of the loops are around."""
+    depth = sum(first <= number < end for first, end in loops)
+    return math.prod(TRIPS[:depth])
 
 
 def measure() -> dict[str, Any]:

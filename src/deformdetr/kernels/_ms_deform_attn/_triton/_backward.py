@@ -164,7 +164,8 @@ def ms_deform_attn_backward(
             )
         width_in_float, height_in_float = width.to(tl.float32), height.to(tl.float32)
         grad_x, grad_y, grad_w, grad_h = zero, zero, zero, zero
-        for point in tl.static_range(P):
+        # Compilers take time with the square of what is unrolled.
+        for point in tl.range(P, loop_unroll_factor=2):
             index = row * (L * P) + (level * P + point)
             x, y = load_xy(locations, index)
             weight = tl.load(weights + index).to(tl.float32)
