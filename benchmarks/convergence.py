@@ -66,30 +66,31 @@ _DEFORMABLE = DeformableDETRConfig().replace(**_SIZES, **_LEVELS)
 _DN = preset("dn_deformable_detr_r50").replace(**_SIZES, **_LEVELS)
 _FEW_NOISED = {"kind": "cdn", "dn_number": 20}
 _MORE = 4 * DATA.num_train
+# An epoch is a pass over the pictures of most variants, and as many steps for those that have more.
+EPOCHS = 60
 
 
 class Variant(NamedTuple):
-    """A model, for how many epochs and with what learning rate it is trained, and on how many pictures."""
+    """A model, with what learning rate it is trained, and on how many pictures."""
 
     label: str
     model: DETRConfig | DeformableDETRConfig
-    epochs: int
     lr: float
     num_train: int = DATA.num_train
 
 
 VARIANTS: Mapping[str, Variant] = {
-    "detr": Variant("DETR", _DETR, 200, 3e-4),
-    "detr_dc5": Variant("DETR-DC5", _DC5, 200, 3e-4),
-    "detr_dc5_plus": Variant("DETR-DC5, focal loss", _DC5.replace(criterion=CriterionConfig()), 200, 3e-4),
-    "deformable_detr": Variant("Deformable DETR", _DEFORMABLE, 20, 1e-3),
-    "refine": Variant("+ box refinement", _DEFORMABLE.replace(with_box_refine=True), 20, 1e-3),
-    "two_stage": Variant("++ two-stage", _DEFORMABLE.replace(with_box_refine=True, two_stage=True), 20, 1e-3),
-    "anchors": Variant("DN without denoising", _DN.replace(denoising=None), 20, 1e-3),
-    "denoising": Variant("DN", _DN, 20, 1e-3),
-    "dino": Variant("DINO", preset("dino_r50_4scale").replace(**_SIZES, **_LEVELS, denoising=_FEW_NOISED), 20, 1e-3),
-    "detr_dc5_more": Variant(f"DETR-DC5, {_MORE:,} pictures", _DC5, 50, 3e-4, _MORE),
-    "deformable_detr_more": Variant(f"Deformable DETR, {_MORE:,} pictures", _DEFORMABLE, 2, 1e-3, _MORE),
+    "detr": Variant("DETR", _DETR, 3e-4),
+    "detr_dc5": Variant("DETR-DC5", _DC5, 3e-4),
+    "detr_dc5_plus": Variant("DETR-DC5, focal loss", _DC5.replace(criterion=CriterionConfig()), 3e-4),
+    "deformable_detr": Variant("Deformable DETR", _DEFORMABLE, 1e-3),
+    "refine": Variant("+ box refinement", _DEFORMABLE.replace(with_box_refine=True), 1e-3),
+    "two_stage": Variant("++ two-stage", _DEFORMABLE.replace(with_box_refine=True, two_stage=True), 1e-3),
+    "anchors": Variant("DN without denoising", _DN.replace(denoising=None), 1e-3),
+    "denoising": Variant("DN", _DN, 1e-3),
+    "dino": Variant("DINO", preset("dino_r50_4scale").replace(**_SIZES, **_LEVELS, denoising=_FEW_NOISED), 1e-3),
+    "detr_dc5_more": Variant(f"DETR-DC5, {_MORE:,} pictures", _DC5, 3e-4, _MORE),
+    "deformable_detr_more": Variant(f"Deformable DETR, {_MORE:,} pictures", _DEFORMABLE, 1e-3, _MORE),
 }
 BASELINES = ("detr", "detr_dc5", "detr_dc5_plus", "detr_dc5_more")
 # Which variants have their learning rate chosen out of these, after how many epochs; the rest take theirs over.
@@ -101,8 +102,9 @@ METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium")
 def experiment(name: str, *, lr: float, epochs: int, seed: int, is_quick: bool) -> Experiment:
     """Describe one run; a quick one learns nothing, but shows that it works."""
     variant = VARIANTS[name]
-    settings = TRAIN.replace(lr=lr, epochs=epochs, seed=seed)
-    if variant.num_train != DATA.num_train:
+    passes = variant.num_train // DATA.num_train
+    settings = TRAIN.replace(lr=lr, epochs=epochs // passes, seed=seed)
+    if passes > 1:
         settings = settings.replace(eval_every=1, save_every=1)
     if not is_quick:
         return Experiment(model=variant.model, data=DATA.replace(num_train=variant.num_train), train=settings)
@@ -117,11 +119,10 @@ def tune(names: Sequence[str], runs: Path, *, is_quick: bool = False) -> None:
             _train(name, runs, lr=lr, epochs=TUNED[name], seed=0, is_quick=is_quick)
 
 
-def run(names: Sequence[str], runs: Path, *, seed: int = 0, epochs: int | None = None, is_quick: bool = False) -> None:
-    """Train variants one after the other, each from where it was stopped; `epochs` takes the place of their own."""
+def run(names: Sequence[str], runs: Path, *, seed: int = 0, epochs: int = EPOCHS, is_quick: bool = False) -> None:
+    """Train variants one after the other, each from where it was stopped."""
     for name in names:
-        variant = VARIANTS[name]
-        _train(name, runs, lr=variant.lr, epochs=epochs or variant.epochs, seed=seed, is_quick=is_quick)
+        _train(name, runs, lr=VARIANTS[name].lr, epochs=epochs, seed=seed, is_quick=is_quick)
 
 
 def _train(name: str, runs: Path, *, lr: float, epochs: int, seed: int, is_quick: bool) -> None:
@@ -202,13 +203,13 @@ def _passes(row: Mapping[str, Any]) -> int:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Write precision over the epochs, and after how many each variant has what a DETR has at best."""
+    """Write precision over the epochs, and after how many each variant has what a DETR has at best in as many."""
     found = {name: mean_curve(runs) for name, runs in curves(results).items()}
     last = max(max(curve) for curve in found.values())
-    epochs = [epoch for epoch in (4, 8, 12, 20, 40, 80, 120, 160, 200) if epoch <= last]
+    epochs = [epoch for epoch in (4, 8, 12, 20, 40, EPOCHS, 2 * EPOCHS, 200) if epoch <= last]
     baselines = [name for name in BASELINES if name in found]
     heads = ["", "parameters", "seconds per epoch", *(f"epoch {epoch}" for epoch in epochs), "on training pictures"]
-    heads += [f"epochs to the best of {VARIANTS[name].label}" for name in baselines]
+    heads += [f"epochs to the best of {VARIANTS[name].label} in {EPOCHS}" for name in baselines]
     rows = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     for name, curve in found.items():
         own = next(row for row in results["runs"] if row["variant"] == name and row["lr"] == VARIANTS[name].lr)
@@ -217,7 +218,7 @@ def table(results: Mapping[str, Any]) -> str:
         rows[-1] += [f"{own['seconds_per_epoch'] / _passes(own):.1f}"]
         rows[-1] += [_pair(curve[epoch]) if epoch in curve else "" for epoch in epochs]
         rows[-1] += [f"{_pair(fitted)}, epoch {fitted['epoch'] * _passes(own)}"]
-        rows[-1] += [_reaching(curve, found[baseline]) for baseline in baselines]
+        rows[-1] += [_reaching(curve, _until(found[baseline], EPOCHS)) for baseline in baselines]
     return _join(rows)
 
 
@@ -250,20 +251,27 @@ def _join(rows: Sequence[Sequence[str]]) -> str:
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """Say after how many epochs Deformable DETR has what a DETR has at best."""
+    """Say after how many epochs Deformable DETR has what a DETR has at best: in as many for both, and in all it had."""
     found = {name: mean_curve(runs) for name, runs in curves(results).items()}
     sentences = []
     for name in BASELINES:
         if name not in found:
             continue
-        epoch, precision = highest(found[name])
-        reached = first_reaching(found["deformable_detr"], precision)
-        share = "never has" if reached is None else f"after {reached} ({reached / epoch:.1%}) has"
-        sentences.append(
-            f"{VARIANTS[name].label} is best after {epoch} of {max(found[name])} epochs, with an AP of "
-            f"{precision:.3f}; Deformable DETR {share} as much."
-        )
+        last = max(found[name])
+        parts = [_compare(found, name, epochs) for epochs in sorted({min(EPOCHS, last), last})]
+        sentences.append(f"{VARIANTS[name].label} reaches an AP of {', and of '.join(parts)}.")
     return " ".join(sentences)
+
+
+def _compare(found: Mapping[str, Curve], name: str, epochs: int) -> str:
+    precision = highest(_until(found[name], epochs))[1]
+    reached = first_reaching(found["deformable_detr"], precision)
+    share = "never has" if reached is None else f"has after {reached} ({reached / epochs:.1%})"
+    return f"{precision:.3f} in {epochs} epochs, which Deformable DETR {share}"
+
+
+def _until(curve: Curve, last: int) -> Curve:
+    return {epoch: metrics for epoch, metrics in curve.items() if epoch <= last}
 
 
 def provenance(results: Mapping[str, Any]) -> str:
@@ -273,7 +281,7 @@ def provenance(results: Mapping[str, Any]) -> str:
     missing = [variant.label for name, variant in VARIANTS.items() if name not in curves(results)]
     return (
         f"Of the {sum(objects.values()):,} objects in the validation pictures {objects['small']:,} are small and "
-        f"{objects['medium']:,} medium. {commands}, stopped when time was up; torch "
+        f"{objects['medium']:,} medium. {commands}, some trained on with `--epochs`; torch "
         f"{environment['torch'].split('+')[0]}, deformdetr {environment['deformdetr']}, commit {results['commit']}, "
         f"{environment['threads']} thread of a busy x86-64 CPU, so that seconds are an upper bound; one seed. "
         f"`benchmarks/results/{STORED.name}` has every evaluation."
@@ -308,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--collect", action="store_true", help="read the runs as far as they went")
     parser.add_argument("--only", choices=VARIANTS, action="append", help="only this variant; repeat it for several")
     parser.add_argument("--seed", type=int, default=0, help="of weights and order (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, help="in place of a variant's own; a later call goes on")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="how many; more go on (default: %(default)s)")
     parser.add_argument("--runs", type=Path, default=RUNS, help="where runs are kept (default: runs/convergence)")
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works; nothing is stored")
     parser.add_argument("--commit", default="unknown", help="commit of the code that is measured")

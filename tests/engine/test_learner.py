@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deformdetr.data import build_dataset, collate
-from deformdetr.engine import Processes
+from deformdetr.engine import ConfigError, Processes
 from deformdetr.engine._learner import Learner
 from experiments import tiny_experiment
 
@@ -69,3 +69,32 @@ def test_batch_without_any_object_can_be_learnt_from(samples):
     assert values["loss_bbox"] == 0
     assert values["loss"] > 0
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_what_is_frozen_gets_no_gradient_and_stays_in_evaluation_mode(samples):
+    model = tiny_experiment().model.build()
+    learner = learner_of(model, trainable=["decoder.layers.1", "class_heads"])
+    learner.start_epoch()
+    parts = ("decoder.layers.1", "class_heads")
+    assert model.training
+    assert model.decoder.training
+    for name, module in model.named_modules():
+        is_around = any(part.startswith(f"{name}." if name else "") for part in parts)
+        assert module.training == (is_around or name.startswith(parts)), name
+    learner.learn(*collate(samples), step=1, group_size=1, is_last=True)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == name.startswith(parts), name
+        assert (parameter.grad is not None) == name.startswith(parts), name
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("mask_heads", "train.trainable: the model has no part 'mask_heads'; its parts are backbone, "),
+        ("", "train.trainable: the model has no part ''"),
+        ("position", "train.trainable: 'position' has no parameter that trains"),
+    ],
+)
+def test_parts_that_cannot_train_are_refused(part, message):
+    with pytest.raises(ConfigError, match=message):
+        learner_of(tiny_experiment().model.build(), trainable=[part])

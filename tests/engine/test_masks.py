@@ -118,6 +118,22 @@ def test_a_detector_that_was_trained_without_masks_starts_a_run_with_them(finish
     assert result.metrics["segm"]["AP"] is not None
 
 
+def test_the_mask_head_alone_may_train(finished_run: Path, tmp_path: Path) -> None:
+    start = finished_run / "best.pt"
+    settings = {"epochs": 2, "init_checkpoint": start, "trainable": ["mask_head"], "gradient_checkpointing": True}
+    result = train(experiment(MODELS["deformable_detr"], **settings), tmp_path / "run")
+    before, after = (torch.load(path, weights_only=True)["model"] for path in (start, result.run / "last.pt"))
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert set(after) - set(before) == {name for name in after if name.startswith("mask_head.")}
+    first, last = (json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines())
+    assert first["AP"] == last["AP"] == evaluate_run(start, output=tmp_path / "before.json").metrics["AP"]
+    # Group norms start with ones.
+    assert not after["mask_head.convolutions.norms.0.weight"].eq(1).any()
+    # Boxes being equal, masks decide which checkpoint is the best.
+    _, best = load_run(result.run, prefer=("best.pt",))
+    assert best.epoch == (2 if last["segm"]["AP"] > first["segm"]["AP"] else 1)
+
+
 def test_masks_are_one_switch_of_a_config_file(masks_run: Path) -> None:
     read = load_config(masks_run / "config.yaml", Experiment)
     assert read.model.masks

@@ -83,6 +83,11 @@ class TrainConfig(Config):
         description="Start from these weights, of any format that load_checkpoint reads; class heads may differ, and a "
         "mask head may be missing.",
     )
+    trainable: tuple[str, ...] = Field(
+        default=(),
+        description="Parts of the model that train, such as mask_head, while all others stay as they are; none means "
+        "all.",
+    )
 
 
 def _complete_model(model: Any) -> Any:

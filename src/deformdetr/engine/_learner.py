@@ -12,6 +12,7 @@ from deformdetr.engine._errors import TrainingError
 from deformdetr.engine._gradient_checkpointing import enable_gradient_checkpointing
 from deformdetr.engine._optimizer import build_optimizer, set_learning_rate
 from deformdetr.engine._processes import Processes
+from deformdetr.engine._trainable import freeze_all_but
 from deformdetr.losses import SetCriterion
 from deformdetr.models import DETR, DeformableDETR, needs_targets
 from deformdetr.structures import ImageBatch, Target
@@ -39,6 +40,7 @@ class Learner:
         self, model: DeformableDETR | DETR, criterion: SetCriterion, config: TrainConfig, processes: Processes
     ) -> None:
         self.module = model.to(processes.device)
+        self._frozen = freeze_all_but(self.module, config.trainable)
         if config.gradient_checkpointing:
             enable_gradient_checkpointing(self.module)
         self.device = processes.device
@@ -52,8 +54,10 @@ class Learner:
         self._where = ""
 
     def start_epoch(self) -> None:
-        """Switch to training mode."""
+        """Switch to training mode, apart from what is frozen."""
         self._model.train()
+        for module in self._frozen:
+            module.training = False
 
     def learn(
         self, images: ImageBatch, targets: Sequence[Target], *, step: int, group_size: int, is_last: bool

@@ -100,7 +100,7 @@ class _Training:
         self.epoch = 0 if checkpoint is None else checkpoint.epoch
         self._step = 0 if checkpoint is None else checkpoint.step
         self._metrics: dict[str, Any] = {} if checkpoint is None else checkpoint.metrics
-        self._best: float | None = None
+        self._best: tuple[float, float] | None = None
         # Every process starts from the same weights.
         seed_everything(self._config.seed, rank=0, epoch=0)
         with processes.main_first():
@@ -124,7 +124,7 @@ class _Training:
                 display.say(line)
             while self.epoch < self._config.epochs and self._step < self._total_steps:
                 self._run_epoch(display)
-        return TrainResult(self._run.path, self.epoch, self._step, self._metrics, self._best)
+        return TrainResult(self._run.path, self.epoch, self._step, self._metrics, self._best and self._best[0])
 
     def _run_epoch(self, display: ProgressDisplay) -> None:
         started = time.monotonic()
@@ -144,9 +144,9 @@ class _Training:
         if is_last or self.epoch % self._config.eval_every == 0:
             self._metrics = dict(self._evaluate(display).metrics)
             row |= self._metrics
-            precision = self._metrics["AP"]
-            is_best = precision is not None and (self._best is None or precision > self._best)
-            self._best = precision if is_best else self._best
+            score = _score(self._metrics)
+            is_best = score is not None and (self._best is None or score > self._best)
+            self._best = score if is_best else self._best
         if self._processes.is_main:
             display.say(_summary(row, self._config.epochs))
             self._save(row, is_best=is_best, is_due=is_last or self.epoch % self._config.save_every == 0)
@@ -244,6 +244,13 @@ def _build(experiment: Experiment, checkpoint: Checkpoint | None) -> tuple[Defor
         return model, []
     report = load_checkpoint(model, expand_path(source), drop_class_head=True, new_mask_head=True)
     return model, [f"{source}: {report}"]
+
+
+def _score(metrics: dict[str, Any]) -> tuple[float, float] | None:
+    """Give what tells the better of two checkpoints: the AP of boxes, and of equal ones that of masks."""
+    if metrics["AP"] is None:
+        return None
+    return metrics["AP"], metrics.get("segm", {}).get("AP") or 0.0
 
 
 def _summary(row: dict[str, Any], epochs: int) -> str:

@@ -22,7 +22,7 @@ class DETR(nn.Module):
         encoder: Refines the feature map.
         decoder: Turns queries into what the heads read.
         num_queries: How many objects can be found at most.
-        class_head: A query's logits; the last one stands for "no object".
+        class_head: A query's logits; under a softmax, the last one stands for "no object".
         box_head: A query's box before the sigmoid, (cx, cy, w, h).
         aux_loss: Whether to return the predictions of all decoder layers, as the auxiliary losses need them.
         mask_head: Predicts the queries' masks; None leaves them out.
