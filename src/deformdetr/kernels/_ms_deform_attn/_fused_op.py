@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from deformdetr.kernels._ms_deform_attn._levels import Pyramid
-from deformdetr.kernels._ms_deform_attn._op import choose_way
+from deformdetr.kernels._ms_deform_attn._op import choose_way, eager_function
 
 
 def attend(
@@ -149,21 +149,5 @@ fused_forward_op.register_autograd(_differentiate_forward, setup_context=_save_f
 fused_backward_op.register_autograd(_differentiate_backward, setup_context=_save_backward)
 
 
-class _Forward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        out = _run_forward(*inputs)
-        _save_forward(ctx, inputs, out)
-        return out
-
-    backward = staticmethod(_differentiate_forward)
-
-
-class _Backward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        grads = _run_backward(*inputs)
-        _save_backward(ctx, inputs, grads)
-        return grads
-
-    backward = staticmethod(_differentiate_backward)
+_Forward = eager_function("FusedMSDeformAttn", _run_forward, _save_forward, _differentiate_forward)
+_Backward = eager_function("FusedMSDeformAttnBackward", _run_backward, _save_backward, _differentiate_backward)

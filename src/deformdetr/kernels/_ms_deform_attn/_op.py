@@ -5,6 +5,7 @@ as single nodes. Eager calls and the transforms of `torch.func` take two autogra
 dispatch of a custom op takes longer than a decoder's kernel, and `torch.func.grad` does not go through one.
 """
 
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,20 @@ def choose_way(
         return op
     way: Callable[..., Any] = (mapped if is_transformed() else eager).apply
     return way
+
+
+def eager_function(
+    name: str, run: Callable[..., Any], save: Callable[..., None], differentiate: Callable[..., Any]
+) -> type[torch.autograd.Function]:
+    """Make an autograd function for eager calls out of what makes a custom op differentiable."""
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = run(*inputs)
+        save(ctx, inputs, output)
+        return output
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(differentiate)}
+    return types.new_class(name, (torch.autograd.Function,), exec_body=lambda namespace: namespace.update(members))
 
 
 def is_transformed() -> bool:
@@ -246,24 +261,8 @@ forward_op.register_autograd(_differentiate_forward, setup_context=_save_forward
 backward_op.register_autograd(_differentiate_backward, setup_context=_save_backward)
 
 
-class _Forward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        out = _run_forward(*inputs)
-        _save_forward(ctx, inputs, out)
-        return out
-
-    backward = staticmethod(_differentiate_forward)
-
-
-class _Backward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        grads = _run_backward(*inputs)
-        _save_backward(ctx, inputs, grads)
-        return grads
-
-    backward = staticmethod(_differentiate_backward)
+_Forward = eager_function("MSDeformAttn", _run_forward, _save_forward, _differentiate_forward)
+_Backward = eager_function("MSDeformAttnBackward", _run_backward, _save_backward, _differentiate_backward)
 
 
 class _MappedForward(torch.autograd.Function):
