@@ -99,7 +99,7 @@ def _weigh_pixels(
     x, left, right = along(0, width, last_x, has_right)
     y, upper, lower = along(1, height, last_y, has_lower)
     image = torch.arange(batch, dtype=torch.int32, device=locations.device)[:, None, None] * pixels
-    head = torch.arange(heads, dtype=torch.int32, device=locations.device).repeat_interleave(len(width) // heads)
+    head = torch.arange(heads, dtype=torch.int32, device=locations.device).repeat_interleave(width.shape[0] // heads)
     first = (image + start + y * width + x) * heads + head
     upper, lower = upper * attention, lower * attention
     return first, torch.stack([left * upper, right * upper, left * lower, right * lower])
@@ -128,7 +128,7 @@ def _sum_rows(value: Tensor, first: Tensor, weights: Tensor, spatial_shapes: lis
     batch, queries, _ = first.shape
     rows = value.reshape(-1, value.shape[3])
     bags = batch * queries * value.shape[2]
-    steps = _prepare(value, first, spatial_shapes, repeats).corners
+    steps = _block_of(value, first, spatial_shapes, repeats).corners
     weights = weights.reshape(4, bags, -1)
     out = value.new_zeros(bags, value.shape[3])
     for step, shares in zip(steps, weights, strict=True):
@@ -154,7 +154,7 @@ def _differentiate_sum(
     """Give the gradients by value and weights, an empty one where it is not needed."""
     channels = value.shape[3]
     grad, rows = (tensor.reshape(-1, channels) for tensor in (grad_output, value))
-    block = _prepare(value, first, spatial_shapes, repeats)
+    block = _block_of(value, first, spatial_shapes, repeats)
     by_value, by_weights = value.new_empty(0), weights.new_empty(0)
     if needs_weights:
         row = torch.stack([first + step for step in block.corners], -1).view(len(grad), -1)
@@ -174,7 +174,8 @@ def _differentiate_sum(
     return by_value, by_weights
 
 
-def _prepare(value: Tensor, first: Tensor, spatial_shapes: list[int], repeats: list[int]) -> Block:
+def _block_of(value: Tensor, first: Tensor, spatial_shapes: list[int], repeats: list[int]) -> Block:
+    """Give the constants that go with rows; the same as the last time, mostly."""
     levels = read_levels(Pyramid(None, spatial_shapes, repeats), value.shape[1])
     points = first.shape[2] // (value.shape[2] * len(levels))
     return make_block(levels, points, value.shape, queries=first.shape[1])
