@@ -9,8 +9,6 @@ from benchmarks.problems.model import MODELS, prepare_model
 from benchmarks.problems.models import HuggingFace, Ours, describe, draw_batch
 from benchmarks.runner import Settings, run_problem
 
-pytest.importorskip("transformers")
-
 CASES = {case.variant: case.quick() for case in MODEL_CASES}
 
 

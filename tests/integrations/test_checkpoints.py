@@ -4,6 +4,7 @@ import argparse
 import pathlib
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -81,7 +82,7 @@ def save_original(state, path):
 
 
 def save_safetensors(state, path):
-    pytest.importorskip("safetensors.torch").save_file({name: value.clone() for name, value in state.items()}, path)
+    safetensors.torch.save_file({name: value.clone() for name, value in state.items()}, path)
 
 
 @pytest.mark.parametrize(

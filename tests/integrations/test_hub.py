@@ -5,6 +5,7 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -13,8 +14,6 @@ from deformdetr import preset
 from deformdetr.config import DETRConfig, ResNetConfig, load_config
 from deformdetr.integrations import CheckpointError
 from deformdetr.integrations.hub import from_pretrained, pretrained_config, push_to_hub, save_pretrained
-
-huggingface_hub = pytest.importorskip("huggingface_hub")
 
 TINY_DETR = DETRConfig(
     num_classes=5,

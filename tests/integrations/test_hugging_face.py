@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from checkpoints import tiny_config
@@ -18,8 +19,6 @@ from deformdetr.integrations import (
     to_hugging_face,
     translate_state_dict,
 )
-
-transformers = pytest.importorskip("transformers")
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "single_scale": {"num_feature_levels": 1},

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from accelerate import hooks
 from torch import Tensor, nn
 
 from deformdetr.integrations.transformers import accelerate
 from deformdetr.kernels import ms_deform_attn
-
-transformers = pytest.importorskip("transformers")
 
 
 def build(name: str, **config: Any) -> nn.Module:
@@ -394,7 +394,6 @@ def test_copies_are_accelerated_with_their_own_weights_and_pickling_works(family
 
 @pytest.mark.parametrize("family", WAYS)
 def test_hooks_of_the_accelerate_package_stay(family: str, rng, monkeypatch):
-    hooks = pytest.importorskip("accelerate.hooks")
     seen = []
 
     class Note(hooks.ModelHook):
