@@ -28,6 +28,7 @@ VARIANTS = {
     "box_refine": tiny_config(**SMALL | {"num_decoder_layers": 2}, num_feature_levels=2, with_box_refine=True),
     "two_stage": tiny_config(**SMALL, num_feature_levels=2, with_box_refine=True, two_stage=True),
     "detr": tiny_detr_config(**SMALL),
+    "masks": tiny_detr_config(**SMALL, masks=True),
 }
 
 
@@ -135,10 +136,15 @@ def run_of(model, postprocess=None, change=lambda tensors, choices: None):
 
         with torch.no_grad(), Watch():
             outputs = model(inputs["images"], inputs["padding_mask"])
-            tensors = {name: outputs[name].clone() for name in ("pred_logits", "pred_boxes")}
+            names = ("pred_logits", "pred_boxes", "pred_masks")
+            tensors = {name: outputs[name].clone() for name in names if name in outputs}
             if postprocess is not None:
-                found = postprocess(outputs, inputs["image_sizes"])
+                logits = tensors.pop("pred_masks", None)
+                found = postprocess({name: outputs[name] for name in tensors}, inputs["image_sizes"])
                 tensors |= {name: torch.stack([each[name] for each in found]) for name in found[0]}
+                if logits is not None:
+                    # Of the softmax, which keeps the order of the queries.
+                    tensors["masks"] = logits.sigmoid()
         change(tensors, seen)
         return FileOutputs(tensors, seen)
 
@@ -166,6 +172,20 @@ def test_any_other_number_is_a_difference(name, rng):
     batch = padded_batch(rng, (64, 96), (80, 50))
     found = compare(model, run_of(model, postprocess, change), batch, postprocess=postprocess)
     assert not found.is_within(1e-3)
+
+
+@pytest.mark.parametrize(("postprocess", "name"), [(SoftmaxPostProcess(), "masks"), (None, "pred_masks")])
+def test_other_masks_are_a_difference(postprocess, name, rng):
+    def change(tensors, choices):
+        tensors[name][1, 3, 5, 5] += 0.01
+
+    model, batch = built("masks").eval(), padded_batch(rng, (64, 96), (80, 50))
+    same = compare(model, run_of(model, postprocess), batch, postprocess=postprocess)
+    assert same.is_within(1e-6)
+    found = compare(model, run_of(model, postprocess, change), batch, postprocess=postprocess)
+    assert found.masks == pytest.approx(0.01, abs=1e-5)
+    assert not found.is_within(1e-3)
+    assert "masks 0.01" in str(found)
 
 
 def test_proposals_are_compared_as_the_file_has_chosen_them(rng):
@@ -268,7 +288,8 @@ def test_exported_program_serves_other_sizes_with_and_without_the_operator(rng):
     [
         ("single_scale", "gather", 25),
         ("two_stage", "grid_sample", 20),
-        ("detr", "grid_sample", 17),
+        ("masks", "grid_sample", 17),
+        pytest.param("detr", "gather", 18, marks=pytest.mark.slow),
         pytest.param("multi_scale", "grid_sample", 18, marks=pytest.mark.slow),
         pytest.param("box_refine", "gather", 17, marks=pytest.mark.slow),
     ],
@@ -299,11 +320,12 @@ def test_onnx_file_computes_what_the_model_does(variant, sampling, opset, tmp_pa
     assert {each.domain: each.version for each in content.opset_import}[""] == opset
     assert {node.domain for node in content.graph.node} <= {"", "ai.onnx"}
     assert any(node.op_type == "GridSample" for node in content.graph.node) == (
-        sampling == "grid_sample" and variant != "detr"
+        sampling == "grid_sample" and variant not in ("detr", "masks")
     )
     axes = [axis.dim_param or axis.dim_value for axis in content.graph.input[0].type.tensor_type.shape.dim]
     assert axes == ["batch", 3, "height", "width"]
-    assert [each.name for each in content.graph.output] == ["pred_logits", "pred_boxes", "boxes", "scores", "labels"]
+    names = ["pred_logits", "pred_boxes", "boxes", "scores", "labels", *(["masks"] if variant == "masks" else [])]
+    assert [each.name for each in content.graph.output] == names
     assert content.metadata_props[0].key == "names"
     assert list(tmp_path.iterdir()) == [path]
 

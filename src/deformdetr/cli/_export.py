@@ -43,11 +43,12 @@ class Export(BaseModel):
     sampling: Sampling = Field(default="grid_sample", description="What deformable attention becomes.")
     opset: int = Field(default=18, description="Version of ONNX's operators, 17 or newer.")
     postprocess: CliToggleFlag[bool] = Field(
-        default=False, description="Let the file give boxes in pixels, scores and labels, too."
+        default=False,
+        description="Let the file give boxes in pixels, scores, labels and masks, too.",
     )
     images: list[Path] = Field(default=[], description="Image files to compare on; by default, two to evaluate on.")
     tolerance: PositiveFloat = Field(
-        default=1e-3, description="Largest difference of a logit, and of a box as a fraction of the image."
+        default=1e-3, description="Largest difference of a logit or a mask, and of a box as a fraction of the image."
     )
     force: CliToggleFlag[bool] = Field(default=False, description="Replace the file if it exists.")
 
@@ -109,13 +110,14 @@ def _shapes(data: AnyDataConfig) -> list[Float[Tensor, "3 _ _"]]:
 
 def _show(report: ExportReport) -> None:
     console = Console(highlight=False)
-    has_detections = report.comparisons[0].detections is not None
-    table = Table("images", "height", "width", "logits", "boxes", *["detections"] * has_detections)
+    first = report.comparisons[0]
+    optional = [name for name in ("detections", "masks") if getattr(first, name) is not None]
+    table = Table("images", "height", "width", "logits", "boxes", *optional)
     for column in table.columns:
         column.justify = "right"
     for each in report.comparisons:
         sizes = map(str, (each.images, each.height, each.width))
-        numbers = (each.logits, each.boxes, each.detections)
+        numbers = (each.logits, each.boxes, each.detections, each.masks)
         table.add_row(*sizes, *(f"{number:.1e}" for number in numbers if number is not None))
     console.print("largest differences between the file and the model:")
     console.print(table)

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from deformdetr.boxes import cxcywh_to_xyxy, scale_boxes
-from deformdetr.integrations._export_program import AnyPostProcess, ExportError
+from deformdetr.integrations._export_program import AnyPostProcess, ExportError, probable_masks
+from deformdetr.models import Selection
 from deformdetr.structures import ImageBatch
 
 
@@ -38,6 +39,7 @@ class Comparison:
         boxes: Largest difference of a box's coordinate, as a fraction of the image.
         detections: Largest difference of a score or a label, or of a box as a fraction of the image, between the file's
             detections and those that the model's post-processing makes of the file's predictions; None without it.
+        masks: Largest difference of a mask's logit or, with post-processing, its probability; None without masks.
     """
 
     images: int
@@ -46,15 +48,18 @@ class Comparison:
     logits: float
     boxes: float
     detections: float | None
+    masks: float | None = None
 
     def is_within(self, tolerance: float) -> bool:
         """Tell whether no difference is larger; NaN is larger than anything."""
-        return all(number <= tolerance for number in (self.logits, self.boxes, self.detections or 0.0))
+        numbers = (self.logits, self.boxes, self.detections, self.masks)
+        return all(number <= tolerance for number in numbers if number is not None)
 
     def __str__(self) -> str:
         images = f"{self.images} image{'s' if self.images > 1 else ''} of {self.height} x {self.width}"
-        detections = "" if self.detections is None else f", detections {self.detections:.2g}"
-        return f"{images}: logits {self.logits:.2g}, boxes {self.boxes:.2g}{detections}"
+        others = {"detections": self.detections, "masks": self.masks}
+        parts = [f", {name} {number:.2g}" for name, number in others.items() if number is not None]
+        return f"{images}: logits {self.logits:.2g}, boxes {self.boxes:.2g}{''.join(parts)}"
 
 
 def check_batches(images: Sequence[Float[Tensor, "3 _ _"]]) -> list[ImageBatch]:
@@ -87,9 +92,15 @@ def compare(model: nn.Module, run: Run, batch: ImageBatch, *, postprocess: AnyPo
         of_logits = [_difference(tensors["pred_logits"], outputs["pred_logits"]), *choosing.differences]
         of_boxes = [_difference(tensors["pred_boxes"], outputs["pred_boxes"])]
         of_detections = []
+        of_masks = []
         if postprocess is not None:
             choosing.differences.clear()
-            of_detections = [*_detection_differences(tensors, postprocess, sizes), *choosing.differences]
+            selected = postprocess.select({"pred_logits": tensors["pred_logits"], "pred_boxes": tensors["pred_boxes"]})
+            of_detections = [*_detection_differences(tensors, selected, sizes), *choosing.differences]
+            if "pred_masks" in outputs:
+                of_masks.append(_difference(tensors["masks"], probable_masks(outputs["pred_masks"], selected)))
+        elif "pred_masks" in outputs:
+            of_masks.append(_difference(tensors["pred_masks"], outputs["pred_masks"]))
     if choosing.left:
         raise ExportError(f"the exported file has {len(choosing.left)} top-k more than the model")
     count, _, height, width = batch.images.shape
@@ -100,6 +111,7 @@ def compare(model: nn.Module, run: Run, batch: ImageBatch, *, postprocess: AnyPo
         logits=_largest(of_logits),
         boxes=_largest(of_boxes),
         detections=_largest(of_detections) if of_detections else None,
+        masks=_largest(of_masks) if of_masks else None,
     )
 
 
@@ -126,9 +138,8 @@ class _Choosing(TorchFunctionMode):
 
 
 def _detection_differences(
-    tensors: Mapping[str, Tensor], postprocess: AnyPostProcess, sizes: Int64[Tensor, "batch 2"]
+    tensors: Mapping[str, Tensor], selected: Selection, sizes: Int64[Tensor, "batch 2"]
 ) -> list[Tensor]:
-    selected = postprocess.select({"pred_logits": tensors["pred_logits"], "pred_boxes": tensors["pred_boxes"]})
     return [
         _difference(scale_boxes(tensors["boxes"], (1 / sizes)[:, None]), cxcywh_to_xyxy(selected.boxes)),
         _difference(tensors["scores"], selected.scores),

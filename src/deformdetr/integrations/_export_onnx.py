@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
+from torch.utils._pytree import tree_unflatten
 
 from deformdetr.integrations._export_check import Comparison, FileOutputs, Run, check_batches, compare
 from deformdetr.integrations._export_program import AnyPostProcess, ExportError, export_program
@@ -79,7 +80,7 @@ def export_onnx(
         opset: Version of ONNX's operators, 17 or newer.
         postprocess: What turns predictions into detections, to be part of the file.
         images: Normalised images of any sizes to compare on; None draws noise.
-        tolerance: Largest difference of a logit, and of a box as a fraction of the image.
+        tolerance: Largest difference of a logit (or a mask's probability), and of a box as a fraction of the image.
         metadata: Kept in the file.
         overwrite: Whether to replace a file.
 
@@ -151,7 +152,8 @@ def _translate(
     table = {**decompositions(sampling), torch.ops.aten.upsample_nearest2d.vec: _resize_to_nearest}
     program = export_program(model, postprocess=postprocess).run_decompositions(table)
     inputs = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
-    outputs = ["pred_logits", "pred_boxes", *(["boxes", "scores", "labels"] if postprocess else [])]
+    spec = program.call_spec.out_spec
+    outputs = list(tree_unflatten(range(spec.num_leaves), spec))
     newer = max(opset, _WRITTEN_OPSET)
     with _without_remarks():
         try:

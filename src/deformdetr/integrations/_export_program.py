@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
 from deformdetr.boxes import cxcywh_to_xyxy, scale_boxes
-from deformdetr.models import SigmoidPostProcess, SoftmaxPostProcess
+from deformdetr.models import Selection, SigmoidPostProcess, SoftmaxPostProcess
 
 AnyPostProcess: TypeAlias = SigmoidPostProcess | SoftmaxPostProcess
 
@@ -26,9 +26,10 @@ def export_program(model: nn.Module, *, postprocess: AnyPostProcess | None = Non
     """Export a detector in evaluation as a graph for any batch, height and width.
 
     The program takes `images` (batch, 3, height, width), normalised, and their `padding_mask` (batch, height, width),
-    True at padded pixels; it gives a dict of `pred_logits` and `pred_boxes`, as the model does. With `postprocess`, it
-    takes `image_sizes` (batch, 2) too, (height, width) in pixels, and also gives `boxes` (batch, detections, 4), xyxy
-    in those pixels, `scores` and `labels`.
+    True at padded pixels; it gives a dict of `pred_logits` and `pred_boxes`, as the model does, and of `pred_masks` if
+    the model does. With `postprocess`, it takes `image_sizes` (batch, 2) too, (height, width) in pixels, and also gives
+    `boxes` (batch, detections, 4), xyxy in those pixels, `scores` and `labels`; and, in place of the masks of all
+    queries, `masks` (batch, detections, mask_height, mask_width), probabilities in the padded images.
 
     Deformable attention is one operator in it, `deformdetr::ms_deform_attn`, which needs this library to run, on the
     device that the model is on; `decompositions` turns it into parts that do not.
@@ -72,8 +73,18 @@ class _Deployed(nn.Module):
     ) -> dict[str, Tensor]:
         outputs = self.model(images, padding_mask)
         kept = {name: outputs[name] for name in ("pred_logits", "pred_boxes")}
+        masks = outputs.get("pred_masks")
         if self.postprocess is None or image_sizes is None:
-            return kept
+            return kept if masks is None else {**kept, "pred_masks": masks}
         selected = self.postprocess.select(outputs)
         boxes = scale_boxes(cxcywh_to_xyxy(selected.boxes.float()), image_sizes[:, None])
-        return {**kept, "boxes": boxes, "scores": selected.scores, "labels": selected.labels}
+        found = {**kept, "boxes": boxes, "scores": selected.scores, "labels": selected.labels}
+        return found if masks is None else {**found, "masks": probable_masks(masks, selected)}
+
+
+def probable_masks(
+    logits: Float[Tensor, "batch queries mask_height mask_width"], selected: Selection
+) -> Float[Tensor, "batch detections mask_height mask_width"]:
+    """Give the probabilities of the selected queries' masks."""
+    image = torch.arange(len(logits), device=logits.device)[:, None]
+    return logits[image, selected.queries].float().sigmoid()
