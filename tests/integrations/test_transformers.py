@@ -266,7 +266,7 @@ def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None
     assert actual.keys() == expected.keys()
     scales = {name: value[value.isfinite()].abs().amax().item() for name, value in expected.items() if value.numel()}
     for name, scale in scales.items():
-        tolerance = 1e-4 * scale + 1e-6 * max(scales.values())
+        tolerance = 1e-6 * scale + 1e-8 * max(scales.values())
         error = f"{name}: {{}}".format
         torch.testing.assert_close(actual[name], expected[name], rtol=0, atol=tolerance, msg=error)
 
@@ -274,15 +274,16 @@ def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_model_gives_the_same_outputs_and_gradients(family: str):
-    # A choice of queries, a threshold on masks or a kink of an activation turns rounding into another result, for some.
-    torch.manual_seed(1)
     make, parts, words = FAMILIES[family]
     model = make().eval()
     randomise(model)
+    # A choice of queries or a threshold on masks turns rounding into another result: in float64, next to never.
+    model.double()
     size = 64 if family in ("lw_detr", "rf_detr") else 96
     # Two images: of one, PyTorch's batch norm on CPUs takes gradients in another memory layout for wrong.
-    inputs = {"pixel_values": torch.randn(2, 3, size, size), **words}
-    before = outputs_and_gradients(model, inputs)
+    inputs = {"pixel_values": torch.randn(2, 3, size, size, dtype=torch.float64), **words}
+    # The first call may differ: OmDet-Turbo keeps what it makes of a text.
+    _, before = (outputs_and_gradients(model, inputs) for _ in range(2))
     with accelerate(model) as acceleration:
         accelerated = outputs_and_gradients(model, inputs)
     assert len(acceleration.accelerated) == parts
