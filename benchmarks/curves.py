@@ -10,7 +10,8 @@ Curve: TypeAlias = Mapping[int, Mapping[str, float]]
 """Metrics by name, by the epochs after which they were measured."""
 
 _GREYS = ("#1f1f1f", "#757575", "#b0b0b0")
-_COLOURS = ("#3f51b5", "#00897b", "#e65100", "#ad1457", "#6a1b9a")
+_COLOURS = ("#3f51b5", "#00897b", "#e65100", "#ad1457", "#6a1b9a", "#29b6f6")
+_LINES = ("-", "--", "-.")
 _PANELS = {"AP": "AP", "AP_small": "AP of small objects"}
 
 
@@ -76,7 +77,7 @@ def _line(axes: Any, curve: Curve, metric: str, **style: Any) -> None:
 
 
 def _styles(names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Give every name a colour; what a comma follows is the same thing trained otherwise, and has it in dashes."""
+    """Give every name a colour and a line; what a comma follows is the same thing trained otherwise, in other lines."""
     styles: dict[str, dict[str, str]] = {}
     kinds = {name: name.partition(", ")[0] for name in names}
     for is_detr, colours in ((True, _GREYS), (False, _COLOURS)):
@@ -84,5 +85,6 @@ def _styles(names: Sequence[str]) -> dict[str, dict[str, str]]:
         for name, kind in kinds.items():
             if kind in kin:
                 colour = colours[kin.index(kind) % len(colours)]
-                styles[name] = {"color": colour, "linestyle": "-" if name == kind else "--"}
+                line = _LINES[sum(style["color"] == colour for style in styles.values()) % len(_LINES)]
+                styles[name] = {"color": colour, "linestyle": line}
     return styles
