@@ -80,7 +80,7 @@ def export_onnx(
         opset: Version of ONNX's operators, 17 or newer.
         postprocess: What turns predictions into detections, to be part of the file.
         images: Normalised images of any sizes to compare on; None draws noise.
-        tolerance: Largest difference of a logit (or a mask's probability), and of a box as a fraction of the image.
+        tolerance: Largest difference of a logit or a mask, and of a box as a fraction of the image.
         metadata: Kept in the file.
         overwrite: Whether to replace a file.
 
