@@ -1,8 +1,9 @@
 """The operator as PyTorch knows it: custom ops for compilers, and a short way for eager calls.
 
 Two custom ops, forward and backward, carry fake kernels and autograd formulas, so that compilation and export see them
-as single nodes; `_cpu_traced` has more for compilers on CPUs. Eager calls and the transforms of `torch.func` take two autograd functions of the same formulas: the
-dispatch of a custom op takes longer than a decoder's kernel, and `torch.func.grad` does not go through one.
+as single nodes; `_cpu_traced` has more for compilers on CPUs. Eager calls and the transforms of `torch.func` take two
+autograd functions of the same formulas: the dispatch of a custom op takes longer than a decoder's kernel, and
+`torch.func.grad` does not go through one.
 """
 
 import types
