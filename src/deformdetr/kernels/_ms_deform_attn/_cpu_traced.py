@@ -197,19 +197,9 @@ def _(value: Tensor, first: Tensor, *_: Any) -> Tensor:
 
 
 @sum_rows_backward_op.register_fake
-def _(
-    grad_output: Tensor,
-    value: Tensor,
-    first: Tensor,
-    weights: Tensor,
-    spatial_shapes: list[int],
-    repeats: list[int],
-    *needs: bool,
-) -> tuple[Tensor, Tensor]:
-    by_value, by_weights = (
-        like.new_empty(like.shape if need else (0,)) for like, need in zip((value, weights), needs, strict=True)
-    )
-    return by_value, by_weights
+def _(grad_output: Tensor, value: Tensor, first: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    _, _, needs_value, needs_weights = rest
+    return value.new_empty(value.shape if needs_value else 0), weights.new_empty(weights.shape if needs_weights else 0)
 
 
 def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
