@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from checkpoints import tiny_config, tiny_detr_config
 from deformdetr.config import preset
-from deformdetr.integrations import _export_onnx
+from deformdetr.integrations import _export_onnx, _export_program
 from deformdetr.integrations._export_check import Comparison, FileOutputs, compare
 from deformdetr.integrations.export import ExportError, decompositions, export_onnx, export_program
 from deformdetr.kernels import fused_ms_deform_attn, ms_deform_attn
@@ -186,6 +186,20 @@ def test_other_masks_are_a_difference(postprocess, name, rng):
     assert found.masks == pytest.approx(0.01, abs=1e-5)
     assert not found.is_within(1e-3)
     assert "masks 0.01" in str(found)
+
+
+def test_masks_of_detections_are_those_of_their_queries(rng):
+    model = tiny_config(**SMALL, num_feature_levels=2, masks=True).build().eval()
+    postprocess = SigmoidPostProcess(top_k=20)
+    batch = padded_batch(rng, (64, 96), (64, 96))
+    # At the size of the masks nothing is enlarged.
+    size = (16, 24)
+    with torch.no_grad():
+        detections = postprocess(model(*batch), [size, size])
+        masks = _export_program._Deployed(model, postprocess)(*batch, torch.tensor([size, size]))["masks"]
+    assert len(masks[0].unique(dim=0)) > 1
+    for got, wanted in zip(masks, detections, strict=True):
+        torch.testing.assert_close(got, wanted["masks"][:, 0], rtol=1e-4, atol=1e-5)
 
 
 def test_proposals_are_compared_as_the_file_has_chosen_them(rng):
