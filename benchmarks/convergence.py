@@ -316,7 +316,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--collect", action="store_true", help="read the runs as far as they went")
     parser.add_argument("--only", choices=VARIANTS, action="append", help="only this variant; repeat it for several")
     parser.add_argument("--seed", type=int, default=0, help="of weights and order (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="how many; more go on (default: %(default)s)")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=EPOCHS,
+        help="in all; more go on (default: %(default)s)",
+    )
     parser.add_argument("--runs", type=Path, default=RUNS, help="where runs are kept (default: runs/convergence)")
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works; nothing is stored")
     parser.add_argument("--commit", default="unknown", help="commit of the code that is measured")

@@ -128,6 +128,8 @@ def disassemble(compiled: Any) -> Code:
 def _times(number: int, loops: list[tuple[int, int]]) -> int:
     """Say how often an instruction runs that so many of the loops are around."""
     depth = sum(first <= number < end for first, end in loops)
+    if depth > len(TRIPS):
+        raise RuntimeError(f"instruction {number} is in {depth} loops, of which {len(TRIPS)} are known")
     return math.prod(TRIPS[:depth])
 
 

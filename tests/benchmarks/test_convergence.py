@@ -4,7 +4,7 @@ import json
 
 import pytest
 from benchmarks import convergence
-from benchmarks.curves import first_reaching, highest, mean_curve, plot
+from benchmarks.curves import _styles, first_reaching, highest, mean_curve, plot
 from benchmarks.pages import generated_part
 
 
@@ -26,6 +26,18 @@ def test_variants_have_the_same_sizes_and_much_the_same_parameters():
     assert len({model.backbone.channels for model in models}) == 1
     sizes = [sum(each.numel() for each in model.build().parameters()) for model in models]
     assert max(sizes) < 1.15 * min(sizes)
+
+
+def test_an_epoch_has_as_many_steps_with_more_pictures():
+    for name in convergence.VARIANTS:
+        run = convergence.experiment(name, lr=1e-3, epochs=convergence.EPOCHS, seed=0, is_quick=False)
+        assert run.data.num_train * run.train.epochs == convergence.DATA.num_train * convergence.EPOCHS
+
+
+def test_no_two_variants_are_drawn_alike():
+    labels = [variant.label for variant in convergence.VARIANTS.values()]
+    styles = _styles(labels)
+    assert len({tuple(styles[label].values()) for label in labels}) == len(labels)
 
 
 def test_runs_go_on_where_they_stopped_and_are_collected(tmp_path, monkeypatch, capsys):
