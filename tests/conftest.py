@@ -21,15 +21,15 @@ def _checkable_modules() -> list[str]:
     """Name every module but those that break when their functions are wrapped.
 
     Packages stay out because the hook would take all that lies below them; their `__init__` holds imports alone.
-    Triton reads the source of its kernels (package `_triton`), and pydantic checks its own models (package `config`,
-    modules `_config`).
+    Triton and Numba read the source of their kernels (packages `_triton` and `_numba`), and pydantic checks its own
+    models (package `config`, modules `_config`).
     """
     files = (path.relative_to(SOURCES).with_suffix("") for path in SOURCES.rglob("*.py"))
     unchecked = {"__init__", "__main__", "_config"}
     return sorted(
         ".".join(file.parts)
         for file in files
-        if file.name not in unchecked and not {"config", "_triton"} & set(file.parts)
+        if file.name not in unchecked and not {"config", "_triton", "_numba"} & set(file.parts)
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import deformdetr
 
-HEAVY = ("matplotlib", "pycocotools", "torchvision", "triton")
+HEAVY = ("llvmlite", "matplotlib", "numba", "pycocotools", "torchvision", "triton")
 OPTIONAL = ("accelerate", "huggingface_hub", "rich", "safetensors", "transformers", "yaml")
 
 MEASURE = """

@@ -11,6 +11,7 @@ SOURCES = Path(__file__).parents[1] / "src"
 CORE = ("boxes", "kernels", "losses", "matching", "nn", "structures")
 # Beyond the standard library, torch, jaxtyping and the library itself; the path is that of one file or folder.
 ALLOWED = {
+    "deformdetr/kernels/_ms_deform_attn/_numba": {"llvmlite", "numba", "numpy"},
     "deformdetr/kernels/_ms_deform_attn/_triton": {"triton"},
     "deformdetr/matching": {"scipy"},
     "deformdetr/nn/_backbone.py": {"torchvision"},

@@ -3,11 +3,9 @@
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend, EagerAndRecordGraphs
-from torch.library import opcheck
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from deformdetr.kernels import ms_deform_attn
-from deformdetr.kernels._ms_deform_attn import _cpu_traced
 from sampling import TOLERANCE, assert_close, gradients
 
 pytestmark = pytest.mark.compile
@@ -56,34 +54,6 @@ def test_shapes_in_a_tensor_do_not_break_the_graph(rng: torch.Generator):
         expected = ms_deform_attn(value, [(height, width)], locations, weights)
         out = compiled(value, torch.tensor([[height, width]]), locations, weights)
         torch.testing.assert_close(out, expected)
-
-
-@pytest.mark.parametrize(("most", "op"), [(2 * 5 * 2 * 2 * 3, "sum_rows"), (2 * 5 * 2 * 2 * 3 - 1, "ms_deform_attn")])
-def test_few_samples_are_summed_between_kernels_of_the_compiler(
-    most: int, op: str, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
-):
-    torch._dynamo.reset()
-    monkeypatch.setattr(_cpu_traced, "MOST_SAMPLES", most)
-    seen = EagerAndRecordGraphs()
-    torch.compile(attend, fullgraph=True, backend=seen)(*random_inputs(8, 9, 5, rng))
-    ours = [node.target for graph in seen.graphs for node in graph.graph.nodes if "deformdetr" in str(node.target)]
-    assert getattr(torch.ops.deformdetr, op).default in [getattr(target, "default", target) for target in ours]
-
-
-# opcheck itself reads the gradients of non-leaf tensors.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
-def test_opcheck_passes_on_the_ops_between_the_kernels(rng: torch.Generator):
-    value = torch.randn(2, 12, 2, 4, generator=rng, requires_grad=True)
-    # Of 24 rows for each image; the lower right pixel is 1 + 4 pixels of 2 heads on.
-    first = torch.randint(0, 24 - 10, (2, 5, 6), dtype=torch.int32, generator=rng)
-    first[1] += 24
-    weights = torch.rand(4, 2, 5, 6, generator=rng, requires_grad=True)
-    sizes: list = [[3, 4], []]
-    opcheck(torch.ops.deformdetr.materialize.default, (weights.movedim(0, -1),))
-    opcheck(torch.ops.deformdetr.sum_rows.default, (value, first, weights, *sizes))
-    grad = torch.randn(2, 5, 8, generator=rng)
-    args = (grad, value.detach(), first, weights.detach(), *sizes, True, True)
-    opcheck(torch.ops.deformdetr.sum_rows_backward.default, args)
 
 
 def test_exported_program_serves_other_sizes(rng: torch.Generator):

@@ -2,16 +2,19 @@
 
 import itertools
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 
+import numba
 import pytest
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deformdetr.kernels._ms_deform_attn import _cpu, _cpu_memory, _cpu_sparse, _reference
+from deformdetr.kernels import ms_deform_attn
+from deformdetr.kernels._ms_deform_attn import _cpu, _cpu_memory, _cpu_threads, _reference
 from deformdetr.kernels._ms_deform_attn._levels import Level
 from sampling import PYRAMIDS, away_from_pixel_borders, random_inputs
 
@@ -49,13 +52,6 @@ def assert_all_close(actual: Sequence[Tensor], expected: Sequence[Tensor], toler
         torch.testing.assert_close(got.double(), wanted.double(), rtol=0, atol=tolerance * wanted.abs().max().item())
 
 
-@pytest.fixture
-def no_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the reference away from the kernel."""
-    monkeypatch.setattr(_cpu, "_reference", None)
-
-
-# Few samples among many pixels, and many, which are treated differently.
 @pytest.mark.parametrize(("batch", "queries"), [(30, 3), (2, 60)])
 @pytest.mark.parametrize("where", DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -78,9 +74,8 @@ def test_errors_are_at_most_twice_those_of_the_reference_in_the_same_dtype(
         assert error <= 2 * bound
 
 
-@pytest.mark.usefixtures("no_fall_back")
 @pytest.mark.parametrize("pyramid", PYRAMIDS)
-def test_borders_and_infinity_do_not_take_the_reference(pyramid: str, rng: torch.Generator):
+def test_samples_at_infinity_have_gradients_of_zero(pyramid: str, rng: torch.Generator):
     shapes = PYRAMIDS[pyramid]
     grad, value, locations, weights = draw(rng, shapes, queries=50)
     inside = locations.clone()
@@ -94,51 +89,6 @@ def test_borders_and_infinity_do_not_take_the_reference(pyramid: str, rng: torch
     assert not actual[3][:, :4].any()
 
 
-@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
-def test_what_is_not_finite_is_left_to_the_reference_block_by_block(
-    poison: float, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
-):
-    grad, value, locations, weights = draw(rng, queries=9)
-    # Samples left of the centres of the first column of 11 take nothing of the second.
-    locations[:, :, :, 0, :, 0] = locations[:, :, :, 0, :, 0].clamp(-0.1, 0.04)
-    value[0, 1:99:11] = poison
-    inputs = [grad, value, locations, weights]
-    expected = exactly(inputs, place(SHAPES))
-    monkeypatch.setattr(_cpu, "FEWEST_SAMPLES", 1)
-    monkeypatch.setattr(_cpu, "MOST_SAMPLES", weights[0].numel())
-    plain, called_with = _reference.forward, []
-    monkeypatch.setattr(_reference, "forward", lambda *args: called_with.append(args[0]) or plain(*args))
-    assert_all_close(run(_cpu, inputs, place(SHAPES)), expected)
-    assert len(called_with) == 1
-    assert called_with[0].data_ptr() == value.data_ptr()
-
-
-@pytest.mark.usefixtures("no_fall_back")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("queries", [7, 15])
-@pytest.mark.parametrize("samples", [1, 7, 36, 150, 400, 2**17])
-def test_results_do_not_depend_on_how_the_work_is_split(
-    samples: int, dtype: torch.dtype, queries: int, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
-):
-    grad, value, locations, weights = draw(rng, batch=3, queries=queries)
-    inputs = [grad.to(dtype), value.to(dtype), locations, weights]
-    whole = run(_cpu, inputs, place(SHAPES))
-    monkeypatch.setattr(_cpu, "FEWEST_SAMPLES", samples)
-    monkeypatch.setattr(_cpu, "MOST_SAMPLES", samples)
-    # One head, or two of the three, of a value that has to be copied.
-    monkeypatch.setattr(_cpu, "MOST_COPIED", samples % 2 * 143 * 5 + 143 * 5)
-    for got, wanted in zip(run(_cpu, inputs, place(SHAPES)), whole, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5 if dtype == torch.float32 else 0)
-
-
-def test_rows_are_numbered_within_int32():
-    value = torch.empty(64, 2**26, 8, 1, device="meta")
-    blocks = list(_cpu._split_value(value, 2**17, value.numel()))
-    assert all(len(range(64)[images]) * len(range(8)[heads]) * 2**26 < 2**31 for images, heads in blocks)
-    assert sum(len(range(64)[images]) * len(range(8)[heads]) for images, heads in blocks) == 64 * 8
-
-
-@pytest.mark.usefixtures("no_fall_back")
 def test_levels_may_repeat(rng: torch.Generator):
     shapes = [(6, 5), (3, 1), (2, 2)]
     levels = place(shapes, repeats=[1, 3, 2])
@@ -152,7 +102,6 @@ def test_levels_may_repeat(rng: torch.Generator):
     assert_all_close(run(_cpu, inputs, levels), exactly(inputs, levels))
 
 
-@pytest.mark.usefixtures("no_fall_back")
 @pytest.mark.parametrize("shapes", [[(1, 1)], [(5, 1)], [(1, 5)], [(2, 2), (1, 1)]], ids=str)
 @pytest.mark.parametrize("queries", [1, 30])
 def test_levels_may_be_one_pixel_wide_or_high(queries: int, shapes: list[tuple[int, int]], rng: torch.Generator):
@@ -179,28 +128,88 @@ def test_gradients_that_are_not_needed_are_none(needs: tuple[bool, bool, bool], 
         assert torch.equal(grad, wanted) if need else grad is None
 
 
-def test_a_frozen_value_costs_no_sorting(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch):
-    inputs = draw(rng)
-    expected = exactly(inputs, place(SHAPES))
-    monkeypatch.setattr(_cpu, "add_up", None)
-    grads = _cpu.backward(inputs[0], inputs[1], place(SHAPES), *inputs[2:], (False, True, True))
-    assert_all_close(grads[1:], expected[2:])
-
-
-@pytest.mark.parametrize("batch", [1, 20])
-def test_results_are_bit_identical_whatever_the_number_of_threads(batch: int, rng: torch.Generator):
-    # The same number of samples, enough to occupy the threads, among few pixels and among many.
-    inputs = draw(rng, batch=batch, queries=160 // batch, heads=8, channels=16, points=4)
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Set the number of threads, until the end of the test."""
     before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 3, 2):
-            torch.set_num_threads(threads)
-            results.append(run(_cpu, inputs, place(SHAPES)))
-    finally:
-        torch.set_num_threads(before)
-    for tensors in zip(*results, strict=True):
-        assert all(torch.equal(tensor, tensors[0]) for tensor in tensors)
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("has_openmp", [True, False])
+@pytest.mark.parametrize("samples", [1, 36, 150])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_results_are_bit_identical_however_the_work_is_shared_out(
+    dtype: torch.dtype,
+    samples: int,
+    has_openmp: bool,
+    threads: Callable[[int], None],
+    rng: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    grad, value, locations, weights = draw(rng, batch=3, queries=25)
+    inputs = [grad.to(dtype), value.to(dtype), locations, weights]
+    threads(1)
+    expected = run(_cpu, inputs, place(SHAPES))
+    monkeypatch.setattr(_cpu, "SAMPLES_AT_ONCE", samples)
+    monkeypatch.setattr(_cpu, "WORTH_A_THREAD", 1)
+    if not has_openmp:
+        monkeypatch.setattr(_cpu_threads, "_openmp_parallel", lambda: None)
+    for count in (1, 2, 3, 7):
+        threads(count)
+        for got, wanted in zip(run(_cpu, inputs, place(SHAPES)), expected, strict=True):
+            assert torch.equal(got, wanted)
+
+
+def test_small_work_wakes_no_thread(
+    threads: Callable[[int], None], rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    threads(8)
+    plain, used = _cpu.run_at_once, []
+    monkeypatch.setattr(_cpu, "run_at_once", lambda *args: used.append(args[2]) or plain(*args))
+    # 2, 60 and 9,000 queries with 3 heads of 4 channels, 4 levels and 3 points.
+    for queries in (2, 60, 9000):
+        run(_cpu, draw(rng, batch=1, queries=queries), place(SHAPES))
+    assert used == [1, 1, 1, 1, 8, 8]
+
+
+def test_threads_of_python_may_call_at_once(rng: torch.Generator):
+    inputs = [draw(rng, queries=200) for _ in range(6)]
+    expected = [run(_cpu, each, place(SHAPES)) for each in inputs]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(5):
+            for tensors, wanted in zip(
+                pool.map(lambda each: run(_cpu, each, place(SHAPES)), inputs), expected, strict=True
+            ):
+                assert all(torch.equal(*pair) for pair in zip(tensors, wanted, strict=True))
+
+
+def test_a_process_that_compiles_nothing_is_told_so(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    # As many channels as no other test has, since what is compiled is kept.
+    inputs = draw(rng, channels=13)
+    with pytest.raises(RuntimeError, match="NUMBA_DISABLE_JIT is set"):
+        run(_cpu, inputs, place(SHAPES))
+
+
+def test_openmp_is_that_of_pytorch():
+    assert ("OpenMP" in torch.__config__.parallel_info()) == (_cpu_threads._openmp_parallel() is not None)
+
+
+def test_a_value_may_have_more_than_two_to_the_31_numbers(rng: torch.Generator):
+    # 4 GiB that nobody touches but for the last pixels, of a level whose last cell all samples lie in.
+    height, width = 2**12, 2**13 + 1
+    value = torch.empty(1, height * width, 8, 8, dtype=torch.bfloat16)
+    corner = torch.randn(4, 8, 8, generator=rng).bfloat16()
+    last = height * width - 1
+    value[0, [last - width - 1, last - width, last - 1, last]] = corner
+    shares = torch.rand(1, 3, 8, 1, 2, 2, generator=rng) * 0.9 + 0.05
+    size = torch.tensor([width, height])
+    weights = torch.rand(1, 3, 8, 1, 2, generator=rng)
+    out = ms_deform_attn(value, [(height, width)], (size - 1.5 + shares) / size, weights)
+    at = (torch.tensor([width, height]) - 1.5 + shares) / size * size - 0.5 - (size - 2)
+    expected = ms_deform_attn(corner[None].float(), [(2, 2)], (at + 0.5) / 2, weights)
+    torch.testing.assert_close(out.float(), expected, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -219,7 +228,6 @@ def test_memory_that_nobody_filled_is_not_read(dtype: torch.dtype, rng: torch.Ge
 
 
 def test_defaults_of_the_process_change_nothing(rng: torch.Generator):
-    # Sizes that no other test has, because constants are kept.
     shapes = [(7, 5), (3, 2)]
     inputs = draw(rng, shapes)
     try:
@@ -282,7 +290,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_large_results_are_contiguous_and_hold_what_is_stored(dtype: torch.dtype, large: Callable[..., Tensor]):
-    tensor = large(torch.empty(3, 2**19 + 1, dtype=dtype).mT)
+    tensor = large(torch.empty(3, 2**19 + 1).mT, dtype)
     assert tensor.is_contiguous()
     assert (tensor.shape, tensor.dtype) == ((2**19 + 1, 3), dtype)
     tensor.fill_(1)[-1, -1] = 2
@@ -291,26 +299,26 @@ def test_large_results_are_contiguous_and_hold_what_is_stored(dtype: torch.dtype
 
 def test_memory_serves_again_once_no_tensor_is_left_of_it(large: Callable[..., Tensor]):
     like = torch.empty(3, 2**19)
-    first = large(like)
+    first = large(like, torch.float32)
     address = first.data_ptr()
     part = first[1:, 5:].fill_(7)
     del first
-    second = large(like).zero_()
+    second = large(like, torch.float32).zero_()
     assert second.data_ptr() != address
     assert (part == 7).all()
     del part
     address = second.data_ptr()
     del second
-    assert large(like).data_ptr() == address
-    assert large(torch.empty(3, 2**19 + 1)).shape == (3, 2**19 + 1)
+    assert large(like, torch.float32).data_ptr() == address
+    assert large(torch.empty(3, 2**19 + 1), torch.float32).shape == (3, 2**19 + 1)
 
 
 def test_memory_is_kept_for_one_result_of_limited_size(large: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch):
-    large(torch.empty(2**20))
-    large(torch.empty(2**21))
+    large(torch.empty(2**20), torch.float32)
+    large(torch.empty(2**21), torch.float32)
     assert [len(memory) for memory in _cpu_memory._kept] == [2**23]
     monkeypatch.setattr(_cpu_memory, "MOST_KEPT", 2**23 - 1)
-    large(torch.empty(2**22))
+    large(torch.empty(2**22), torch.float32)
     assert not _cpu_memory._kept
 
 
@@ -320,16 +328,5 @@ def test_small_results_and_systems_without_large_pages_take_common_memory(
 ):
     if size != 7:
         monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
-    assert large(torch.empty(size)).shape == (size,)
+    assert large(torch.empty(size), torch.float32).shape == (size,)
     assert not _cpu_memory._kept
-
-
-def test_bags_with_more_entries_than_there_are_rows_are_not_given_to_a_sparse_product(
-    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
-):
-    # It would write beyond the end of its memory, which need not show.
-    monkeypatch.setattr(_cpu_sparse, "_csr", None)
-    bags, rows = torch.randn(2, 3, generator=rng), torch.randn(2, 3, generator=rng)
-    row = torch.tensor([[0, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.int32)
-    expected = torch.einsum("bc,bec->be", bags, rows[row])
-    torch.testing.assert_close(_cpu_sparse.dot_rows(bags, rows, row), expected)

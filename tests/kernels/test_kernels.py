@@ -5,14 +5,12 @@ Run as they are, these tests see the CPU kernel; with `TRITON_INTERPRET=1`, Trit
 """
 
 import itertools
-import os
 
 import pytest
 import torch
 from torch import Tensor
 
 from deformdetr.kernels import fused_ms_deform_attn, ms_deform_attn, ms_deform_attn_backward, sampling_locations
-from deformdetr.kernels._ms_deform_attn import _cpu_traced
 from sampling import PYRAMIDS, TOLERANCE, assert_close, away_from_pixel_borders, gradients, random_inputs
 
 # The interpreter computes with NumPy, which warns of what is meant to overflow.
@@ -21,18 +19,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encount
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-# What compilers see on a CPU, run without one.
-TRACED = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["cpu, traced"]
-also_traced = pytest.mark.parametrize("device", [*DEVICES, *TRACED], indirect=True)
-
-
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    name, _, form = request.param.partition(", ")
-    if form:
-        monkeypatch.setattr(_cpu_traced, "_is_compiling", lambda: True)
-    return name
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 def check(
@@ -59,7 +48,6 @@ def check(
     return actual
 
 
-@also_traced
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 8, 16, 20, 24, 30, 32, 48, 64, 71, 80, 96, 128, 256])
 def test_any_number_of_channels(channels: int, dtype: torch.dtype, rng: torch.Generator, device: str):
@@ -69,7 +57,6 @@ def test_any_number_of_channels(channels: int, dtype: torch.dtype, rng: torch.Ge
     check(inputs, shapes, rng, device, dtype)
 
 
-@also_traced
 @pytest.mark.parametrize(("levels", "points"), [(1, 1), (1, 16), (8, 1), (3, 5), (4, 17), (2, 3)])
 @pytest.mark.parametrize("heads", [1, 5])
 def test_any_number_of_levels_points_and_heads(levels: int, points: int, heads: int, rng: torch.Generator, device: str):
@@ -79,7 +66,6 @@ def test_any_number_of_levels_points_and_heads(levels: int, points: int, heads: 
     check(inputs, shapes, rng, device)
 
 
-@also_traced
 @pytest.mark.parametrize("pyramid", PYRAMIDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_any_pyramid_in_every_dtype(pyramid: str, dtype: torch.dtype, rng: torch.Generator, device: str):
@@ -89,7 +75,6 @@ def test_any_pyramid_in_every_dtype(pyramid: str, dtype: torch.dtype, rng: torch
     check(inputs, shapes, rng, device, dtype)
 
 
-@also_traced
 @pytest.mark.parametrize(("batch", "queries"), [(0, 3), (2, 0), (1, 1), (2, 33), (17, 2)])
 def test_any_number_of_images_and_queries(batch: int, queries: int, rng: torch.Generator, device: str):
     shapes = [(3, 4)]
@@ -98,7 +83,6 @@ def test_any_number_of_images_and_queries(batch: int, queries: int, rng: torch.G
     check(inputs, shapes, rng, device)
 
 
-@also_traced
 def test_queries_that_are_the_pixels_themselves(rng: torch.Generator, device: str):
     # More rows than a GPU runs at once, so that queries are served in tiles; levels end within tiles.
     shapes = [(9, 17), (3, 2)]
@@ -107,7 +91,6 @@ def test_queries_that_are_the_pixels_themselves(rng: torch.Generator, device: st
     check(inputs, shapes, rng, device)
 
 
-@also_traced
 @pytest.mark.parametrize("counts", [(3, 6, 3), (1, 2, 4), (2, 2, 2), (16, 1, 1)], ids=str)
 @pytest.mark.parametrize("as_tensor", [False, True])
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -137,7 +120,6 @@ def test_levels_may_differ_in_their_points(
         assert_close(got, want, TOLERANCE[torch.float32])
 
 
-@also_traced
 @pytest.mark.parametrize("size", [1, 2, 8])
 def test_positions_at_pixels_and_borders_have_the_derivative_from_the_right(
     size: int, rng: torch.Generator, device: str
@@ -151,7 +133,6 @@ def test_positions_at_pixels_and_borders_have_the_derivative_from_the_right(
     check([value, locations, weights], [(size, size)], rng, device)
 
 
-@also_traced
 @pytest.mark.parametrize("where", [torch.nan, torch.inf, -torch.inf, 3e38, -1e9])
 def test_samples_that_are_nowhere_count_as_zero_and_change_nothing(where: float, rng: torch.Generator, device: str):
     shapes = PYRAMIDS["four_levels"]
@@ -173,7 +154,6 @@ def test_samples_that_are_nowhere_count_as_zero_and_change_nothing(where: float,
     assert not actual[3][:, 2:, :, :, 1:].any()
 
 
-@also_traced
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 def test_pixels_that_are_not_sampled_may_hold_anything(poison: float, rng: torch.Generator, device: str):
     # All samples lie in one cell or at the rim of it, many outside of the image; the other pixels are poisoned.
@@ -194,7 +174,6 @@ def test_pixels_that_are_not_sampled_may_hold_anything(poison: float, rng: torch
         assert_close(got, wanted, TOLERANCE[torch.float32])
 
 
-@also_traced
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_strided_and_unaligned_inputs_and_expanded_gradients(dtype: torch.dtype, rng: torch.Generator, device: str):
     shapes = PYRAMIDS["one_level"]
@@ -214,7 +193,6 @@ def test_strided_and_unaligned_inputs_and_expanded_gradients(dtype: torch.dtype,
         torch.testing.assert_close(got, wanted, rtol=1e-2, atol=1e-5 if dtype == torch.float32 else 1e-2)
 
 
-@also_traced
 @pytest.mark.parametrize("needed", [s for n in (1, 2) for s in itertools.combinations(range(3), n)], ids=str)
 def test_only_what_needs_gradients_gets_them(needed: tuple[int, ...], rng: torch.Generator, device: str):
     shapes = PYRAMIDS["one_level"]

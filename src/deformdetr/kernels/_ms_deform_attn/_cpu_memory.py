@@ -17,17 +17,17 @@ _lock = threading.Lock()
 _kept: list[mmap.mmap] = []
 
 
-def empty_on_large_pages(like: Tensor) -> Tensor:
-    """Allocate a contiguous tensor of that shape and dtype; a large one on large pages, where the system has them.
+def empty_on_large_pages(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Allocate a contiguous tensor of that shape; a large one on large pages, where the system has them.
 
     Linux takes several times as long to hand out memory in pages of 4 KiB as it takes to fill it, and a fraction of
     that in pages of 2 MiB. The memory of the last large result, once no tensor is left of it, serves the next of its
     size.
     """
-    size = like.numel() * like.element_size()
+    size = like.numel() * dtype.itemsize
     if size < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty_like(like, memory_format=torch.contiguous_format)
-    return torch.frombuffer(_take(size), dtype=like.dtype).view(like.shape)
+        return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+    return torch.frombuffer(_take(size), dtype=dtype).view(like.shape)
 
 
 def _take(size: int) -> mmap.mmap:

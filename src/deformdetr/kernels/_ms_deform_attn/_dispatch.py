@@ -1,4 +1,4 @@
-"""Which kernel runs where: Triton's on GPUs, embedding bags on CPUs, the reference for the rest."""
+"""Which kernel runs where: Triton's on GPUs, Numba's on CPUs, the reference for the rest."""
 
 import os
 

@@ -1,9 +1,8 @@
 """The operator as PyTorch knows it: custom ops for compilers, and a short way for eager calls.
 
 Two custom ops, forward and backward, carry fake kernels and autograd formulas, so that compilation and export see them
-as single nodes; `_cpu_traced` has more for compilers on CPUs. Eager calls and the transforms of `torch.func` take two
-autograd functions of the same formulas: the dispatch of a custom op takes longer than a decoder's kernel, and
-`torch.func.grad` does not go through one.
+as single nodes. Eager calls and the transforms of `torch.func` take two autograd functions of the same formulas: the
+dispatch of a custom op takes longer than a decoder's kernel, and `torch.func.grad` does not go through one.
 """
 
 import types
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deformdetr.kernels._ms_deform_attn import _cpu_traced, _dispatch, _reference
+from deformdetr.kernels._ms_deform_attn import _dispatch, _reference
 from deformdetr.kernels._ms_deform_attn._levels import Pyramid, trace_levels
 
 
@@ -21,8 +20,6 @@ def attend(
     value: Tensor, pyramid: Pyramid, sampling_locations: Tensor, attention_weights: Tensor, *, deterministic: bool
 ) -> Tensor:
     """Call the operator, with as little in between as the tensors allow."""
-    if _cpu_traced.serves(value, pyramid, attention_weights):
-        return _cpu_traced.attend(value, pyramid, sampling_locations, attention_weights)
     call = choose_way((value, sampling_locations, attention_weights), _Forward, _MappedForward, forward_op)
     out: Tensor = call(value, *pyramid, sampling_locations, attention_weights, deterministic)
     return out

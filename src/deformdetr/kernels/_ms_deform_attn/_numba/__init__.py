@@ -1,0 +1,5 @@
+"""Kernels for CPUs, in the part of Python that Numba compiles, with LLVM's vectors for channels."""
+
+from deformdetr.kernels._ms_deform_attn._numba._kernels import compile_backward, compile_forward
+
+__all__ = ["compile_backward", "compile_forward"]

@@ -1,0 +1,188 @@
+"""The kernels for CPUs, in the part of Python that Numba compiles.
+
+A kernel is a function of one `Job`. Any number of threads may run it at once on the same one: each takes the next task
+until there is none, and no two tasks write to the same place.
+"""
+
+import functools
+
+import numpy as np
+import torch
+from numba import carray, cfunc, config, from_dtype, njit, types
+
+from deformdetr.kernels._ms_deform_attn._cpu_job import Job
+from deformdetr.kernels._ms_deform_attn._numba._vectors import (
+    FLOAT_BYTES,
+    make_vectors,
+    read_float,
+    read_long,
+    take_number,
+    write_float,
+)
+
+LONG_BYTES = 8
+_SIGNATURE = types.void(types.CPointer(from_dtype(np.dtype(Job))))
+_HALF, _ONE = np.float32(0.5), np.float32(1)
+
+
+def _refuse_not_to_compile() -> None:
+    if config.DISABLE_JIT:
+        raise RuntimeError(
+            "NUMBA_DISABLE_JIT is set, but the kernels for CPUs work on addresses and run only if they are compiled; "
+            "unset it, or call with backend='reference'"
+        )
+
+
+@njit
+def _read_level(levels, index):
+    """Give height, width and first pixel."""
+    place = levels + 3 * index * LONG_BYTES
+    return read_long(place), read_long(place + LONG_BYTES), read_long(place + 2 * LONG_BYTES)
+
+
+@njit
+def _locate(locations, index, size):
+    """Give the pixel at or before a location along one axis, how far behind it lies, and whether that is anywhere.
+
+    Pixel `i` is at `(i + 1/2) / size`. A location that is not finite is nowhere.
+    """
+    position = read_float(locations + index * FLOAT_BYTES) * np.float32(size) - _HALF
+    if not (position >= -1 and position < size):
+        return np.int64(0), np.float32(0), False
+    first = np.floor(position)
+    return np.int64(first), position - first, True
+
+
+@functools.cache
+def compile_forward(channels: int, dtype: torch.dtype):
+    """Compile the kernel of `out[b, q, m] = sum_{l, p} A[b, q, m, l, p] * bilinear(value[b, level l, m], at p)`.
+
+    A task is one head of some queries of an image; every query starts from zeros and adds up in registers, or in the
+    fastest cache, what its samples touch.
+    """
+    _refuse_not_to_compile()
+    clear, _, add, _ = make_vectors(channels, dtype)
+    out_bytes, row_bytes = channels * FLOAT_BYTES, channels * dtype.itemsize
+
+    @cfunc(_SIGNATURE, error_model="numpy", fastmath={"contract"})
+    def forward(pointer):
+        job = carray(pointer, 1)[0]
+        parts = (job.queries + job.queries_at_once - 1) // job.queries_at_once
+        task = take_number(job.next_task)
+        while task < job.tasks:
+            head, part, image = task % job.heads, task // job.heads % parts, task // job.heads // parts
+            begin = part * job.queries_at_once
+            for query in range(begin, min(begin + job.queries_at_once, job.queries)):
+                bag = (image * job.queries + query) * job.heads + head
+                out = job.output + bag * out_bytes
+                clear(out)
+                for level in range(job.n_levels):
+                    height, width, start = _read_level(job.levels, level)
+                    start += image * job.pixels
+                    right, down = job.heads * row_bytes, width * job.heads * row_bytes
+                    sample = (bag * job.n_levels + level) * job.points
+                    for at in range(sample, sample + job.points):
+                        x, right_share, is_along = _locate(job.locations, 2 * at, width)
+                        y, lower_share, is_across = _locate(job.locations, 2 * at + 1, height)
+                        if not (is_along and is_across):
+                            continue
+                        weight = read_float(job.weights + at * FLOAT_BYTES)
+                        lower = weight * lower_share
+                        upper = weight - lower
+                        left_share = _ONE - right_share
+                        row = job.value + ((start + y * width + x) * job.heads + head) * row_bytes
+                        if y >= 0:
+                            if x >= 0:
+                                add(out, upper * left_share, row)
+                            if x + 1 < width:
+                                add(out, upper * right_share, row + right)
+                        if y + 1 < height:
+                            if x >= 0:
+                                add(out, lower * left_share, row + down)
+                            if x + 1 < width:
+                                add(out, lower * right_share, row + down + right)
+            task = take_number(job.next_task)
+
+    return forward
+
+
+@functools.cache
+def compile_backward(channels: int, dtype: torch.dtype):
+    """Compile the kernel of all gradients; those that nobody needs have the address 0.
+
+    With `g` the gradient of the output, and `d = g . v` for each of a sample's pixels `v`:
+
+    * value: `A w_x w_y g`, added to the pixel
+    * attention weight: the sum over the pixels of `w_x w_y d`
+    * location: the sum of `A (± w_y width, ± w_x height) d`, with + for the right and the lower pixels
+
+    A task is one head of a level of an image, to whose pixels it alone adds, query by query: results are the same in
+    every bit, however many threads there are. Two passes, one for each half of this, would read from memory more often.
+    """
+    _refuse_not_to_compile()
+    clear, add, _, dot = make_vectors(channels, dtype)
+    grad_bytes, row_bytes = channels * FLOAT_BYTES, channels * dtype.itemsize
+
+    @njit
+    def visit(job, pixel, grad, weight):
+        """Add to the gradient of one pixel, and give its inner product with that of the output."""
+        if job.grad_value != 0:
+            add(job.grad_value + pixel * grad_bytes, weight, grad)
+        if job.grad_locations != 0 or job.grad_weights != 0:
+            return dot(grad, job.value + pixel * row_bytes)
+        return np.float32(0)
+
+    @cfunc(_SIGNATURE, error_model="numpy", fastmath={"contract"})
+    def backward(pointer):
+        job = carray(pointer, 1)[0]
+        task = take_number(job.next_task)
+        while task < job.tasks:
+            head, image = task % job.heads, task // job.heads % job.images
+            run = job.runs + task // job.heads // job.images * LONG_BYTES
+            begin, end = read_long(run), read_long(run + LONG_BYTES)
+            height, width, start = _read_level(job.levels, begin)
+            start += image * job.pixels
+            if job.grad_value != 0:
+                for pixel in range(start, start + height * width):
+                    clear(job.grad_value + (pixel * job.heads + head) * grad_bytes)
+            for query in range(job.queries):
+                bag = (image * job.queries + query) * job.heads + head
+                grad = job.output + bag * grad_bytes
+                for at in range((bag * job.n_levels + begin) * job.points, (bag * job.n_levels + end) * job.points):
+                    x, right_share, is_along = _locate(job.locations, 2 * at, width)
+                    y, lower_share, is_across = _locate(job.locations, 2 * at + 1, height)
+                    by_weight = by_x = by_y = np.float32(0)
+                    if is_along and is_across:
+                        weight = read_float(job.weights + at * FLOAT_BYTES)
+                        left_share, upper_share = _ONE - right_share, _ONE - lower_share
+                        left, right = weight * left_share, weight * right_share
+                        pixel = (start + y * width + x) * job.heads + head
+                        below = pixel + width * job.heads
+                        upper_left = upper_right = lower_left = lower_right = np.float32(0)
+                        if y >= 0:
+                            if x >= 0:
+                                upper_left = visit(job, pixel, grad, upper_share * left)
+                            if x + 1 < width:
+                                upper_right = visit(job, pixel + job.heads, grad, upper_share * right)
+                        if y + 1 < height:
+                            if x >= 0:
+                                lower_left = visit(job, below, grad, lower_share * left)
+                            if x + 1 < width:
+                                lower_right = visit(job, below + job.heads, grad, lower_share * right)
+                        by_left = upper_share * upper_left + lower_share * lower_left
+                        by_right = upper_share * upper_right + lower_share * lower_right
+                        by_weight = left_share * by_left + right_share * by_right
+                        by_x = weight * np.float32(width) * (by_right - by_left)
+                        by_upper, by_lower = (
+                            left * upper_left + right * upper_right,
+                            left * lower_left + right * lower_right,
+                        )
+                        by_y = np.float32(height) * (by_lower - by_upper)
+                    if job.grad_weights != 0:
+                        write_float(job.grad_weights + at * FLOAT_BYTES, by_weight)
+                    if job.grad_locations != 0:
+                        write_float(job.grad_locations + 2 * at * FLOAT_BYTES, by_x)
+                        write_float(job.grad_locations + (2 * at + 1) * FLOAT_BYTES, by_y)
+            task = take_number(job.next_task)
+
+    return backward
