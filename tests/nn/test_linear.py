@@ -7,6 +7,8 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import EagerAndRecordGraphs
+from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 from deformdetr.nn import FeedForward, MSDeformAttn, _onednn
@@ -116,6 +118,38 @@ def test_onednn_can_be_switched_off(rng, calls):
     assert calls == []
     layer(x)
     assert calls == [(5, 6)]
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("bias", [True, False])
+def test_compiled_layers_take_the_same_product(bias, rng, monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
+    ours, theirs = pair(24, 10, bias=bias)
+    seen = EagerAndRecordGraphs()
+    compiled = torch.compile(ours, fullgraph=True)
+    torch.compile(ours, fullgraph=True, backend=seen)(torch.randn(5, 24, generator=rng))
+    assert "deformdetr.multiply" in seen.graphs[0].print_readable(print_output=False)
+    for positions in (7, 5, 9):
+        x = torch.randn(2, positions, 24, generator=rng, requires_grad=True)
+        grads = [torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()]) for layer in (compiled, theirs)]
+        for got, wanted in zip(*grads, strict=True):
+            torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.compile
+def test_exported_layers_hold_pytorchs_operators_alone(rng, monkeypatch):
+    monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
+    program = torch.export.export(Linear(6, 4), (torch.randn(5, 6, generator=rng),))
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert targets == ["aten.linear.default"]
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("bias", [True, False])
+def test_opcheck_passes_on_the_product(bias, rng):
+    a, b = torch.randn(5, 6, generator=rng), torch.randn(6, 4, generator=rng).T
+    opcheck(torch.ops.deformdetr.multiply.default, (a, b, torch.randn(4, generator=rng) if bias else None))
 
 
 def test_counters_of_operations_see_the_product(rng, calls):

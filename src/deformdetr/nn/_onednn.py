@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def serves(*tensors: Tensor | None) -> bool:
-    """Tell whether oneDNN is the faster choice, and no compiler or mode needs to see other operators."""
+    """Tell whether oneDNN is the faster choice, and no exporter, transform or mode needs to see other operators."""
+    if not all(tensor is None or _is_plain(tensor) for tensor in tensors) or torch.is_autocast_enabled("cpu"):
+        return False
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting() and _is_chosen()
     return (
-        # First, because a compiler cannot trace the rest.
-        not torch.compiler.is_compiling()
-        and all(tensor is None or _is_plain(tensor) for tensor in tensors)
-        and _is_faster()
-        and torch._C._get_mkldnn_enabled()
-        and not torch.is_autocast_enabled("cpu")
+        _is_chosen()
         and torch._C._get_tracing_state() is None
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
@@ -35,6 +35,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, like: nn.Conv2d) -> Tensor:
     """Convolve as another layer does, with other weights."""
+    if torch.compiler.is_compiling():
+        return F.conv2d(x, weight, bias, like.stride, like.padding, like.dilation, like.groups)
     settings: Any = like.padding, like.stride, like.dilation, like.groups
     return torch.mkldnn_convolution(x, weight, bias, *settings)
 
@@ -46,6 +48,12 @@ def _is_plain(tensor: Tensor) -> bool:
         and type(tensor) in (Tensor, nn.Parameter)
         and tensor.numel() > 0
     )
+
+
+# A compiler asks once, since it cannot trace this.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_chosen() -> bool:
+    return torch._C._get_mkldnn_enabled() and _is_faster()
 
 
 @functools.cache
@@ -84,10 +92,24 @@ def _correlate(grad: Tensor, rows: Tensor, multiply: Any) -> Tensor:
 
 def _multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute `a @ b.T + bias`."""
-    # What `torch.compile` makes of linear layers on CPUs; there is no public name for it.
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
-    return out
+    product: Tensor = (multiply_op if torch.compiler.is_compiling() else _multiply_by_onednn)(a, b, bias)
+    return product
+
+
+def _multiply_by_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    # What `torch.compile` makes of linear layers with constant weights; there is no public name for it.
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return product
 
 
 def _multiply_by_pytorch(a: Tensor, b: Tensor) -> Tensor:
     return a @ b.T
+
+
+# For compilers, which take PyTorch's own with constant weights alone.
+multiply_op = torch.library.custom_op("deformdetr::multiply", _multiply_by_onednn, mutates_args=())
+
+
+@multiply_op.register_fake
+def _(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[0])
