@@ -1,0 +1,162 @@
+"""What the choices in the operator's CPU path are worth: `python -m benchmarks.cpu_choices`."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from statistics import median
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import OPERATOR_CASES, OperatorCase
+from benchmarks.problems.operator_inputs import draw_inputs
+from deformdetr.kernels import ms_deform_attn
+from deformdetr.kernels._ms_deform_attn import _cpu, _cpu_memory, _cpu_threads
+from deformdetr.nn import MSDeformAttn
+
+CASES = tuple(case for case in OPERATOR_CASES if "cpu" in case.devices)
+
+
+class Choice(NamedTuple):
+    """A choice of the library, and what stands against it.
+
+    Attributes:
+        without: Patches that take the choice back.
+        value: The dtype of the operator's value, and what is done to it before the call without the choice.
+    """
+
+    name: str
+    instead_of: str
+    without: tuple[Callable[[], Any], ...]
+    dtype: torch.dtype = torch.float32
+    convert: bool = False
+
+
+CHOICES = (
+    Choice(
+        "PyTorch's threads",
+        "threads started for every call",
+        (lambda: patch.object(_cpu_threads, "_openmp_parallel", lambda: None),),
+    ),
+    Choice("large pages", "small ones", (lambda: patch.object(_cpu_memory, "LARGE", sys.maxsize),)),
+    Choice(
+        "the last gradient's memory",
+        "new memory",
+        # A list of its own, so that what is kept stays kept for the other contender.
+        (lambda: patch.multiple(_cpu_memory, MOST_KEPT=0, _kept=[]),),
+    ),
+    *(
+        Choice(
+            f"{_cpu.SAMPLES_AT_ONCE} samples at once",
+            f"{samples}",
+            (lambda samples=samples: patch.object(_cpu, "SAMPLES_AT_ONCE", samples),),
+        )
+        for samples in (2**9, 2**15)
+    ),
+    Choice("bfloat16 read as it is", "converted to float32 first", (), torch.bfloat16, convert=True),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a table of choices and cases, and one of layers under `torch.compile`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, to see that it works")
+    given = parser.parse_args(arguments)
+    cases = [case.quick() for case in CASES] if given.quick else CASES
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; milliseconds, forward and both directions\n")
+    print("| choice | instead of | " + " | ".join(case.name for case in cases) + " |")
+    print("| --- | --- |" + " --- |" * len(cases))
+    for choice in CHOICES:
+        cells = [_write(measure_choice(choice, case, given.rounds)) for case in cases]
+        print(f"| {choice.name} | {choice.instead_of} | " + " | ".join(cells) + " |", flush=True)
+    cells = [_write(measure_compiled_layer(case, given.rounds)) for case in cases]
+    print("| compiled layer | eager | " + " | ".join(cells) + " |")
+
+
+def measure_choice(choice: Choice, case: OperatorCase, rounds: int) -> dict[str, tuple[float, float]]:
+    """Give milliseconds with and without the choice, of the forward and of both directions."""
+    inputs = draw_inputs(case, choice.dtype, "cpu", seed=torch.seed() % 2**31)
+    rest = (inputs.sampling_locations, inputs.attention_weights)
+    leaves = [tensor.clone().requires_grad_() for tensor in (inputs.value, *rest)]
+
+    def attend(value: Tensor, locations: Tensor, weights: Tensor, *, convert: bool) -> Tensor:
+        value = value.float() if convert else value
+        return ms_deform_attn(value, inputs.spatial_shapes, locations, weights)
+
+    def call(patches: Sequence[Callable[[], Any]], function: Callable[[], object]) -> Callable[[], object]:
+        def patched() -> object:
+            with ExitStack() as stack:
+                for each in patches:
+                    stack.enter_context(each())
+                return function()
+
+        return patched
+
+    def contender(*, is_chosen: bool, is_trained: bool) -> Callable[[], object]:
+        convert = choice.convert and not is_chosen
+        grad = torch.randn(case.batch, case.n_queries, case.heads * case.channels)
+        grad = grad.to(torch.float32 if convert else choice.dtype)
+
+        def forward() -> object:
+            with nullcontext() if is_trained else torch.no_grad():
+                out = attend(*leaves, convert=convert)
+            return torch.autograd.grad(out, leaves, grad) if is_trained else out
+
+        return call(() if is_chosen else choice.without, forward)
+
+    return _measure(contender, rounds)
+
+
+def measure_compiled_layer(case: OperatorCase, rounds: int) -> dict[str, tuple[float, float]]:
+    """Give milliseconds of the layer around the operator, compiled and not."""
+    torch._dynamo.reset()
+    d_model = case.heads * case.channels
+    layer = MSDeformAttn(d_model, len(case.levels), case.heads, case.points)
+    reference = torch.rand(case.batch, case.n_queries, len(case.levels), 2)
+    query = torch.randn(case.batch, case.n_queries, d_model, requires_grad=True)
+    features = torch.randn(case.batch, case.pixels, d_model, requires_grad=True)
+    grad = torch.randn(case.batch, case.n_queries, d_model)
+    leaves = [query, features, *layer.parameters()]
+    functions = {False: layer, True: torch.compile(layer, dynamic=False, fullgraph=True)}
+
+    def contender(*, is_chosen: bool, is_trained: bool) -> Callable[[], object]:
+        def forward() -> object:
+            with nullcontext() if is_trained else torch.no_grad():
+                out = functions[is_chosen](query, reference, features, case.levels)
+            return torch.autograd.grad(out, leaves, grad) if is_trained else out
+
+        return forward
+
+    return _measure(contender, rounds)
+
+
+def _measure(contender: Callable[..., Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
+    """Give the medians of turns taken by what was chosen and what was not."""
+    medians = {}
+    for direction, is_trained in (("forward", False), ("both", True)):
+        calls = [contender(is_chosen=is_chosen, is_trained=is_trained) for is_chosen in (True, False)]
+        times: list[list[float]] = [[], []]
+        # Something for PyTorch's own threads, which calls follow in a model.
+        before = torch.randn(512, 512)
+        for turn in range(rounds + 2):
+            for call, taken in zip(calls, times, strict=True):
+                before @ before
+                started = time.perf_counter()
+                call()
+                # The first turns compile, and fill caches.
+                taken += [1e3 * (time.perf_counter() - started)] * (turn > 1)
+        medians[direction] = median(times[0]), median(times[1])
+    return medians
+
+
+def _write(medians: dict[str, tuple[float, float]]) -> str:
+    return ", ".join(f"{chosen:.3g} instead of {other:.3g}" for chosen, other in medians.values())
+
+
+if __name__ == "__main__":
+    main()
