@@ -138,6 +138,15 @@ def test_compiled_layers_take_the_same_product(bias, rng, monkeypatch):
 
 
 @pytest.mark.compile
+def test_compiled_transforms_see_pytorchs_operators(rng, monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
+    layer, x = Linear(6, 4), torch.randn(3, 5, 6, generator=rng)
+    compiled = torch.compile(torch.func.vmap(layer), fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))
+
+
+@pytest.mark.compile
 def test_exported_layers_hold_pytorchs_operators_alone(rng, monkeypatch):
     monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
     program = torch.export.export(Linear(6, 4), (torch.randn(5, 6, generator=rng),))

@@ -14,15 +14,15 @@ from torch.nn import functional as F
 
 def serves(*tensors: Tensor | None) -> bool:
     """Tell whether oneDNN is the faster choice, and no exporter, transform or mode needs to see other operators."""
-    if not all(tensor is None or _is_plain(tensor) for tensor in tensors) or torch.is_autocast_enabled("cpu"):
-        return False
-    if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting() and _is_chosen()
     return (
-        _is_chosen()
-        and torch._C._get_tracing_state() is None
-        and not torch._C._len_torch_dispatch_stack()
-        and torch._C._functorch.peek_interpreter_stack() is None
+        all(tensor is None or _is_plain(tensor) for tensor in tensors)
+        and not torch.is_autocast_enabled("cpu")
+        and bool(_is_chosen())
+        # Asked in this order, because a compiler, which cannot trace the rest, is a mode itself.
+        and (
+            torch.compiler.is_compiling()
+            or (torch._C._get_tracing_state() is None and not torch._C._len_torch_dispatch_stack())
+        )
     )
 
 
@@ -53,7 +53,12 @@ def _is_plain(tensor: Tensor) -> bool:
 # A compiler asks once, since it cannot trace this.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _is_chosen() -> bool:
-    return torch._C._get_mkldnn_enabled() and _is_faster()
+    return (
+        torch._C._get_mkldnn_enabled()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch.compiler.is_exporting()
+        and _is_faster()
+    )
 
 
 @functools.cache
