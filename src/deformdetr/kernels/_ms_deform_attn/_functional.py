@@ -197,8 +197,8 @@ def sampling_locations(
 def _softmax(logits: Float[Tensor, "batch queries heads levels points"]) -> Tensor:
     """Share attention among levels and points, in float32 or better."""
     flat, dtype = logits.flatten(3), _at_least_float32(logits)
-    if logits.device.type == "cpu" and flat.shape[3] < 16:
-        # PyTorch takes several times as long for so few numbers that lie beside each other.
+    if logits.device.type == "cpu" and flat.shape[3] < 16 and not torch.compiler.is_compiling():
+        # PyTorch takes several times as long for so few numbers that lie beside each other; compilers do not.
         return flat.movedim(3, 0).softmax(0, dtype=dtype).movedim(0, 3).reshape(logits.shape)
     return flat.softmax(3, dtype=dtype).view(logits.shape)
 
