@@ -2,6 +2,7 @@
 
 import gc
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -142,7 +143,9 @@ def captured(call: Call, calls: int) -> torch.cuda.CUDAGraph:
 def interleave(
     samples: Mapping[str, Callable[[], float]], rounds: Mapping[str, int], after_round: Callable[[], object]
 ) -> dict[str, list[float]]:
-    """Take samples in turns: every round starts with another contender, and all have the first rounds in common.
+    """Take samples in turns, every round in an order drawn anew; all contenders have the first rounds in common.
+
+    In one order, each would always find the caches and the memory that the same other one leaves.
 
     Args:
         samples: Gives a sample of each.
@@ -153,8 +156,7 @@ def interleave(
     taken: dict[str, list[float]] = {name: [] for name in names}
     with _without_garbage_collection():
         for index in range(max(rounds.values(), default=0)):
-            first = index % len(names)
-            for name in names[first:] + names[:first]:
+            for name in random.sample(names, len(names)):
                 if index < rounds[name]:
                     taken[name].append(samples[name]())
             after_round()
