@@ -196,6 +196,15 @@ def test_openmp_is_that_of_pytorch():
     assert ("OpenMP" in torch.__config__.parallel_info()) == (_cpu_threads._openmp_parallel() is not None)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_number_of_half_precision_is_read_as_what_it_is(dtype: torch.dtype):
+    # Images of one pixel, sampled at its centre: subnormal numbers, infinity and NaN are among them.
+    numbers = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(dtype).view(-1, 1, 4, 8)
+    locations = torch.full((len(numbers), 1, 4, 1, 1, 2), 0.5)
+    out = ms_deform_attn(numbers, [(1, 1)], locations, torch.ones(locations.shape[:-1]))
+    torch.testing.assert_close(out.view_as(numbers), numbers, rtol=0, atol=0, equal_nan=True)
+
+
 def test_a_value_may_have_more_than_two_to_the_31_numbers(rng: torch.Generator):
     # 4 GiB that nobody touches but for the last pixels, of a level whose last cell all samples lie in.
     height, width = 2**12, 2**13 + 1
