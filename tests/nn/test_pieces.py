@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import EagerAndRecordGraphs
 
 from deformdetr.nn import DeformableEncoderLayer, FeedForward, MSDeformAttn, _pieces
 from deformdetr.nn._pieces import apply_by_pieces
@@ -38,6 +39,35 @@ def test_other_devices_stay_whole(rows):
     seen = []
     apply_by_pieces(lambda x: (seen.append(tuple(x.shape)), x)[1], torch.empty(2, 5, 4, device="meta"))
     assert seen == [(2, 5, 4)]
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(("most", "pieces"), [(4, 4), (3, 1)])
+def test_compilers_cut_known_sizes_into_few_pieces_and_leave_others_whole(most, pieces, rows, rng, monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr(_pieces, "_MOST_UNROLLED", most)
+    backend = EagerAndRecordGraphs()
+
+    @torch.compile(fullgraph=True, backend=backend)
+    def compiled(x):
+        return apply_by_pieces(torch.sin, x)
+
+    # The second size is compiled for all others.
+    for positions in (5, 6, 7, 8):
+        x = torch.randn(2, positions, 4, generator=rng)
+        assert torch.equal(compiled(x), x.sin())
+    sines = [sum(node.target is torch.sin for node in graph.graph.nodes) for graph in backend.graphs]
+    assert sines == [pieces, 1]
+
+
+@pytest.mark.compile
+def test_exported_programs_hold_no_pieces(rows, rng):
+    class Sine(nn.Module):
+        def forward(self, x):
+            return apply_by_pieces(torch.sin, x)
+
+    program = torch.export.export(Sine(), (torch.randn(2, 5, 4, generator=rng),))
+    assert [str(node.target) for node in program.graph.nodes if node.op == "call_function"] == ["aten.sin.default"]
 
 
 def test_encoder_layer_gives_the_same_results_and_gradients_in_pieces(rng, monkeypatch):

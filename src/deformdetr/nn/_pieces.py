@@ -8,6 +8,8 @@ from torch import Tensor
 
 # Rows of a thousand channels that a core's cache holds; a new tensor of all of them costs more than what fills it.
 _ROWS_PER_THREAD = 512
+# Pieces that a compiler has to compile.
+_MOST_UNROLLED = 32
 
 
 def apply_by_pieces(
@@ -19,12 +21,26 @@ def apply_by_pieces(
         function: Of tensors as these, but with any batch and number of positions, to another one.
         tensors: What it is called with.
     """
-    # Asked first, because a compiler cannot trace how many threads there are.
-    if torch.compiler.is_compiling() or tensors[0].device.type != "cpu":
-        return function(*tensors)
     shape = tensors[0].shape
-    rows = _ROWS_PER_THREAD * torch.get_num_threads()
-    if shape[0] * shape[1] <= rows:
+    if tensors[0].device.type != "cpu" or not _can_be_cut(shape[0] * shape[1]):
         return function(*tensors)
-    pieces = zip(*(torch.split(tensor.flatten(0, 1)[None], rows, dim=1) for tensor in tensors), strict=True)
+    pieces = zip(*(torch.split(tensor.flatten(0, 1)[None], _rows_at_once(), dim=1) for tensor in tensors), strict=True)
     return torch.cat([function(*piece) for piece in pieces], dim=1).view(shape)
+
+
+def _can_be_cut(rows: int) -> bool:
+    """Tell whether there are more rows than one piece has; for compilers, so many more as they can unroll."""
+    at_once: int = _rows_at_once()
+    if not torch.compiler.is_compiling():
+        return rows > at_once
+    # Imported here, because it needs sympy, which compilers have loaded.
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return has_static_value(rows) and at_once < rows <= _MOST_UNROLLED * at_once
+
+
+# A compiler asks once, since it cannot trace this.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _rows_at_once() -> int:
+    """Give the size of a piece, or 0 if nothing may be cut: exported programs run elsewhere."""
+    return 0 if torch.compiler.is_exporting() else _ROWS_PER_THREAD * torch.get_num_threads()
