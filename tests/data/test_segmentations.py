@@ -192,6 +192,8 @@ def config(folder: Path) -> DataConfig:
         train_annotations=folder / "annotations.json",
         val_images=folder,
         val_annotations=folder / "annotations.json",
+        # A crop may leave nothing of an object.
+        augment=AugmentConfig(crop=False),
         eval_short_side=60,
     )
 
