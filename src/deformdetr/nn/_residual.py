@@ -87,6 +87,7 @@ def convolve_and_normalize(
         return out
     scale, shift = norm.scale_and_shift()
     weight = conv.weight * scale[:, None, None, None]
-    if _onednn.serves(x, weight, shift):
+    # Compilers choose between convolutions themselves.
+    if not torch.compiler.is_compiling() and _onednn.serves(x, weight, shift):
         return _onednn.convolve(x, weight, shift, conv)
     return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
