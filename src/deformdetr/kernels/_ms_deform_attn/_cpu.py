@@ -17,7 +17,7 @@ from deformdetr.kernels._ms_deform_attn._cpu_memory import empty_on_large_pages
 from deformdetr.kernels._ms_deform_attn._cpu_threads import run_at_once
 from deformdetr.kernels._ms_deform_attn._levels import Level
 
-# Samples of a task that is some queries: with many more, threads would wait for the last one.
+# Samples of a task of the forward: with many more, threads would wait for the last one.
 SAMPLES_AT_ONCE = 2**12
 # Numbers read per thread, so that it saves more time than it takes to wake it.
 WORTH_A_THREAD = 2**16
@@ -33,12 +33,14 @@ def forward(
     # Imported here, because numba takes longer to import than the whole of this library.
     from deformdetr.kernels._ms_deform_attn._numba import compile_forward
 
-    batch, queries, heads = attention_weights.shape[:3]
+    batch, queries, heads, n_levels, points = attention_weights.shape
     out = value.new_empty(batch, queries, heads * value.shape[3], dtype=torch.float32)
     if not value.numel() or not attention_weights.numel():
         return out.zero_().to(value.dtype)
     fields = _describe(value, levels, sampling_locations, attention_weights, out)
-    parts = -(-queries // fields["queries_at_once"])
+    at_once = max(1, SAMPLES_AT_ONCE // (n_levels * points))
+    parts = -(-queries // at_once)
+    fields |= {"queries_at_once": at_once}
     _run(compile_forward(value.shape[3], value.dtype), fields, batch * heads * parts)
     return out.to(value.dtype)
 
@@ -74,7 +76,7 @@ def backward(
     # Levels are equal where one has several groups of points; they add to the same pixels.
     firsts = [index for index, level in enumerate(levels) if index == 0 or level != levels[index - 1]]
     fields = _describe(value, levels, sampling_locations, attention_weights, _as_floats(grad_output))
-    fields |= {**grads, "runs": [*firsts, len(levels)]}
+    fields |= {**grads, "images": images, "runs": [*firsts, len(levels)]}
     _run(compile_backward(channels, value.dtype), fields, images * heads * len(firsts))
     by_value, by_locations, by_weights = (
         grads[name].to(like.dtype) if name in grads else None for name, like in zip(names, inputs, strict=True)
@@ -86,20 +88,18 @@ def _describe(
     value: Tensor, levels: Sequence[Level], sampling_locations: Tensor, attention_weights: Tensor, output: Tensor
 ) -> dict[str, Any]:
     """Give the fields of a job that all kernels need."""
-    images, queries, heads, n_levels, points = attention_weights.shape
+    _, queries, heads, n_levels, points = attention_weights.shape
     return {
         "value": value.contiguous(),
         "locations": _as_floats(sampling_locations),
         "weights": _as_floats(attention_weights),
         "output": output,
         "levels": list(itertools.chain.from_iterable(levels)),
-        "images": images,
         "pixels": value.shape[1],
         "queries": queries,
         "heads": heads,
         "n_levels": n_levels,
         "points": points,
-        "queries_at_once": max(1, SAMPLES_AT_ONCE // (n_levels * points)),
     }
 
 

@@ -15,8 +15,10 @@ class Job(ctypes.Structure):
         value: Of the dtype that the kernel is compiled for; all other tensors are of float32.
         output: Written by the forward; its gradient, in the backward.
         levels: Height, width and first pixel of every level.
-        queries_at_once: Of a task, where one is some queries.
-        runs: The first of every run of equal levels, and the end of the last; where a task is one of them.
+        queries_at_once: Of a task of the forward, and of the forward alone.
+        images: Of the backward alone, like all that follows.
+        runs: The first of every run of equal levels, and the end of the last.
+        grad_value: 0 if nobody needs it, like the other gradients.
     """
 
     _fields_: ClassVar = [
@@ -29,17 +31,17 @@ class Job(ctypes.Structure):
             "weights",
             "output",
             "levels",
-            "images",
             "pixels",
             "queries",
             "heads",
             "n_levels",
             "points",
             "queries_at_once",
+            "images",
+            "runs",
+            "grad_value",
             "grad_locations",
             "grad_weights",
-            "grad_value",
-            "runs",
         )
     ]
 

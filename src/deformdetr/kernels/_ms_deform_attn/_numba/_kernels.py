@@ -57,11 +57,11 @@ def _locate(locations, index, size):
 def compile_forward(channels: int, dtype: torch.dtype):
     """Compile the kernel of `out[b, q, m] = sum_{l, p} A[b, q, m, l, p] * bilinear(value[b, level l, m], at p)`.
 
-    A task is one head of some queries of an image; every query starts from zeros and adds up in registers, or in the
-    fastest cache, what its samples touch.
+    A task is one head of some queries of an image; what samples touch is added up where the output lies.
     """
     _refuse_not_to_compile()
-    clear, _, add, _ = make_vectors(channels, dtype)
+    vectors = make_vectors(channels, dtype)
+    clear, add = vectors.clear, vectors.add_stored
     out_bytes, row_bytes = channels * FLOAT_BYTES, channels * dtype.itemsize
 
     @cfunc(_SIGNATURE, error_model="numpy", fastmath={"contract"})
@@ -120,7 +120,8 @@ def compile_backward(channels: int, dtype: torch.dtype):
     every bit, however many threads there are. Two passes, one for each half of this, would read from memory more often.
     """
     _refuse_not_to_compile()
-    clear, add, _, dot = make_vectors(channels, dtype)
+    vectors = make_vectors(channels, dtype)
+    clear, add, dot = vectors.clear, vectors.add_float, vectors.dot
     grad_bytes, row_bytes = channels * FLOAT_BYTES, channels * dtype.itemsize
 
     @njit
