@@ -4,7 +4,8 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import OPERATOR_CASES, OperatorCase
-from benchmarks.problems.operator_inputs import draw_inputs
+from benchmarks.measure import interleave
+from benchmarks.problems.operator_inputs import SAMPLED, draw_inputs
 from deformdetr.kernels import ms_deform_attn
 from deformdetr.kernels._ms_deform_attn import _cpu, _cpu_memory, _cpu_threads
 from deformdetr.nn import MSDeformAttn
@@ -25,13 +27,14 @@ class Choice(NamedTuple):
     """A choice of the library, and what stands against it.
 
     Attributes:
-        without: Patches that take the choice back.
-        value: The dtype of the operator's value, and what is done to it before the call without the choice.
+        without: Takes the choice back while it is entered.
+        dtype: Of the operator's value.
+        convert: Whether to make the value float32 before calls without the choice.
     """
 
     name: str
     instead_of: str
-    without: tuple[Callable[[], Any], ...]
+    without: Callable[[], AbstractContextManager[Any]] = nullcontext
     dtype: torch.dtype = torch.float32
     convert: bool = False
 
@@ -40,24 +43,24 @@ CHOICES = (
     Choice(
         "PyTorch's threads",
         "threads started for every call",
-        (lambda: patch.object(_cpu_threads, "_openmp_parallel", lambda: None),),
+        lambda: patch.object(_cpu_threads, "_openmp_parallel", lambda: None),
     ),
-    Choice("large pages", "small ones", (lambda: patch.object(_cpu_memory, "LARGE", sys.maxsize),)),
+    Choice("large pages", "small ones", lambda: patch.object(_cpu_memory, "LARGE", sys.maxsize)),
     Choice(
         "the last gradient's memory",
         "new memory",
         # A list of its own, so that what is kept stays kept for the other contender.
-        (lambda: patch.multiple(_cpu_memory, MOST_KEPT=0, _kept=[]),),
+        lambda: patch.multiple(_cpu_memory, MOST_KEPT=0, _kept=[]),
     ),
     *(
         Choice(
             f"{_cpu.SAMPLES_AT_ONCE} samples at once",
             f"{samples}",
-            (lambda samples=samples: patch.object(_cpu, "SAMPLES_AT_ONCE", samples),),
+            partial(patch.object, _cpu, "SAMPLES_AT_ONCE", samples),
         )
         for samples in (2**9, 2**15)
     ),
-    Choice("bfloat16 read as it is", "converted to float32 first", (), torch.bfloat16, convert=True),
+    Choice("bfloat16 read as it is", "converted to float32 first", dtype=torch.bfloat16, convert=True),
 )
 
 
@@ -81,35 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure_choice(choice: Choice, case: OperatorCase, rounds: int) -> dict[str, tuple[float, float]]:
     """Give milliseconds with and without the choice, of the forward and of both directions."""
     inputs = draw_inputs(case, choice.dtype, "cpu", seed=torch.seed() % 2**31)
-    rest = (inputs.sampling_locations, inputs.attention_weights)
-    leaves = [tensor.clone().requires_grad_() for tensor in (inputs.value, *rest)]
+    leaves = inputs.tracking(SAMPLED).leaves(SAMPLED)
 
-    def attend(value: Tensor, locations: Tensor, weights: Tensor, *, convert: bool) -> Tensor:
-        value = value.float() if convert else value
+    def attend(*, is_chosen: bool) -> Tensor:
+        value, locations, weights = leaves
+        value = value.float() if choice.convert and not is_chosen else value
         return ms_deform_attn(value, inputs.spatial_shapes, locations, weights)
 
-    def call(patches: Sequence[Callable[[], Any]], function: Callable[[], object]) -> Callable[[], object]:
-        def patched() -> object:
-            with ExitStack() as stack:
-                for each in patches:
-                    stack.enter_context(each())
-                return function()
-
-        return patched
-
-    def contender(*, is_chosen: bool, is_trained: bool) -> Callable[[], object]:
-        convert = choice.convert and not is_chosen
-        grad = torch.randn(case.batch, case.n_queries, case.heads * case.channels)
-        grad = grad.to(torch.float32 if convert else choice.dtype)
-
-        def forward() -> object:
-            with nullcontext() if is_trained else torch.no_grad():
-                out = attend(*leaves, convert=convert)
-            return torch.autograd.grad(out, leaves, grad) if is_trained else out
-
-        return call(() if is_chosen else choice.without, forward)
-
-    return _measure(contender, rounds)
+    return _measure(attend, leaves, rounds, choice.without)
 
 
 def measure_compiled_layer(case: OperatorCase, rounds: int) -> dict[str, tuple[float, float]]:
@@ -120,37 +102,44 @@ def measure_compiled_layer(case: OperatorCase, rounds: int) -> dict[str, tuple[f
     reference = torch.rand(case.batch, case.n_queries, len(case.levels), 2)
     query = torch.randn(case.batch, case.n_queries, d_model, requires_grad=True)
     features = torch.randn(case.batch, case.pixels, d_model, requires_grad=True)
-    grad = torch.randn(case.batch, case.n_queries, d_model)
     leaves = [query, features, *layer.parameters()]
     functions = {False: layer, True: torch.compile(layer, dynamic=False, fullgraph=True)}
 
-    def contender(*, is_chosen: bool, is_trained: bool) -> Callable[[], object]:
-        def forward() -> object:
-            with nullcontext() if is_trained else torch.no_grad():
-                out = functions[is_chosen](query, reference, features, case.levels)
-            return torch.autograd.grad(out, leaves, grad) if is_trained else out
+    def attend(*, is_chosen: bool) -> Tensor:
+        out: Tensor = functions[is_chosen](query, reference, features, case.levels)
+        return out
 
-        return forward
-
-    return _measure(contender, rounds)
+    return _measure(attend, leaves, rounds)
 
 
-def _measure(contender: Callable[..., Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
+def _measure(
+    attend: Callable[..., Tensor],
+    leaves: Sequence[Tensor],
+    rounds: int,
+    without: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> dict[str, tuple[float, float]]:
     """Give the medians of turns taken by what was chosen and what was not."""
+    # Something for PyTorch's own threads, which calls follow in a model.
+    before = torch.randn(512, 512)
+
+    def sample(*, is_chosen: bool, is_trained: bool) -> float:
+        before @ before
+        with nullcontext() if is_chosen else without(), torch.set_grad_enabled(is_trained):
+            started = time.perf_counter()
+            out = attend(is_chosen=is_chosen)
+            if is_trained:
+                torch.autograd.grad(out, leaves, torch.ones_like(out))
+            return 1e3 * (time.perf_counter() - started)
+
     medians = {}
     for direction, is_trained in (("forward", False), ("both", True)):
-        calls = [contender(is_chosen=is_chosen, is_trained=is_trained) for is_chosen in (True, False)]
-        times: list[list[float]] = [[], []]
-        # Something for PyTorch's own threads, which calls follow in a model.
-        before = torch.randn(512, 512)
-        for turn in range(rounds + 2):
-            for call, taken in zip(calls, times, strict=True):
-                before @ before
-                started = time.perf_counter()
-                call()
-                # The first turns compile, and fill caches.
-                taken += [1e3 * (time.perf_counter() - started)] * (turn > 1)
-        medians[direction] = median(times[0]), median(times[1])
+        samples = {
+            "chosen": partial(sample, is_chosen=True, is_trained=is_trained),
+            "other": partial(sample, is_chosen=False, is_trained=is_trained),
+        }
+        times = interleave(samples, dict.fromkeys(samples, rounds + 2), lambda: None)
+        # The first turns compile, and fill caches.
+        medians[direction] = median(times["chosen"][2:]), median(times["other"][2:])
     return medians
 
 

@@ -1,20 +1,37 @@
 """What the choices in the CPU path are worth."""
 
+from collections import Counter
+
 import pytest
+import torch
 from benchmarks import cpu_choices
 from benchmarks.cpu_choices import CASES, CHOICES, measure_choice
+
+from deformdetr.kernels._ms_deform_attn import _cpu, _cpu_memory, _cpu_threads
+
+
+def settings():
+    """Give all that choices may change."""
+    kept = _cpu_memory.LARGE, _cpu_memory.MOST_KEPT, id(_cpu_memory._kept)
+    return *kept, _cpu.SAMPLES_AT_ONCE, _cpu_threads._openmp_parallel
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: f"{choice.name}, {choice.instead_of}")
 def test_a_choice_is_measured_in_both_directions_and_taken_back(choice, monkeypatch):
-    plain, used = cpu_choices.ms_deform_attn, []
-    monkeypatch.setattr(cpu_choices, "ms_deform_attn", lambda *args: used.append(args[0].dtype) or plain(*args))
+    plain, before, seen = cpu_choices.ms_deform_attn, settings(), []
+
+    def attend(value, *rest):
+        seen.append((value.dtype, settings() == before))
+        return plain(value, *rest)
+
+    monkeypatch.setattr(cpu_choices, "ms_deform_attn", attend)
     medians = measure_choice(choice, CASES[0].quick(), rounds=1)
     assert list(medians) == ["forward", "both"]
     assert all(time > 0 for pair in medians.values() for time in pair)
-    # Three turns of two contenders, in two directions.
-    assert len(used) == 12
-    assert len(set(used)) == 1 + choice.convert
+    # Three turns of both, in two directions.
+    other = (torch.float32, choice.convert)
+    assert Counter(seen) == {(choice.dtype, True): 6, other: 6}
+    assert settings() == before
 
 
 @pytest.mark.compile
