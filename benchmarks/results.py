@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from benchmarks.cases import Device, Direction, Dtype, Kind
 from benchmarks.pages import ROOT
 
-_PACKAGES = ("torch", "triton", "transformers", "deformdetr")
+_PACKAGES = ("torch", "numba", "triton", "transformers", "deformdetr")
 
 
 class _Record(BaseModel):
