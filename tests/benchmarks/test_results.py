@@ -59,6 +59,6 @@ def test_files_are_named_by_kind_and_device(environment):
 def test_environment_names_versions_and_a_commit_that_is_given():
     found = describe_environment("cpu", "1234567")
     assert (found.device, found.commit, found.dirty) == ("cpu", "1234567", None)
-    assert {"python", "torch", "deformdetr", "transformers", "triton"} == found.versions.keys()
+    assert {"python", "torch", "numba", "triton", "transformers", "deformdetr"} == found.versions.keys()
     assert found.device_name
     assert found.threads >= 1
