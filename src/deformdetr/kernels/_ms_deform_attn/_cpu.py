@@ -19,6 +19,8 @@ from deformdetr.kernels._ms_deform_attn._levels import Level
 
 # Samples of a task of the forward: with many more, threads would wait for the last one.
 SAMPLES_AT_ONCE = 2**12
+# Where the backward has fewer, levels are tasks of their own.
+TASKS_PER_THREAD = 2
 # Numbers read per thread, so that it saves more time than it takes to wake it.
 WORTH_A_THREAD = 2**16
 
@@ -76,8 +78,10 @@ def backward(
     # Levels are equal where one has several groups of points; they add to the same pixels.
     firsts = [index for index, level in enumerate(levels) if index == 0 or level != levels[index - 1]]
     fields = _describe(value, levels, sampling_locations, attention_weights, _as_floats(grad_output))
-    fields |= {**grads, "images": images, "runs": [*firsts, len(levels)]}
-    _run(compile_backward(channels, value.dtype), fields, images * heads * len(firsts))
+    parts = 1 if images * heads >= TASKS_PER_THREAD * torch.get_num_threads() else len(firsts)
+    fields |= {"images": images, "n_runs": len(firsts), "runs": [*firsts, len(levels)]}
+    fields |= {**grads, "runs_at_once": len(firsts) // parts}
+    _run(compile_backward(channels, value.dtype), fields, images * heads * parts)
     by_value, by_locations, by_weights = (
         grads[name].to(like.dtype) if name in grads else None for name, like in zip(names, inputs, strict=True)
     )

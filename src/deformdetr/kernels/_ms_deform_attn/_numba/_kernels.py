@@ -47,10 +47,8 @@ def _locate(locations, index, size):
     Pixel `i` is at `(i + 1/2) / size`. A location that is not finite is nowhere.
     """
     position = read_float(locations + index * FLOAT_BYTES) * np.float32(size) - _HALF
-    if not (position >= -1 and position < size):
-        return np.int64(0), np.float32(0), False
     first = np.floor(position)
-    return np.int64(first), position - first, True
+    return np.int64(first), position - first, (position >= -_ONE) & (position < np.float32(size))
 
 
 @functools.cache
@@ -61,7 +59,7 @@ def compile_forward(channels: int, dtype: torch.dtype):
     """
     _refuse_not_to_compile()
     vectors = make_vectors(channels, dtype)
-    clear, add = vectors.clear, vectors.add_stored
+    zeros, add, store = vectors.zeros, vectors.add_stored, vectors.store
     out_bytes, row_bytes = channels * FLOAT_BYTES, channels * dtype.itemsize
 
     @cfunc(_SIGNATURE, error_model="numpy", fastmath={"contract"})
@@ -74,8 +72,7 @@ def compile_forward(channels: int, dtype: torch.dtype):
             begin = part * job.queries_at_once
             for query in range(begin, min(begin + job.queries_at_once, job.queries)):
                 bag = (image * job.queries + query) * job.heads + head
-                out = job.output + bag * out_bytes
-                clear(out)
+                out = zeros()
                 for level in range(job.n_levels):
                     height, width, start = _read_level(job.levels, level)
                     start += image * job.pixels
@@ -84,23 +81,22 @@ def compile_forward(channels: int, dtype: torch.dtype):
                     for at in range(sample, sample + job.points):
                         x, right_share, is_along = _locate(job.locations, 2 * at, width)
                         y, lower_share, is_across = _locate(job.locations, 2 * at + 1, height)
-                        if not (is_along and is_across):
+                        if not (is_along & is_across):
                             continue
                         weight = read_float(job.weights + at * FLOAT_BYTES)
                         lower = weight * lower_share
                         upper = weight - lower
                         left_share = _ONE - right_share
                         row = job.value + ((start + y * width + x) * job.heads + head) * row_bytes
-                        if y >= 0:
-                            if x >= 0:
-                                add(out, upper * left_share, row)
-                            if x + 1 < width:
-                                add(out, upper * right_share, row + right)
-                        if y + 1 < height:
-                            if x >= 0:
-                                add(out, lower * left_share, row + down)
-                            if x + 1 < width:
-                                add(out, lower * right_share, row + down + right)
+                        if (y >= 0) & (x >= 0):
+                            out = add(out, upper * left_share, row)
+                        if (y >= 0) & (x + 1 < width):
+                            out = add(out, upper * right_share, row + right)
+                        if (y + 1 < height) & (x >= 0):
+                            out = add(out, lower * left_share, row + down)
+                        if (y + 1 < height) & (x + 1 < width):
+                            out = add(out, lower * right_share, row + down + right)
+                store(job.output + bag * out_bytes, out)
             task = take_number(job.next_task)
 
     return forward
@@ -116,74 +112,80 @@ def compile_backward(channels: int, dtype: torch.dtype):
     * attention weight: the sum over the pixels of `w_x w_y d`
     * location: the sum of `A (± w_y width, ± w_x height) d`, with + for the right and the lower pixels
 
-    A task is one head of a level of an image, to whose pixels it alone adds, query by query: results are the same in
-    every bit, however many threads there are. Two passes, one for each half of this, would read from memory more often.
+    A task is one head of an image in some of its levels, to whose pixels it alone adds. It takes level after level, and
+    query by query in each: results are the same in every bit however levels are shared out, and the pixels of a level
+    stay in a cache. Two passes, one for each half of this, would read from memory more often.
     """
     _refuse_not_to_compile()
     vectors = make_vectors(channels, dtype)
-    clear, add, dot = vectors.clear, vectors.add_float, vectors.dot
+    zeros, load, store = vectors.zeros, vectors.load, vectors.store
+    add_to, dot = vectors.add_to, vectors.dot_stored
     grad_bytes, row_bytes = channels * FLOAT_BYTES, channels * dtype.itemsize
 
     @njit
     def visit(job, pixel, grad, weight):
         """Add to the gradient of one pixel, and give its inner product with that of the output."""
         if job.grad_value != 0:
-            add(job.grad_value + pixel * grad_bytes, weight, grad)
+            add_to(job.grad_value + pixel * grad_bytes, weight, grad)
         if job.grad_locations != 0 or job.grad_weights != 0:
             return dot(grad, job.value + pixel * row_bytes)
         return np.float32(0)
+
+    @njit
+    def differentiate(job, image, head, run):
+        """Do one head of an image in equal levels."""
+        begin, end = read_long(job.runs + run * LONG_BYTES), read_long(job.runs + (run + 1) * LONG_BYTES)
+        height, width, start = _read_level(job.levels, begin)
+        start += image * job.pixels
+        if job.grad_value != 0:
+            for pixel in range(start, start + height * width):
+                store(job.grad_value + (pixel * job.heads + head) * grad_bytes, zeros())
+        for query in range(job.queries):
+            bag = (image * job.queries + query) * job.heads + head
+            grad = load(job.output + bag * grad_bytes)
+            for at in range((bag * job.n_levels + begin) * job.points, (bag * job.n_levels + end) * job.points):
+                x, right_share, is_along = _locate(job.locations, 2 * at, width)
+                y, lower_share, is_across = _locate(job.locations, 2 * at + 1, height)
+                by_weight = by_x = by_y = np.float32(0)
+                if is_along & is_across:
+                    weight = read_float(job.weights + at * FLOAT_BYTES)
+                    left_share, upper_share = _ONE - right_share, _ONE - lower_share
+                    left, right = weight * left_share, weight * right_share
+                    pixel = (start + y * width + x) * job.heads + head
+                    below = pixel + width * job.heads
+                    upper_left = upper_right = lower_left = lower_right = np.float32(0)
+                    if (y >= 0) & (x >= 0):
+                        upper_left = visit(job, pixel, grad, upper_share * left)
+                    if (y >= 0) & (x + 1 < width):
+                        upper_right = visit(job, pixel + job.heads, grad, upper_share * right)
+                    if (y + 1 < height) & (x >= 0):
+                        lower_left = visit(job, below, grad, lower_share * left)
+                    if (y + 1 < height) & (x + 1 < width):
+                        lower_right = visit(job, below + job.heads, grad, lower_share * right)
+                    by_left = upper_share * upper_left + lower_share * lower_left
+                    by_right = upper_share * upper_right + lower_share * lower_right
+                    by_weight = left_share * by_left + right_share * by_right
+                    by_x = weight * np.float32(width) * (by_right - by_left)
+                    by_upper, by_lower = (
+                        left * upper_left + right * upper_right,
+                        left * lower_left + right * lower_right,
+                    )
+                    by_y = np.float32(height) * (by_lower - by_upper)
+                if job.grad_weights != 0:
+                    write_float(job.grad_weights + at * FLOAT_BYTES, by_weight)
+                if job.grad_locations != 0:
+                    write_float(job.grad_locations + 2 * at * FLOAT_BYTES, by_x)
+                    write_float(job.grad_locations + (2 * at + 1) * FLOAT_BYTES, by_y)
 
     @cfunc(_SIGNATURE, error_model="numpy", fastmath={"contract"})
     def backward(pointer):
         job = carray(pointer, 1)[0]
         task = take_number(job.next_task)
         while task < job.tasks:
-            head, image = task % job.heads, task // job.heads % job.images
-            run = job.runs + task // job.heads // job.images * LONG_BYTES
-            begin, end = read_long(run), read_long(run + LONG_BYTES)
-            height, width, start = _read_level(job.levels, begin)
-            start += image * job.pixels
-            if job.grad_value != 0:
-                for pixel in range(start, start + height * width):
-                    clear(job.grad_value + (pixel * job.heads + head) * grad_bytes)
-            for query in range(job.queries):
-                bag = (image * job.queries + query) * job.heads + head
-                grad = job.output + bag * grad_bytes
-                for at in range((bag * job.n_levels + begin) * job.points, (bag * job.n_levels + end) * job.points):
-                    x, right_share, is_along = _locate(job.locations, 2 * at, width)
-                    y, lower_share, is_across = _locate(job.locations, 2 * at + 1, height)
-                    by_weight = by_x = by_y = np.float32(0)
-                    if is_along and is_across:
-                        weight = read_float(job.weights + at * FLOAT_BYTES)
-                        left_share, upper_share = _ONE - right_share, _ONE - lower_share
-                        left, right = weight * left_share, weight * right_share
-                        pixel = (start + y * width + x) * job.heads + head
-                        below = pixel + width * job.heads
-                        upper_left = upper_right = lower_left = lower_right = np.float32(0)
-                        if y >= 0:
-                            if x >= 0:
-                                upper_left = visit(job, pixel, grad, upper_share * left)
-                            if x + 1 < width:
-                                upper_right = visit(job, pixel + job.heads, grad, upper_share * right)
-                        if y + 1 < height:
-                            if x >= 0:
-                                lower_left = visit(job, below, grad, lower_share * left)
-                            if x + 1 < width:
-                                lower_right = visit(job, below + job.heads, grad, lower_share * right)
-                        by_left = upper_share * upper_left + lower_share * lower_left
-                        by_right = upper_share * upper_right + lower_share * lower_right
-                        by_weight = left_share * by_left + right_share * by_right
-                        by_x = weight * np.float32(width) * (by_right - by_left)
-                        by_upper, by_lower = (
-                            left * upper_left + right * upper_right,
-                            left * lower_left + right * lower_right,
-                        )
-                        by_y = np.float32(height) * (by_lower - by_upper)
-                    if job.grad_weights != 0:
-                        write_float(job.grad_weights + at * FLOAT_BYTES, by_weight)
-                    if job.grad_locations != 0:
-                        write_float(job.grad_locations + 2 * at * FLOAT_BYTES, by_x)
-                        write_float(job.grad_locations + (2 * at + 1) * FLOAT_BYTES, by_y)
+            head, image, part = task % job.heads, task // job.heads % job.images, task // job.heads // job.images
+            first = part * job.runs_at_once
+            for run in range(first, min(first + job.runs_at_once, job.n_runs)):
+                differentiate(job, image, head, run)
             task = take_number(job.next_task)
 
     return backward

@@ -5,35 +5,58 @@ anything is written. Loops over arrays would be several times as slow: LLVM unro
 looks for vectors, and then finds none, since the arrays might overlap.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, models, register_model
 
 _FLOAT, _BITS, _LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-# Channels in one vector: longer ones take long to compile.
+# Channels in one piece of a vector: longer ones take long to compile.
 MOST_CHANNELS = 64
 FLOAT_BYTES = 4
 _FUSED, _IN_ANY_ORDER = ("contract",), ("contract", "reassoc")
 
 
 class Vectors(NamedTuple):
-    """Operations on vectors of so many channels, for use in kernels.
+    """Operations on float32 vectors of so many channels, for use in kernels.
 
     Attributes:
-        clear: `clear(target)` sets a float32 vector to zero.
-        add_float: `add_float(target, weight, source)` adds `weight` times a float32 vector to a float32 vector.
-        add_stored: The same with a source as `value` is stored.
-        dot: `dot(floats, stored)` gives the inner product of a float32 vector and one as `value` is stored.
+        zeros: `zeros()` gives a vector of zeros.
+        load: `load(source)` reads a vector.
+        store: `store(target, vector)` writes one.
+        add_to: `add_to(target, weight, vector)` adds `weight` times a vector to one in memory.
+        add_stored: `add_stored(vector, weight, source)` gives the sum of a vector and `weight` times one that is stored
+            as `value` is.
+        dot_stored: `dot_stored(vector, source)` gives the inner product of a vector and one that is stored as `value`
+            is.
     """
 
-    clear: Any
-    add_float: Any
+    zeros: Any
+    load: Any
+    store: Any
+    add_to: Any
     add_stored: Any
-    dot: Any
+    dot_stored: Any
+
+
+class _Vector(types.Type):
+    """A float32 vector of so many channels, in pieces of powers of two: LLVM takes others apart, number by number."""
+
+    def __init__(self, channels: int) -> None:
+        rest = channels % MOST_CHANNELS
+        powers = [1 << bit for bit in reversed(range(rest.bit_length())) if rest >> bit & 1]
+        self.counts = (MOST_CHANNELS,) * (channels // MOST_CHANNELS) + tuple(powers)
+        super().__init__(name=f"Vector({channels})")
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: _Vector) -> None:
+        pieces = [ir.VectorType(_FLOAT, count) for count in kind.counts]
+        super().__init__(manager, kind, ir.LiteralStructType(pieces))  # type: ignore[no-untyped-call]
 
 
 @intrinsic
@@ -80,67 +103,113 @@ def take_number(typing: Any, address: types.Type) -> tuple[Any, Callable[..., An
 
 def make_vectors(channels: int, dtype: torch.dtype) -> Vectors:
     """Make the operations for a value of that dtype: float32, bfloat16 or float16."""
+    kind = _Vector(channels)
 
     @intrinsic
-    def clear(typing: Any, target: types.Type) -> tuple[Any, Callable[..., Any]]:
+    def zeros(typing: Any) -> tuple[Any, Callable[..., Any]]:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-            for start, count in _pieces(channels):
-                zeros = ir.VectorType(_FLOAT, count)([0.0] * count)
-                _store(builder, zeros, arguments[0], start)
+            return _join(builder, [ir.VectorType(_FLOAT, count)([0.0] * count) for count in kind.counts])
+
+        return kind(), generate
+
+    @intrinsic
+    def load(typing: Any, source: types.Type) -> tuple[Any, Callable[..., Any]]:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+            return _join(builder, _load(builder, arguments[0], kind, torch.float32))
+
+        return kind(types.int64), generate
+
+    @intrinsic
+    def store(typing: Any, target: types.Type, vector: types.Type) -> tuple[Any, Callable[..., Any]]:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+            _store(builder, arguments[0], _split(builder, arguments[1]))
             return context.get_dummy_value()
 
-        return types.void(types.int64), generate
+        return types.void(types.int64, kind), generate
 
     @intrinsic
-    def dot(typing: Any, floats: types.Type, stored: types.Type) -> tuple[Any, Callable[..., Any]]:
+    def add_to(
+        typing: Any, target: types.Type, weight: types.Type, vector: types.Type
+    ) -> tuple[Any, Callable[..., Any]]:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+            target, weight, vector = arguments
+            totals = _load(builder, target, kind, torch.float32)
+            _store(builder, target, _add_product(builder, totals, weight, _split(builder, vector)))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.float32, kind), generate
+
+    @intrinsic
+    def add_stored(
+        typing: Any, vector: types.Type, weight: types.Type, source: types.Type
+    ) -> tuple[Any, Callable[..., Any]]:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+            vector, weight, source = arguments
+            stored = _load(builder, source, kind, dtype)
+            return _join(builder, _add_product(builder, _split(builder, vector), weight, stored))
+
+        return kind(kind, types.float32, types.int64), generate
+
+    @intrinsic
+    def dot_stored(typing: Any, vector: types.Type, source: types.Type) -> tuple[Any, Callable[..., Any]]:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
             total = _FLOAT(0.0)
-            for start, count in _pieces(channels):
-                one = _load(builder, arguments[0], start, count, torch.float32)
-                other = _load(builder, arguments[1], start, count, dtype)
+            stored = _load(builder, arguments[1], kind, dtype)
+            for one, other in zip(_split(builder, arguments[0]), stored, strict=True):
                 products = builder.fmul(one, other, flags=_IN_ANY_ORDER)
-                name = f"llvm.vector.reduce.fadd.v{count}f32"
+                name = f"llvm.vector.reduce.fadd.v{products.type.count}f32"
                 add_up = builder.module.globals.get(name) or ir.Function(
                     builder.module, ir.FunctionType(_FLOAT, [_FLOAT, products.type]), name
                 )
                 total = builder.call(add_up, [total, products], fastmath=_IN_ANY_ORDER)
             return total
 
-        return types.float32(types.int64, types.int64), generate
+        return types.float32(kind, types.int64), generate
 
-    return Vectors(clear, _make_add(channels, torch.float32), _make_add(channels, dtype), dot)
-
-
-def _make_add(channels: int, dtype: torch.dtype) -> Any:
-    @intrinsic
-    def add(typing: Any, target: types.Type, weight: types.Type, source: types.Type) -> tuple[Any, Callable[..., Any]]:
-        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-            target, weight, source = arguments
-            for start, count in _pieces(channels):
-                weights = _repeat(builder, weight, count)
-                product = builder.fmul(weights, _load(builder, source, start, count, dtype), flags=_FUSED)
-                total = builder.fadd(_load(builder, target, start, count, torch.float32), product, flags=_FUSED)
-                _store(builder, total, target, start)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.float32, types.int64), generate
-
-    return add
+    return Vectors(zeros, load, store, add_to, add_stored, dot_stored)
 
 
-def _pieces(channels: int) -> Iterator[tuple[int, int]]:
-    """Cut into parts of one vector: where each begins, and how many channels it has."""
-    for start in range(0, channels, MOST_CHANNELS):
-        yield start, min(MOST_CHANNELS, channels - start)
+def _join(builder: ir.IRBuilder, pieces: Sequence[ir.Value]) -> ir.Value:
+    vector = ir.Constant(ir.LiteralStructType([piece.type for piece in pieces]), ir.Undefined)
+    for index, piece in enumerate(pieces):
+        vector = builder.insert_value(vector, piece, index)
+    return vector
 
 
-def _load(builder: ir.IRBuilder, address: ir.Value, start: int, count: int, dtype: torch.dtype) -> ir.Value:
-    """Read some channels as float32."""
+def _split(builder: ir.IRBuilder, vector: ir.Value) -> list[ir.Value]:
+    return [builder.extract_value(vector, index) for index in range(len(vector.type))]
+
+
+def _add_product(
+    builder: ir.IRBuilder, totals: Sequence[ir.Value], weight: ir.Value, pieces: Sequence[ir.Value]
+) -> list[ir.Value]:
+    return [
+        builder.fadd(total, builder.fmul(_repeat(builder, weight, piece.type.count), piece, flags=_FUSED), flags=_FUSED)
+        for total, piece in zip(totals, pieces, strict=True)
+    ]
+
+
+def _load(builder: ir.IRBuilder, address: ir.Value, kind: _Vector, dtype: torch.dtype) -> list[ir.Value]:
+    """Read a vector as float32."""
     element = _FLOAT if dtype == torch.float32 else ir.IntType(16)
-    pointer = _point(builder, address, start * dtype.itemsize, ir.VectorType(element, count))
-    stored = builder.load(pointer, align=dtype.itemsize)
-    if dtype == torch.float32:
-        return stored
+    pieces = []
+    for count in kind.counts:
+        pointer = builder.inttoptr(address, ir.VectorType(element, count).as_pointer())
+        stored = builder.load(pointer, align=dtype.itemsize)
+        pieces.append(stored if dtype == torch.float32 else _widen(builder, stored, dtype))
+        address = builder.add(address, _LONG(count * dtype.itemsize))
+    return pieces
+
+
+def _store(builder: ir.IRBuilder, address: ir.Value, pieces: Sequence[ir.Value]) -> None:
+    for piece in pieces:
+        builder.store(piece, builder.inttoptr(address, piece.type.as_pointer()), align=FLOAT_BYTES)
+        address = builder.add(address, _LONG(piece.type.count * FLOAT_BYTES))
+
+
+def _widen(builder: ir.IRBuilder, stored: ir.Value, dtype: torch.dtype) -> ir.Value:
+    """Make float32 of bfloat16 or float16."""
+    count = stored.type.count
     bits, floats = ir.VectorType(_BITS, count), ir.VectorType(_FLOAT, count)
     wide = builder.zext(stored, bits)
     if dtype == torch.bfloat16:
@@ -153,14 +222,6 @@ def _load(builder: ir.IRBuilder, address: ir.Value, start: int, count: int, dtyp
     sign = builder.shl(builder.and_(wide, bits([0x8000] * count)), bits([16] * count))
     unsigned = builder.bitcast(builder.select(is_finite, finite, other), bits)
     return builder.bitcast(builder.or_(unsigned, sign), floats)
-
-
-def _store(builder: ir.IRBuilder, vector: ir.Value, address: ir.Value, start: int) -> None:
-    builder.store(vector, _point(builder, address, start * FLOAT_BYTES, vector.type), align=FLOAT_BYTES)
-
-
-def _point(builder: ir.IRBuilder, address: ir.Value, offset: int, kind: ir.Type) -> ir.Value:
-    return builder.inttoptr(builder.add(address, _LONG(offset)), kind.as_pointer())
 
 
 def _repeat(builder: ir.IRBuilder, number: ir.Value, count: int) -> ir.Value:
