@@ -47,7 +47,7 @@ CHOICES = (
     ),
     Choice("large pages", "small ones", lambda: patch.object(_cpu_memory, "LARGE", sys.maxsize)),
     Choice(
-        "the last gradient's memory",
+        "memory of earlier results",
         "new memory",
         # A list of its own, so that what is kept stays kept for the other contender.
         lambda: patch.multiple(_cpu_memory, MOST_KEPT=0, _kept=[]),

@@ -236,7 +236,9 @@ def test_memory_that_nobody_filled_is_not_read(dtype: torch.dtype, rng: torch.Ge
         assert torch.equal(got, wanted)
 
 
-def test_defaults_of_the_process_change_nothing(rng: torch.Generator):
+@pytest.mark.parametrize("large", [1, 2**20])
+def test_defaults_of_the_process_change_nothing(large: int, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_cpu_memory, "LARGE", large)
     shapes = [(7, 5), (3, 2)]
     inputs = draw(rng, shapes)
     try:
@@ -299,7 +301,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_large_results_are_contiguous_and_hold_what_is_stored(dtype: torch.dtype, large: Callable[..., Tensor]):
-    tensor = large(torch.empty(3, 2**19 + 1).mT, dtype)
+    tensor = large((2**19 + 1, 3), dtype)
     assert tensor.is_contiguous()
     assert (tensor.shape, tensor.dtype) == ((2**19 + 1, 3), dtype)
     tensor.fill_(1)[-1, -1] = 2
@@ -307,28 +309,40 @@ def test_large_results_are_contiguous_and_hold_what_is_stored(dtype: torch.dtype
 
 
 def test_memory_serves_again_once_no_tensor_is_left_of_it(large: Callable[..., Tensor]):
-    like = torch.empty(3, 2**19)
-    first = large(like, torch.float32)
+    shape = (3, 2**19)
+    first = large(shape, torch.float32)
     address = first.data_ptr()
     part = first[1:, 5:].fill_(7)
     del first
-    second = large(like, torch.float32).zero_()
-    assert second.data_ptr() != address
+    second = large(shape, torch.float32).zero_()
+    other = second.data_ptr()
+    assert other != address
     assert (part == 7).all()
     del part
-    address = second.data_ptr()
+    assert large(shape, torch.float32).data_ptr() == address
     del second
-    assert large(like, torch.float32).data_ptr() == address
-    assert large(torch.empty(3, 2**19 + 1), torch.float32).shape == (3, 2**19 + 1)
+    # The last one that was taken is not the only one that is kept.
+    again = [large(shape, torch.float32) for _ in range(2)]
+    assert {tensor.data_ptr() for tensor in again} == {address, other}
+    assert large((3, 2**19 + 1), torch.float32).shape == (3, 2**19 + 1)
 
 
-def test_memory_is_kept_for_one_result_of_limited_size(large: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch):
-    large(torch.empty(2**20), torch.float32)
-    large(torch.empty(2**21), torch.float32)
-    assert [len(memory) for memory in _cpu_memory._kept] == [2**23]
-    monkeypatch.setattr(_cpu_memory, "MOST_KEPT", 2**23 - 1)
-    large(torch.empty(2**22), torch.float32)
-    assert not _cpu_memory._kept
+def test_memory_is_kept_up_to_a_limit(large: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_cpu_memory, "MOST_KEPT", 3 * 2**22)
+
+    def kept() -> list[int]:
+        return [len(memory) for memory in _cpu_memory._kept]
+
+    large((2**20,), torch.float32)
+    large((2**21,), torch.float32)
+    assert kept() == [2**22, 2**23]
+    # It becomes the last one by being taken again.
+    large((2**20,), torch.float32)
+    assert kept() == [2**23, 2**22]
+    large((2**19,), torch.float32)
+    assert kept() == [2**22, 2**21]
+    assert large((2**22,), torch.float32).numel() == 2**22
+    assert kept() == []
 
 
 @pytest.mark.parametrize("size", [7, 2**20])
@@ -337,5 +351,5 @@ def test_small_results_and_systems_without_large_pages_take_common_memory(
 ):
     if size != 7:
         monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
-    assert large(torch.empty(size), torch.float32).shape == (size,)
+    assert large((size,), torch.float32).shape == (size,)
     assert not _cpu_memory._kept

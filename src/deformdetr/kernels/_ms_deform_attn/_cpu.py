@@ -36,7 +36,7 @@ def forward(
     from deformdetr.kernels._ms_deform_attn._numba import compile_forward
 
     batch, queries, heads, n_levels, points = attention_weights.shape
-    out = value.new_empty(batch, queries, heads * value.shape[3], dtype=torch.float32)
+    out = empty_on_large_pages((batch, queries, heads * value.shape[3]), torch.float32)
     if not value.numel() or not attention_weights.numel():
         return out.zero_().to(value.dtype)
     fields = _describe(value, levels, sampling_locations, attention_weights, out)
@@ -70,7 +70,7 @@ def backward(
         return by_value, by_locations, by_weights
     names = ("grad_value", "grad_locations", "grad_weights")
     grads = {
-        name: empty_on_large_pages(like, torch.float32)
+        name: empty_on_large_pages(like.shape, torch.float32)
         for name, like, need in zip(names, inputs, needs, strict=True)
         if need
     }
