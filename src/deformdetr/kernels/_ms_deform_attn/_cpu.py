@@ -44,7 +44,7 @@ def forward(
     parts = -(-queries // at_once)
     fields |= {"queries_at_once": at_once}
     _run(compile_forward(value.shape[3], value.dtype), fields, batch * heads * parts)
-    return out.to(value.dtype)
+    return _convert(out, value.dtype)
 
 
 def backward(
@@ -83,7 +83,7 @@ def backward(
     fields |= {**grads, "runs_at_once": len(firsts) // parts}
     _run(compile_backward(channels, value.dtype), fields, images * heads * parts)
     by_value, by_locations, by_weights = (
-        grads[name].to(like.dtype) if name in grads else None for name, like in zip(names, inputs, strict=True)
+        _convert(grads[name], like.dtype) if name in grads else None for name, like in zip(names, inputs, strict=True)
     )
     return by_value, by_locations, by_weights
 
@@ -111,6 +111,10 @@ def _run(kernel: Any, fields: dict[str, Any], tasks: int) -> None:
     job = Job(tasks=tasks, next_task=[0], **fields)
     threads = 1 + fields["weights"].numel() * fields["value"].shape[3] // WORTH_A_THREAD
     run_at_once(kernel.address, job.address, min(threads, tasks, torch.get_num_threads()))
+
+
+def _convert(result: Tensor, dtype: torch.dtype) -> Tensor:
+    return result if result.dtype == dtype else empty_on_large_pages(result.shape, dtype).copy_(result)
 
 
 def _as_floats(tensor: Tensor) -> Tensor:
