@@ -188,9 +188,9 @@ def sampling_locations(
     references = reference_points.to(_at_least_float32(reference_points))[:, :, None, :, None]
     offsets = sampling_offsets.to(_at_least_float32(sampling_offsets)).flatten(3)
     if references.shape[-1] == 2:
-        locations = spread(references) + offsets / spread(level_sizes(spatial_shapes, offsets))
+        locations = torch.addcdiv(spread(references), offsets, spread(level_sizes(spatial_shapes, offsets)))
     else:
-        locations = spread(references[..., :2]) + offsets / points * spread(references[..., 2:]) * 0.5
+        locations = torch.addcmul(spread(references[..., :2]), offsets, spread(references[..., 2:]) * (0.5 / points))
     return locations.view(sampling_offsets.shape)
 
 
