@@ -353,3 +353,8 @@ def test_small_results_and_systems_without_large_pages_take_common_memory(
         monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
     assert large((size,), torch.float32).shape == (size,)
     assert not _cpu_memory._kept
+
+
+def test_systems_may_refuse_large_pages(large: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 9999, raising=False)
+    assert large((2**20,), torch.float32).fill_(1).sum() == 2**20

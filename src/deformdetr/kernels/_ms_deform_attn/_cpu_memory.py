@@ -1,5 +1,6 @@
 """Memory for large results."""
 
+import contextlib
 import math
 import mmap
 import sys
@@ -46,7 +47,9 @@ def _take(size: int) -> mmap.mmap:
 
 def _map(size: int) -> mmap.mmap:
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    # A system that was built without large pages refuses to be asked for them.
+    with contextlib.suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
 
 
