@@ -59,7 +59,7 @@ def compile_forward(channels: int, dtype: torch.dtype):
     """
     _refuse_not_to_compile()
     vectors = make_vectors(channels, dtype)
-    zeros, add, store = vectors.zeros, vectors.add_stored, vectors.store
+    zeros, add, add_row, store = vectors.zeros, vectors.add, vectors.add_stored, vectors.store
     out_bytes, row_bytes = channels * FLOAT_BYTES, channels * dtype.itemsize
 
     @cfunc(_SIGNATURE, error_model="numpy", fastmath={"contract"})
@@ -78,6 +78,8 @@ def compile_forward(channels: int, dtype: torch.dtype):
                     start += image * job.pixels
                     right, down = job.heads * row_bytes, width * job.heads * row_bytes
                     sample = (bag * job.n_levels + level) * job.points
+                    # Levels are summed by themselves: a single sum of all samples would round them off more.
+                    part = zeros()
                     for at in range(sample, sample + job.points):
                         x, right_share, is_along = _locate(job.locations, 2 * at, width)
                         y, lower_share, is_across = _locate(job.locations, 2 * at + 1, height)
@@ -89,13 +91,14 @@ def compile_forward(channels: int, dtype: torch.dtype):
                         left_share = _ONE - right_share
                         row = job.value + ((start + y * width + x) * job.heads + head) * row_bytes
                         if (y >= 0) & (x >= 0):
-                            out = add(out, upper * left_share, row)
+                            part = add_row(part, upper * left_share, row)
                         if (y >= 0) & (x + 1 < width):
-                            out = add(out, upper * right_share, row + right)
+                            part = add_row(part, upper * right_share, row + right)
                         if (y + 1 < height) & (x >= 0):
-                            out = add(out, lower * left_share, row + down)
+                            part = add_row(part, lower * left_share, row + down)
                         if (y + 1 < height) & (x + 1 < width):
-                            out = add(out, lower * right_share, row + down + right)
+                            part = add_row(part, lower * right_share, row + down + right)
+                    out = add(out, part)
                 store(job.output + bag * out_bytes, out)
             task = take_number(job.next_task)
 

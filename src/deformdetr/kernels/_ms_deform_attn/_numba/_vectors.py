@@ -27,6 +27,7 @@ class Vectors(NamedTuple):
         zeros: `zeros()` gives a vector of zeros.
         load: `load(source)` reads a vector.
         store: `store(target, vector)` writes one.
+        add: `add(vector, other)` gives the sum of two.
         add_to: `add_to(target, weight, vector)` adds `weight` times a vector to one in memory.
         add_stored: `add_stored(vector, weight, source)` gives the sum of a vector and `weight` times one that is stored
             as `value` is.
@@ -37,6 +38,7 @@ class Vectors(NamedTuple):
     zeros: Any
     load: Any
     store: Any
+    add: Any
     add_to: Any
     add_stored: Any
     dot_stored: Any
@@ -128,6 +130,14 @@ def make_vectors(channels: int, dtype: torch.dtype) -> Vectors:
         return types.void(types.int64, kind), generate
 
     @intrinsic
+    def add(typing: Any, vector: types.Type, other: types.Type) -> tuple[Any, Callable[..., Any]]:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+            pairs = zip(*(_split(builder, argument) for argument in arguments), strict=True)
+            return _join(builder, [builder.fadd(*pair) for pair in pairs])
+
+        return kind(kind, kind), generate
+
+    @intrinsic
     def add_to(
         typing: Any, target: types.Type, weight: types.Type, vector: types.Type
     ) -> tuple[Any, Callable[..., Any]]:
@@ -166,7 +176,7 @@ def make_vectors(channels: int, dtype: torch.dtype) -> Vectors:
 
         return types.float32(kind, types.int64), generate
 
-    return Vectors(zeros, load, store, add_to, add_stored, dot_stored)
+    return Vectors(zeros, load, store, add, add_to, add_stored, dot_stored)
 
 
 def _join(builder: ir.IRBuilder, pieces: Sequence[ir.Value]) -> ir.Value:
