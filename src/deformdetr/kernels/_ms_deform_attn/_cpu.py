@@ -79,8 +79,7 @@ def backward(
     firsts = [index for index, level in enumerate(levels) if index == 0 or level != levels[index - 1]]
     fields = _describe(value, levels, sampling_locations, attention_weights, _as_floats(grad_output))
     parts = 1 if images * heads >= TASKS_PER_THREAD * torch.get_num_threads() else len(firsts)
-    fields |= {"images": images, "n_runs": len(firsts), "runs": [*firsts, len(levels)]}
-    fields |= {**grads, "runs_at_once": len(firsts) // parts}
+    fields |= {**grads, "images": images, "runs": [*firsts, len(levels)], "runs_at_once": len(firsts) // parts}
     _run(compile_backward(channels, value.dtype), fields, images * heads * parts)
     by_value, by_locations, by_weights = (
         _convert(grads[name], like.dtype) if name in grads else None for name, like in zip(names, inputs, strict=True)

@@ -17,9 +17,8 @@ class Job(ctypes.Structure):
         levels: Height, width and first pixel of every level.
         queries_at_once: Of a task of the forward, and of the forward alone.
         images: Of the backward alone, like all that follows.
-        n_runs: How many runs of equal levels there are.
-        runs: The first level of every run, and the end of the last.
-        runs_at_once: Of a task.
+        runs: The first of every run of equal levels, and the end of the last.
+        runs_at_once: Of a task; all tasks have as many.
         grad_value: 0 if nobody needs it, like the other gradients.
     """
 
@@ -40,7 +39,6 @@ class Job(ctypes.Structure):
             "points",
             "queries_at_once",
             "images",
-            "n_runs",
             "runs",
             "runs_at_once",
             "grad_value",

@@ -187,7 +187,7 @@ def compile_backward(channels: int, dtype: torch.dtype):
         while task < job.tasks:
             head, image, part = task % job.heads, task // job.heads % job.images, task // job.heads // job.images
             first = part * job.runs_at_once
-            for run in range(first, min(first + job.runs_at_once, job.n_runs)):
+            for run in range(first, first + job.runs_at_once):
                 differentiate(job, image, head, run)
             task = take_number(job.next_task)
 
