@@ -44,7 +44,7 @@ def _read_level(levels, index):
 def _locate(locations, index, size):
     """Give the pixel at or before a location along one axis, how far behind it lies, and whether that is anywhere.
 
-    Pixel `i` is at `(i + 1/2) / size`. A location that is not finite is nowhere.
+    Pixel `i` is at `(i + 1/2) / size`. A location that is not finite is nowhere, and then the pixel means nothing.
     """
     position = read_float(locations + index * FLOAT_BYTES) * np.float32(size) - _HALF
     first = np.floor(position)
@@ -55,7 +55,7 @@ def _locate(locations, index, size):
 def compile_forward(channels: int, dtype: torch.dtype):
     """Compile the kernel of `out[b, q, m] = sum_{l, p} A[b, q, m, l, p] * bilinear(value[b, level l, m], at p)`.
 
-    A task is one head of some queries of an image; what samples touch is added up where the output lies.
+    A task is one head of some queries of an image, each of which adds up in registers what its samples touch.
     """
     _refuse_not_to_compile()
     vectors = make_vectors(channels, dtype)
