@@ -236,9 +236,9 @@ def test_memory_that_nobody_filled_is_not_read(dtype: torch.dtype, rng: torch.Ge
         assert torch.equal(got, wanted)
 
 
-@pytest.mark.parametrize("large", [1, 2**20])
-def test_defaults_of_the_process_change_nothing(large: int, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(_cpu_memory, "LARGE", large)
+@pytest.mark.parametrize("least", [1, 2**20])
+def test_defaults_of_the_process_change_nothing(least: int, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_cpu_memory, "LARGE", least)
     shapes = [(7, 5), (3, 2)]
     inputs = draw(rng, shapes)
     try:
