@@ -1,0 +1,1 @@
+"""Files: reading tensors, YAML and JSON, writing atomically, expanding paths."""
