@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from deformdetr.kernels._ms_deform_attn import _cpu, _reference
-from deformdetr.kernels._ms_deform_attn._levels import Pyramid, read_levels
+from deformdetr.kernels._ms_deform_attn._levels import Pyramid, place_levels, settle
 
 
 def forward(value: Tensor, pyramid: Pyramid, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ def forward(value: Tensor, pyramid: Pyramid, sampling_locations: Tensor, attenti
         from deformdetr.kernels._ms_deform_attn import _gpu
 
         return _gpu.forward(value, pyramid, _gpu.Sampling(sampling_locations, attention_weights))
-    levels = read_levels(pyramid, value.shape[1])
+    levels = place_levels(settle(pyramid, value.shape[1]), value.shape[1])
     if _runs_on_cpu(value, sampling_locations, attention_weights):
         return _cpu.forward(value, levels, sampling_locations, attention_weights)
     return _reference.forward(value, levels, sampling_locations, attention_weights)
@@ -40,7 +40,7 @@ def backward(
         return _gpu.backward(
             grad_output, None, value, pyramid, sampling, _gpu.Needs(*needs), deterministic=deterministic
         )[:3]
-    levels = read_levels(pyramid, value.shape[1])
+    levels = place_levels(settle(pyramid, value.shape[1]), value.shape[1])
     if _runs_on_cpu(value, sampling_locations, attention_weights):
         return _cpu.backward(grad_output, value, levels, sampling_locations, attention_weights, needs)
     grads = _reference.backward(grad_output, value, levels, sampling_locations, attention_weights)
