@@ -151,7 +151,7 @@ def fused_ms_deform_attn(
         ValueError: If shapes disagree.
     """
     pyramid = split_by_home(spatial_shapes)
-    check_samples(value, sampling_offsets, attention_logits, names=("sampling_offsets", "attention_logits"))
+    check_samples(value, sampling_offsets, attention_logits, names=_fused_op.NAMES)
     check_levels(pyramid, value, attention_logits.shape[3])
     check_references(reference_points, attention_logits)
     check_padding(padding_mask, value)
@@ -203,7 +203,8 @@ def _locate(reference_points: Tensor, sampling_offsets: Tensor, spatial_shapes: 
     if references.shape[-1] == 2:
         locations = torch.addcdiv(spread(references), offsets, spread(level_sizes(spatial_shapes, offsets)))
     else:
-        locations = torch.addcmul(spread(references[..., :2]), offsets, spread(references[..., 2:]) * (0.5 / points))
+        half_sizes = spread(references[..., 2:]) * (0.5 / max(points, 1))
+        locations = torch.addcmul(spread(references[..., :2]), offsets, half_sizes)
     return locations.view(sampling_offsets.shape)
 
 

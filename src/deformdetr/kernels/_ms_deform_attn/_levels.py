@@ -111,13 +111,22 @@ def check_sizes(sizes: Sequence[tuple[int, int]], pixels: int) -> None:
     Raises:
         ValueError: If a height or width is negative or beyond what kernels can tell apart, or the pixels differ.
     """
+    check_range(sizes)
+    held = sum(height * width for height, width in sizes)
+    if held != pixels:
+        raise ValueError(f"spatial_shapes {list(sizes)} hold {held} pixels, but value holds {pixels}")
+
+
+def check_range(sizes: Sequence[tuple[int, int]]) -> None:
+    """Refuse heights and widths that are negative or beyond what kernels can tell apart.
+
+    Raises:
+        ValueError: If there is such a one.
+    """
     if any(not 0 <= size <= MOST_PIXELS_IN_LINE for pair in sizes for size in pair):
         raise ValueError(
             f"spatial_shapes must hold heights and widths from 0 to {MOST_PIXELS_IN_LINE}, got {list(sizes)}"
         )
-    held = sum(height * width for height, width in sizes)
-    if held != pixels:
-        raise ValueError(f"spatial_shapes {list(sizes)} hold {held} pixels, but value holds {pixels}")
 
 
 def level_sizes(spatial_shapes: SpatialShapes, like: Tensor) -> Tensor:

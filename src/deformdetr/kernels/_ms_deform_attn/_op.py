@@ -158,6 +158,7 @@ def _(
     attention_weights: Tensor,
     deterministic: bool,  # noqa: FBT001
 ) -> Tensor:
+    check_samples(value, sampling_locations, attention_weights)
     batch, queries = sampling_locations.shape[:2]
     return value.new_empty(batch, queries, value.shape[2] * value.shape[3])
 
@@ -174,6 +175,7 @@ def _(
     deterministic: bool,  # noqa: FBT001
     *needs: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_samples(value, sampling_locations, attention_weights)
     by_value, by_locations, by_weights = (
         like.new_empty(like.shape if need else (0,))
         for like, need in zip((value, sampling_locations, attention_weights), needs, strict=True)

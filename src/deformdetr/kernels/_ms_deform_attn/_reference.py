@@ -132,7 +132,7 @@ def backward(
         grad_x[level] = grad_x[level] + corner.x_sign * corner.y_weight * weight * dot
         grad_y[level] = grad_y[level] + corner.y_sign * corner.x_weight * weight * dot
         share = weight * corner.x_weight * corner.y_weight
-        grad_rows.index_add_(0, corner.row.flatten(), (share.unsqueeze(-1) * grad).reshape(-1, channels))
+        grad_rows.index_add_(0, corner.row.flatten(), (share.unsqueeze(-1) * grad).flatten(0, -2))
 
     grad_locations = torch.stack(
         [
