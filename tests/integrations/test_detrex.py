@@ -167,6 +167,12 @@ def test_package_that_gave_up_its_layer_is_refused_and_left_alone():
     assert "detrex._C" not in sys.modules
 
 
+def test_compiled_extension_that_does_not_load_is_refused(packages):
+    (packages / "detrex" / "_C.py").write_text("raise ImportError('undefined symbol')\n")
+    with pytest.raises(RuntimeError, match=r"and remove a compiled detrex\._C that does not load"):
+        detrex.install()
+
+
 @pytest.mark.usefixtures("packages")
 def test_other_operators_of_a_missing_extension_refuse_to_run():
     detrex.install()
