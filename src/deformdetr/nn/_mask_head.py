@@ -179,5 +179,5 @@ class _MaskConvolutions(nn.Module):
 
 def _add_to_all(of_queries: Tensor, of_images: Tensor) -> Tensor:
     """Add an image's features to those of each of its queries, (batch * queries, channels, height, width)."""
-    by_image = of_queries.view(len(of_images), -1, *of_queries.shape[1:])
+    by_image = of_queries.view(of_images.shape[0], -1, *of_queries.shape[1:])
     return (by_image + of_images.unsqueeze(1)).flatten(0, 1)
