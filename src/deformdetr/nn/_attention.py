@@ -111,7 +111,7 @@ class MSDeformAttn(nn.Module):
             ValueError: If `reference_points` has neither 2 nor 4 coordinates, or neither one level nor the layer's, or
                 the spatial shapes do not fit the layer or the features.
         """
-        value = torch.unflatten(apply_linear(self.value_proj, input_flatten), -1, (self.n_heads, -1))
+        value = _split(apply_linear(self.value_proj, input_flatten), self.n_heads, -1)
         offsets, logits = self._offsets_and_logits(query, reference_points, input_spatial_shapes)
         if isinstance(self.n_points, int):
             sampled = fused_ms_deform_attn(
@@ -166,8 +166,8 @@ class MSDeformAttn(nn.Module):
         self._check(reference_points, spatial_shapes)
         points = (self.n_levels, self.n_points) if isinstance(self.n_points, int) else (sum(self.n_points),)
         return (
-            torch.unflatten(apply_linear(self.sampling_offsets, query), -1, (self.n_heads, *points, 2)),
-            torch.unflatten(apply_linear(self.attention_weights, query), -1, (self.n_heads, *points)),
+            _split(apply_linear(self.sampling_offsets, query), self.n_heads, *points, 2),
+            _split(apply_linear(self.attention_weights, query), self.n_heads, *points),
         )
 
     @compares_sizes
@@ -183,3 +183,8 @@ class MSDeformAttn(nn.Module):
     def extra_repr(self) -> str:
         """Name the sizes that the linear layers do not show."""
         return f"n_levels={self.n_levels}, n_heads={self.n_heads}, n_points={self.n_points}"
+
+
+def _split(projected: Tensor, *sizes: int) -> Tensor:
+    """Split the last axis; `unflatten` would keep the batch of the traced inputs in PyTorch's older ONNX exporter."""
+    return projected.view(*projected.shape[:-1], *sizes)

@@ -191,10 +191,13 @@ def sampling_locations(
     references = reference_points.to(_at_least_float32(reference_points))[:, :, None, :, None]
     offsets = sampling_offsets.to(_at_least_float32(sampling_offsets)).flatten(3)
     if fixed_size(references.shape[-1]) == 2:
-        locations = torch.addcdiv(spread(references), offsets, spread(level_sizes(spatial_shapes, offsets)))
+        sizes = spread(level_sizes(spatial_shapes, offsets))
+        # PyTorch's older exporter, which traces, has no form for the faster one.
+        shifts = spread(references)
+        locations = shifts + offsets / sizes if is_tracing() else torch.addcdiv(shifts, offsets, sizes)
     else:
         locations = torch.addcmul(spread(references[..., :2]), offsets, spread(references[..., 2:]) * (0.5 / points))
-    return locations.view(sampling_offsets.shape)
+    return locations.view(*sampling_offsets.shape[:3], levels, points, 2)
 
 
 def _softmax(logits: Float[Tensor, "batch queries heads levels points"]) -> Tensor:
