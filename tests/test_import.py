@@ -17,6 +17,8 @@ import pytest
 import deformdetr
 
 HEAVY = ("llvmlite", "matplotlib", "numba", "pycocotools", "torchvision", "triton")
+# What PyTorch itself loads for compilers, and without them not.
+COMPILERS = ("sympy", "torch._dynamo", "torch._inductor", "torch.fx.experimental.symbolic_shapes")
 OPTIONAL = ("accelerate", "huggingface_hub", "rich", "safetensors", "transformers", "yaml")
 
 MEASURE = """
@@ -80,8 +82,7 @@ def test_import_takes_at_most_a_fifth_of_a_second_more_than_torch():
 
 def test_names_need_no_optional_package_and_load_no_heavy_one():
     loaded = json.loads(_python(USE_WITHOUT_THE_ARGUMENTS, " ".join(USES), *OPTIONAL))
-    # Triton comes with the compilers of PyTorch where a layer asks for one.
-    heavy = set(HEAVY) - {"triton"}
+    heavy = {*HEAVY, *COMPILERS}
     assert {name: sorted(heavy & set(modules)) for name, modules in loaded.items()} == {name: [] for name in USES}
 
 

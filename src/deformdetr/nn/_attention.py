@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from deformdetr._tracing import compares_sizes
 from deformdetr.kernels import (
     SpatialShapes,
     fused_ms_deform_attn,
@@ -17,7 +18,7 @@ from deformdetr.kernels import (
     sampling_locations,
 )
 from deformdetr.nn._geometry import at_least_float32
-from deformdetr.nn._linear import Linear
+from deformdetr.nn._linear import apply_linear
 
 
 class MSDeformAttn(nn.Module):
@@ -81,10 +82,10 @@ class MSDeformAttn(nn.Module):
         self.n_points: int | tuple[int, ...] = points[0] if len(set(points)) == 1 else points
         self.ratio = ratio
         self._points_per_level = points
-        self.sampling_offsets = Linear(d_model, n_heads * sum(points) * 2)
-        self.attention_weights = Linear(d_model, n_heads * sum(points))
-        self.value_proj = Linear(d_model, d_value)
-        self.output_proj = Linear(d_value, d_model)
+        self.sampling_offsets = nn.Linear(d_model, n_heads * sum(points) * 2)
+        self.attention_weights = nn.Linear(d_model, n_heads * sum(points))
+        self.value_proj = nn.Linear(d_model, d_value)
+        self.output_proj = nn.Linear(d_value, d_model)
         self.reset_parameters()
         if "torch.utils.flop_counter" in sys.modules:
             register_flop_formulas()
@@ -134,7 +135,7 @@ class MSDeformAttn(nn.Module):
                 integer per level, such as a padding mask.
         """
         _check_level_starts(input_level_start_index, self.n_levels)
-        value = self.value_proj(input_flatten).unflatten(-1, (self.n_heads, -1))
+        value = _split(apply_linear(self.value_proj, input_flatten), self.n_heads, -1)
         offsets, logits = self._offsets_and_logits(query, reference_points, input_spatial_shapes)
         if isinstance(self.n_points, int):
             sampled = fused_ms_deform_attn(
@@ -150,8 +151,7 @@ class MSDeformAttn(nn.Module):
                 at_least_float32(logits).softmax(-1),
                 points_per_level=self.n_points,
             )
-        out: Tensor = self.output_proj(sampled)
-        return out
+        return apply_linear(self.output_proj, sampled)
 
     def sampling_locations_and_weights(
         self,
@@ -187,6 +187,15 @@ class MSDeformAttn(nn.Module):
     def _offsets_and_logits(
         self, query: Tensor, reference_points: Tensor, spatial_shapes: SpatialShapes
     ) -> tuple[Tensor, Tensor]:
+        self._check(reference_points, spatial_shapes)
+        points = (self.n_levels, self.n_points) if isinstance(self.n_points, int) else (sum(self.n_points),)
+        return (
+            _split(apply_linear(self.sampling_offsets, query), self.n_heads, *points, 2),
+            _split(apply_linear(self.attention_weights, query), self.n_heads, *points),
+        )
+
+    @compares_sizes
+    def _check(self, reference_points: Tensor, spatial_shapes: SpatialShapes) -> None:
         levels, coordinates = reference_points.shape[-2:]
         if coordinates not in (2, 4):
             raise ValueError(f"reference_points must have 2 (x, y) or 4 (cx, cy, w, h) coordinates, got {coordinates}")
@@ -194,17 +203,13 @@ class MSDeformAttn(nn.Module):
             raise ValueError(f"reference_points has {levels} levels, but the layer has {self.n_levels}")
         if len(spatial_shapes) != self.n_levels:
             raise ValueError(f"spatial_shapes has {len(spatial_shapes)} levels, but the layer has {self.n_levels}")
-        points = (self.n_levels, self.n_points) if isinstance(self.n_points, int) else (sum(self.n_points),)
-        return (
-            self.sampling_offsets(query).unflatten(-1, (self.n_heads, *points, 2)),
-            self.attention_weights(query).unflatten(-1, (self.n_heads, *points)),
-        )
 
     def extra_repr(self) -> str:
         """Name the sizes that the linear layers do not show."""
         return f"n_levels={self.n_levels}, n_heads={self.n_heads}, n_points={self.n_points}"
 
 
+@compares_sizes
 def _check_level_starts(starts: Any, n_levels: int) -> None:
     """Refuse what cannot be level starts by its kind and shape, which the host knows without reading it."""
     if starts is None:
@@ -222,3 +227,8 @@ def _check_level_starts(starts: Any, n_levels: int) -> None:
             "reference_points, input_flatten, input_spatial_shapes, input_padding_mask): pass it as "
             "input_padding_mask=mask"
         )
+
+
+def _split(projected: Tensor, *sizes: int) -> Tensor:
+    """Split the last axis; `unflatten` would keep the batch of the traced inputs in PyTorch's older ONNX exporter."""
+    return projected.view(*projected.shape[:-1], *sizes)
