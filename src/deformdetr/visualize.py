@@ -16,6 +16,17 @@ from torch import Tensor
 from deformdetr.boxes import cxcywh_to_xyxy, scale_boxes
 from deformdetr.structures import Detections, Target
 
+__all__ = [
+    "Colour",
+    "class_colour",
+    "displayable",
+    "draw_boxes",
+    "draw_comparison",
+    "plot_curves",
+    "plot_sampling_points",
+    "save_image",
+]
+
 Colour = tuple[int, int, int]
 
 _PALETTE: tuple[Colour, ...] = (

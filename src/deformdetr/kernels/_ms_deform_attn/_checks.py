@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deformdetr._tracing import compares_sizes
 from deformdetr.kernels._ms_deform_attn._levels import Pyramid, check_range, check_sizes, sizes_of
 
 _FLOATING = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 
 
+@compares_sizes
 def check_samples(
     value: Any,
     locations: Any,
@@ -44,6 +46,7 @@ def check_samples(
         )
 
 
+@compares_sizes
 def check_levels(pyramid: Pyramid, value: Tensor, levels: int) -> None:
     """Check that there is a level for every one that is sampled, and that they hold the pixels of the value.
 
@@ -63,6 +66,7 @@ def check_levels(pyramid: Pyramid, value: Tensor, levels: int) -> None:
         check_sizes(sizes_of(on_host), value.shape[1])
 
 
+@compares_sizes
 def check_offsets(references: Any, offsets: Any, pyramid: Pyramid) -> None:
     """Check offsets against the reference points and levels that they belong to.
 
@@ -81,6 +85,7 @@ def check_offsets(references: Any, offsets: Any, pyramid: Pyramid) -> None:
     check_references(references, offsets)
 
 
+@compares_sizes
 def check_references(references: Any, offsets: Tensor) -> None:
     """Check reference points against the offsets from them, or their logits.
 
@@ -107,6 +112,7 @@ def check_references(references: Any, offsets: Tensor) -> None:
         )
 
 
+@compares_sizes
 def check_padding(mask: Any, value: Tensor) -> None:
     """Check a padding mask, if there is one.
 
@@ -124,6 +130,7 @@ def check_padding(mask: Any, value: Tensor) -> None:
         raise ValueError(f"padding_mask {tuple(mask.shape)} must be {tuple(value.shape[:2])} (batch, pixels)")
 
 
+@compares_sizes
 def check_output(name: str, output: Any, value: Tensor, weights: Tensor) -> None:
     """Check an output, or its gradient.
 

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from deformdetr._tracing import is_tracing
+
 SpatialShapes: TypeAlias = Sequence[Sequence[int]] | Int[Tensor, "levels 2"]
 
 # Kernels for GPUs unroll the points of a level; more than these are split into groups, which they do not unroll.
@@ -45,9 +47,11 @@ def split_by_home(spatial_shapes: Any, repeats: Sequence[int] = ()) -> Pyramid:
         return Pyramid(spatial_shapes, [], list(repeats))
     try:
         pairs = [tuple(shape) for shape in spatial_shapes]
-        # Symbolic sizes stay symbolic.
+        # Sizes that are symbols, or tensors in a trace, stay that.
         sizes: list[Any] = [
-            size if isinstance(size, int | torch.SymInt) else operator.index(size) for pair in pairs for size in pair
+            size if isinstance(size, int | torch.SymInt) or is_tracing() else operator.index(size)
+            for pair in pairs
+            for size in pair
         ]
     except TypeError as error:
         raise TypeError(f"spatial_shapes must be pairs of ints (height, width), got {spatial_shapes!r}") from error
