@@ -56,14 +56,14 @@ def test_model_is_built_without_the_weights_that_its_backbone_started_from(finis
 def test_broken_file_is_refused_by_name(tmp_path, content):
     path = tmp_path / "last.pt"
     path.write_bytes(content)
-    with pytest.raises(RunError, match=r"last\.pt: is not a checkpoint"):
+    with pytest.raises(RunError, match=r"last\.pt cannot be read: not a file that torch\.save has written"):
         Checkpoint.load(path)
 
 
 def test_checkpoint_cut_short_is_refused_by_name(tmp_path, finished_run):
     path = tmp_path / "last.pt"
     path.write_bytes((finished_run / "last.pt").read_bytes()[:-5000])
-    with pytest.raises(RunError, match=r"last\.pt: is not a checkpoint"):
+    with pytest.raises(RunError, match=r"last\.pt cannot be read: not a file that torch\.save has written"):
         Checkpoint.load(path)
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
+from deformdetr._files import write_text
 from deformdetr.data import (
     AnyDataConfig,
     DatasetError,
@@ -19,7 +20,6 @@ from deformdetr.data import (
 )
 from deformdetr.engine._errors import PredictionError
 from deformdetr.engine._evaluate import MASK_THRESHOLD, detect
-from deformdetr.engine._files import write_text_atomically
 from deformdetr.engine._processes import Processes
 from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._run_directory import load_run
@@ -116,7 +116,7 @@ def predict(
             save_image(drawn, picture)
             display.update(done, status=f"{int(keep.sum())} in {file.name}")
     content = {"run": str(run), "threshold": threshold, "images": result.images, "skipped": result.skipped}
-    write_text_atomically(out_dir / "predictions.json", json.dumps(content, indent=1) + "\n")
+    write_text(out_dir / "predictions.json", json.dumps(content, indent=1) + "\n")
     return result
 
 
