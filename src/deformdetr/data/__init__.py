@@ -17,10 +17,11 @@ from deformdetr.data._transforms import (
     Sample,
     eval_transforms,
     make_sample,
-    resized_size,
+    prepare_for_evaluation,
     split_sample,
     train_transforms,
 )
+from deformdetr.models import resized_size
 
 __all__ = [
     "Annotations",
@@ -51,6 +52,7 @@ __all__ = [
     "expand_path",
     "load_image",
     "make_sample",
+    "prepare_for_evaluation",
     "read_coco",
     "resized_size",
     "split_sample",

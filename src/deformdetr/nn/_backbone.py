@@ -285,10 +285,9 @@ def _default_state_dict(name: str) -> dict[str, Tensor]:
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    state = read_content(path)
-    is_state = isinstance(state, dict) and all(
-        isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in state.items()
-    )
-    if not is_state:
-        raise ValueError(f"weights ({path}) hold no state dict of tensors: the file has a {type(state).__name__}")
-    return state
+    content = read_content(path)
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in content.items()
+    ):
+        raise ValueError(f"weights ({path}) hold no state dict of tensors: the file has a {type(content).__name__}")
+    return content
