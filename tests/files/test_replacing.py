@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deformdetr._files import replacing, write_content, write_mapping, write_tensors, write_text
+from deformdetr._files import replacing, write_mapping, write_tensor_file, write_tensors, write_text
 from deformdetr.visualize import save_image
 from disks import disk_space
 
@@ -16,7 +16,7 @@ WRITERS = {
     "file.txt": lambda path: write_text(path, "x" * 20_000),
     "file.json": lambda path: write_mapping(path, {"a": "x" * 20_000}),
     "file.yaml": lambda path: write_mapping(path, {"a": "x" * 20_000}),
-    "file.pt": lambda path: write_content(NUMBERS, path),
+    "file.pt": lambda path: write_tensor_file(NUMBERS, path),
     "file.pth": lambda path: write_tensors(NUMBERS, path),
     "file.safetensors": lambda path: write_tensors(NUMBERS, path),
     "file.png": lambda path: save_image(Image.effect_noise((200, 200), 90), path),
@@ -130,7 +130,7 @@ def test_errors_of_the_content_are_left_as_they_are(tmp_path):
     with pytest.raises(RuntimeError, match="stack expects a non-empty"), replacing(tmp_path / "a"):
         torch.stack([])
     with pytest.raises(AttributeError, match="pickle"):
-        write_content(lambda: None, tmp_path / "a")
+        write_tensor_file(lambda: None, tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
 
 

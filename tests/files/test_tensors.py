@@ -8,27 +8,27 @@ import pytest
 import safetensors.torch
 import torch
 
-from deformdetr._files import FileError, read_content, reading_tensors, write_content, write_tensors
+from deformdetr._files import FileError, read_tensor_file, reading_tensors, write_tensor_file, write_tensors
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".SafeTensors"])
 def test_written_tensors_are_read_again(suffix, tmp_path, rng):
     state = {"a": torch.randn(3, 4, generator=rng).T, "b": torch.arange(5), "c": torch.tensor(True)}
     write_tensors(state, tmp_path / f"file{suffix}")
-    content = read_content(tmp_path / f"file{suffix}")
+    content = read_tensor_file(tmp_path / f"file{suffix}")
     assert content.keys() == state.keys()
     assert all(torch.equal(content[name], state[name]) for name in state)
 
 
 def test_plain_values_are_read_beside_tensors(tmp_path):
     content = {"epoch": 3, "args": argparse.Namespace(lr=1e-4), "nested": [{"a": torch.zeros(2)}, (None, "text")]}
-    write_content(content, tmp_path / "file.pt")
-    assert str(read_content(tmp_path / "file.pt")) == str(content)
+    write_tensor_file(content, tmp_path / "file.pt")
+    assert str(read_tensor_file(tmp_path / "file.pt")) == str(content)
 
 
 def test_a_container_holds_the_state_dict(tmp_path):
     write_tensors({"a": torch.ones(1)}, tmp_path / "file.pth", container="model")
-    assert read_content(tmp_path / "file.pth") == {"model": {"a": torch.ones(1)}}
+    assert read_tensor_file(tmp_path / "file.pth") == {"model": {"a": torch.ones(1)}}
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_a_container_holds_the_state_dict(tmp_path):
 def test_tensors_that_are_not_plain_are_named(tensor, kind, tmp_path):
     torch.save({"deep": [{"a": tensor}], "fine": torch.zeros(1)}, tmp_path / "file.pth")
     with pytest.raises(FileError, match=rf"file\.pth holds a tensor that is not plain: {kind}"):
-        read_content(tmp_path / "file.pth")
+        read_tensor_file(tmp_path / "file.pth")
 
 
 def test_a_reason_is_one_line_without_advice_to_run_code(tmp_path):
@@ -49,7 +49,7 @@ def test_a_reason_is_one_line_without_advice_to_run_code(tmp_path):
     (tmp_path / "text.pth").write_text("<html>")
     for name, reason in (("path", r"it holds a pathlib\.PurePosixPath"), ("text", "Unsupported operand 60")):
         with pytest.raises(FileError, match=rf"{name}\.pth cannot be read: .*{reason}") as caught:
-            read_content(tmp_path / f"{name}.pth")
+            read_tensor_file(tmp_path / f"{name}.pth")
         assert "\n" not in str(caught.value)
         assert "weights_only" not in str(caught.value)
 

@@ -37,7 +37,7 @@ _UNREADABLE = (
 )
 
 
-def read_content(path: Path) -> Any:
+def read_tensor_file(path: Path) -> Any:
     """Return what a file holds, with its tensors on the CPU; nothing but tensors and plain values is unpickled.
 
     Args:
@@ -96,7 +96,7 @@ def write_tensors(state: Mapping[str, Tensor], path: Path, *, container: str | N
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if not _is_safetensors(path):
-        write_content(plain if container is None else {container: plain}, path)
+        write_tensor_file(plain if container is None else {container: plain}, path)
         return
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -110,7 +110,7 @@ def write_tensors(state: Mapping[str, Tensor], path: Path, *, container: str | N
             raise OSError(str(error)) from error
 
 
-def write_content(content: Any, path: Path) -> None:
+def write_tensor_file(content: Any, path: Path) -> None:
     """Write tensors and plain values in PyTorch's format, as `replacing` does.
 
     Raises:

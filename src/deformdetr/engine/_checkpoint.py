@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor
 
-from deformdetr._files import FileError, read_content, write_content
+from deformdetr._files import FileError, read_tensor_file, write_tensor_file
 from deformdetr.data import LabelMap
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import RunError
@@ -69,7 +69,7 @@ class Checkpoint:
             "metrics": self.metrics,
             "training": self.training,
         }
-        write_content(content, path)
+        write_tensor_file(content, path)
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
@@ -79,7 +79,7 @@ class Checkpoint:
             RunError: If it cannot be read, or is not such a file.
         """
         try:
-            content = read_content(path)
+            content = read_tensor_file(path)
         except (FileError, FileNotFoundError) as error:
             raise RunError(str(error)) from error
         if not isinstance(content, dict) or "experiment" not in content:

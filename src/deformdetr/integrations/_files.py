@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from deformdetr._files import FileError, read_content
+from deformdetr._files import FileError, read_tensor_file
 
 
 class CheckpointError(ValueError):
@@ -35,7 +35,7 @@ def read_tensors(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        content = read_content(path)
+        content = read_tensor_file(path)
     except FileError as error:
         raise CheckpointError(str(error)) from error
     if not isinstance(content, Mapping):

@@ -40,8 +40,9 @@ def save_pretrained(model: nn.Module, config: DeformableDETRConfig | DETRConfig,
     folder = Path(folder)
     _check_described(model, config)
     folder.mkdir(parents=True, exist_ok=True)
-    save_config(_without_backbone_weights(config), folder / _CONFIG)
+    # The weights first: they may be refused, or find no room on the disk, and the folder is then as it was.
     save_checkpoint(model, folder / _WEIGHTS, overwrite=True)
+    save_config(_without_backbone_weights(config), folder / _CONFIG)
     if not (folder / _CARD).exists():
         write_text(folder / _CARD, _card(config))
 
