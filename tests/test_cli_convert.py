@@ -72,7 +72,7 @@ def test_an_existing_file_is_replaced_only_by_force(capsys, checkpoint, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none.pth", "out.pth", "--to", "detrex"], "no checkpoint at none.pth"),
+        (["none.pth", "out.pth", "--to", "detrex"], "there is no file none.pth"),
         (["checkpoint.pth", "out.txt", "--to", "detrex"], "out.txt must end in one of"),
         (["checkpoint.pth", "out.pth", "--to", "detectron"], "--to: Input should be 'deformdetr', 'original'"),
         (["checkpoint.pth", "out.pth"], "--to"),

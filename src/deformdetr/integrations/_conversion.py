@@ -6,12 +6,15 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from deformdetr._files import check_writable, write_tensors
 from deformdetr.integrations._classes import left_out_rows, select_classes
-from deformdetr.integrations._files import CheckpointError, check_writable, read_tensors, write_tensors
+from deformdetr.integrations._files import CheckpointError, read_tensors
 from deformdetr.integrations._formats import find_lineage, get_lineage
 from deformdetr.integrations._lineage import CheckpointFormat, Lineage, Loss, Translation
 from deformdetr.integrations._reports import ConversionReport
 from deformdetr.integrations._variant import Variant
+
+_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
 
 def translate_state_dict(
@@ -67,9 +70,10 @@ def save_checkpoint(
     Raises:
         FileExistsError: If there is such a file already.
         ValueError: If the suffix is another one, or the format has no such model.
+        OSError: If the file cannot be written; an older one is left as it was.
     """
     path = Path(path)
-    check_writable(path, overwrite=overwrite)
+    check_writable(path, suffixes=_SUFFIXES, overwrite=overwrite)
     tensors, report, lineage = _translate(read_tensors(model.state_dict()), format, classes, backbone)
     write_tensors(tensors, path, container=lineage.container)
     return report
@@ -102,9 +106,10 @@ def convert_checkpoint(
         FileExistsError: If the target exists.
         CheckpointError: If the source cannot be read or converted.
         ValueError: If the target's suffix is not that of a checkpoint.
+        OSError: If the target cannot be written; an older one is left as it was.
     """
     source, target = Path(source), Path(target)
-    check_writable(target, overwrite=overwrite)
+    check_writable(target, suffixes=_SUFFIXES, overwrite=overwrite)
     content = read_tensors(source)
     try:
         tensors, report, lineage = _translate(content, format, classes, backbone)
