@@ -87,7 +87,8 @@ def place_levels(pyramid: Pyramid, pixels: int) -> list[Level]:
         start = 0
         for height, width in sizes_of(on_host):
             levels.append(Level(height, width, start))
-            start += height * width
+            # Not in place: sizes in a trace are tensors.
+            start = start + height * width
     else:
         levels = [Level(*row.unbind()) for row in fit_levels(on_device, pixels).unbind()]
     if not repeats:
