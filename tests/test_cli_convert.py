@@ -30,9 +30,16 @@ def run(capsys, *arguments):
 
 def test_report_says_what_was_recognised_changed_and_lost(capsys, checkpoint, tmp_path):
     target = tmp_path / "mmdetection.pth"
-    status, text, _ = run(capsys, checkpoint, target, "--to", "mmdetection_3")
+    status, text, error = run(capsys, checkpoint, target, "--to", "mmdetection_3")
+    assert status == 2
+    assert "biases of the neck's convolutions" in error
+    assert "largest value 0.125: neck.levels.0.conv.bias" in error
+    assert "--allow_loss" in error
+    assert not target.exists()
+    status, text, _ = run(capsys, checkpoint, target, "--to", "mmdetection_3", "--allow_loss")
     assert status == 0
-    assert "recognised: original, Deformable DETR: box refinement, two-stage, 4 feature levels" in text
+    assert "weights from entry model" in text
+    assert "recognized: original, Deformable DETR: box refinement, two-stage, 4 feature levels" in text
     assert re.search(r"second names of heads left out (\d+) (?!\1)\d+", text)
     assert re.search(r"\d+ renamed", text)
     assert "neck.levels.0.conv.bias" in text
@@ -91,5 +98,6 @@ def test_help_fits_a_screen(capsys):
     with pytest.raises(SystemExit):
         main(["convert", "--help"])
     text = capsys.readouterr().out
-    assert len(text.splitlines()) <= 30
+    assert len(text.splitlines()) <= 32
     assert "--coco_91_to_80" in text
+    assert "--allow_loss" in text
