@@ -171,7 +171,10 @@ def test_missing_files_and_folders_are_told_apart(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"conv1.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}, r"it holds 2 tensors \(conv1\.weight, fc\.bias\)"),
+        (
+            {"conv1.weight": torch.zeros(1), "fc.bias": torch.zeros(1)},
+            r"it holds 2 tensors \(conv1\.weight, fc\.bias\)",
+        ),
         ({"epoch": 3}, "it holds epoch: int"),
         ({}, "it holds nothing"),
         (

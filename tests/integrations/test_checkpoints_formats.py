@@ -198,7 +198,9 @@ def test_values_of_equal_shape_go_to_the_names_that_mean_the_same(rng):
 def test_biases_that_mmdetection_lacks_are_reported_with_their_size(rng):
     state = random_state(small_resnet(), rng)
     state["neck.levels.1.conv.bias"][3] = -0.75
-    with pytest.raises(ValueError, match=r"would lose\n  biases of the neck.*4 entries, largest value 0\.75: neck\.lev"):
+    with pytest.raises(
+        ValueError, match=r"would lose\n  biases of the neck.*4 entries, largest value 0\.75: neck\.lev"
+    ):
         translate_state_dict(to_original(state), "mmdetection_3")
     theirs, report = translate_state_dict(to_original(state), "mmdetection_3", allow_loss=True)
     assert not report.lossless
@@ -229,7 +231,9 @@ def test_encoder_heads_of_their_own_are_reported_where_others_share_them(name):
     for part, tensor in list(state.items()):
         if part.startswith("decoder.box_heads.0."):
             state[part.replace("decoder.box_heads.0", "queries.box_head")] = tensor
-    with pytest.raises(ValueError, match=r"difference of the encoder's heads.*1 entries, .*0\.5: queries\.class_head\.b"):
+    with pytest.raises(
+        ValueError, match=r"difference of the encoder's heads.*1 entries, .*0\.5: queries\.class_head\.b"
+    ):
         translate_state_dict(state, name)
     _, report = translate_state_dict(state, name, allow_loss=True)
     losses = [loss for loss in report.losses if loss.largest]

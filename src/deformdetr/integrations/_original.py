@@ -138,7 +138,7 @@ DN_DEFORMABLE_DETR = Lineage(
 DETR = Lineage(
     format="original",
     architecture="detr",
-    marks=("transformer.decoder.norm.weight",),
+    marks=("transformer.decoder.norm.weight", "transformer.decoder.layers.0.multihead_attn.in_proj_weight"),
     rules=(
         *_BACKBONE,
         Rename("projection", "input_proj"),
