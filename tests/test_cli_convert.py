@@ -7,7 +7,7 @@ import torch
 
 from checkpoints import tiny_config
 from deformdetr.cli import main
-from deformdetr.integrations import load_checkpoint, to_original
+from deformdetr.integrations import load_checkpoint, to_original, translate_state_dict
 
 
 @pytest.fixture
@@ -54,6 +54,22 @@ def test_conversion_without_loss_says_so_and_notes_what_differs(capsys, checkpoi
     assert status == 0
     assert "nothing lost" in text
     assert "note: detrex clips references" in text
+
+
+def test_equal_heads_are_converted_when_said_what_they_are(capsys, tmp_path):
+    state = tiny_config(with_box_refine=True).build().state_dict()
+    for name in state:
+        state[name] = state[re.sub(r"(_heads)\.\d", r"\1.0", name)].clone()
+    theirs, _ = translate_state_dict(state, "mmdetection_3")
+    torch.save({"state_dict": {name: tensor.clone() for name, tensor in theirs.items()}}, tmp_path / "fresh.pth")
+    status, _, error = run(capsys, tmp_path / "fresh.pth", tmp_path / "out.pth", "--to", "deformdetr")
+    assert status == 2
+    assert "--share_heads" in error
+    for answer, heads in (("true", {"0"}), ("false", {"0", "1", "2"})):
+        options = ("--to", "deformdetr", "--share_heads", answer, "--force")
+        assert run(capsys, tmp_path / "fresh.pth", tmp_path / "out.pth", *options)[0] == 0
+        written = torch.load(tmp_path / "out.pth", weights_only=True)
+        assert {name.split(".")[1] for name in written if name.startswith("class_heads.")} == heads
 
 
 def test_classes_of_coco_are_selected_on_request_alone(capsys, checkpoint, tmp_path):

@@ -123,6 +123,47 @@ def test_checkpoints_of_the_implementation_load(variant, name, rng):
     assert_equal(again, {key: theirs[key] for key in again})
 
 
+def untrained(config, name):
+    """Give what an implementation saves before training: copies of one head for every layer, each its own tensor."""
+    state = config.build().state_dict()
+    firsts = {"queries.class_head": "class_heads.0", "queries.box_head": "decoder.box_heads.0"}
+    for part in state:
+        first = re.sub(r"^(class_heads|decoder\.box_heads)\.\d+", r"\1.0", part)
+        for ours, heads in firsts.items():
+            first = first.replace(ours, heads)
+        state[part] = state[first]
+    theirs, _ = translate_state_dict(state, name)
+    return {key: tensor.clone() for key, tensor in theirs.items()}, state
+
+
+@variants
+@formats
+def test_checkpoints_that_are_not_trained_yet_load_into_the_model_they_are_of(variant, name):
+    config = tiny_config(**variant)
+    theirs, state = untrained(config, name)
+    model = config.build()
+    assert load_checkpoint(model, theirs).fits
+    assert_equal(model.state_dict(), state)
+
+
+@pytest.mark.parametrize("name", ["mmdetection_2", "mmdetection_3"])
+@pytest.mark.parametrize("variant", ["two_stage", "two_stage_without_refinement"])
+def test_equal_heads_of_mmdetection_are_converted_when_told_what_they_are(variant, name):
+    theirs, state = untrained(tiny_config(**VARIANTS[variant]), name)
+    with pytest.raises(ValueError, match="nothing tells whether the layers share one head or have one each"):
+        translate_state_dict(theirs, "original")
+    share = not VARIANTS[variant].get("with_box_refine", False)
+    translated, _ = translate_state_dict(theirs, "original", share_heads=share)
+    assert_equal(translated, to_original(state))
+
+
+def test_heads_of_mmdetection_that_differ_or_are_one_tensor_need_no_word(rng):
+    for variant in ("two_stage", "multi_scale"):
+        state = random_state(tiny_config(**VARIANTS[variant]), rng)
+        theirs, _ = translate_state_dict(state, "mmdetection_3")
+        assert_equal(translate_state_dict(theirs, "deformdetr")[0], state)
+
+
 # Names of the transformer whose shapes others share: the original's, mmdetection 3's, and mmdetection 2's and detrex's.
 SAME_IN_TRANSFORMER = [
     ("encoder.layers.1.norm1.weight", "encoder.layers.1.norms.0.weight", "encoder.layers.1.norms.0.weight"),
