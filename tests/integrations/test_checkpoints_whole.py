@@ -20,6 +20,8 @@ from deformdetr.integrations.hub import from_pretrained, save_pretrained
 from experiments import tiny_experiment
 from random_configs import draw_config
 
+FORMATS = ("original", "hugging_face_4", "hugging_face_5", "mmdetection_2", "mmdetection_3", "detrex")
+
 
 def fill(model, rng):
     """Give every entry another value than it was built with, rows of padding and counts included."""
@@ -84,6 +86,63 @@ def assert_all_ways_keep_every_bit(config, folder, rng):
 @pytest.mark.parametrize("_number", range(12))
 def test_every_way_of_saving_keeps_every_bit_of_a_model_drawn_at_random(_number, seed, rng, tmp_path):
     assert_all_ways_keep_every_bit(draw_config(random.Random(seed)), tmp_path, rng)
+
+
+def has_no_place(config, name):
+    """Tell whether an implementation has no such model, or no place for all that it learns."""
+    if config.masks and name != "original" and not (config.kind == "detr" and name.startswith("hugging_face")):
+        return True
+    if config.position.kind == "learned" and name != "original":
+        return True
+    if config.kind == "detr":
+        return name not in ("original", "hugging_face_4", "hugging_face_5")
+    if not config.anchor_queries:
+        return False
+    if config.decoder_norm:
+        if name == "original":
+            return config.query_scale or config.num_feature_levels == 1
+        return name not in ("detrex", "mmdetection_2", "mmdetection_3") or config.query_scale or not config.two_stage
+    return name not in ("original", "detrex") or not config.query_scale or config.two_stage
+
+
+def translatable(model, config):
+    """Give a model values that only an implementation without such a part has no place for."""
+    for conv in (level.conv for level in getattr(model.neck, "levels", [])) if config.kind == "deformable_detr" else []:
+        torch.nn.init.zeros_(conv.bias)
+    if getattr(config, "two_stage", False) and not config.with_box_refine:
+        model.queries.class_head.load_state_dict(model.class_heads[0].state_dict())
+        model.queries.box_head.load_state_dict(model.decoder.box_heads[0].state_dict())
+    if getattr(config, "denoising", None) is not None:
+        torch.nn.init.zeros_(model.denoising.label_embedding.weight[-1])
+    return model
+
+
+@torch.no_grad()
+def assert_others_keep_every_bit_or_refuse(config, rng):
+    model = translatable(fill(config.build(), rng), config)
+    expected = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("batches_tracked")}
+    for name in FORMATS:
+        if has_no_place(config, name):
+            with pytest.raises(ValueError, match=r"would lose|has no such model|no format"):
+                translate_state_dict(model.state_dict(), name)
+            continue
+        theirs, report = translate_state_dict(model.state_dict(), name)
+        assert report.lossless, (name, config)
+        back = config.build()
+        assert load_checkpoint(back, theirs).fits, (name, config)
+        state = back.state_dict()
+        assert [key for key in expected if not torch.equal(state[key], expected[key])] == [], (name, config)
+
+
+@pytest.mark.parametrize("_number", range(20))
+def test_other_formats_keep_every_bit_of_a_model_or_refuse_it(_number, seed, rng):
+    assert_others_keep_every_bit_or_refuse(draw_config(random.Random(seed)), rng)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("_number", range(200))
+def test_other_formats_keep_every_bit_of_many_models_or_refuse_them(_number, seed, rng):
+    assert_others_keep_every_bit_or_refuse(draw_config(random.Random(seed)), rng)
 
 
 @pytest.mark.slow

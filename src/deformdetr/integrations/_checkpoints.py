@@ -56,7 +56,7 @@ def load_checkpoint(
     content = read_content(source)
     try:
         weights, left_aside = find_weights(content)
-        tensors = weights.lineage.read(weights.tensors, share_heads=shares_heads(model.state_dict())).tensors
+        tensors = weights.lineage.read(weights.tensors, share_heads=shares_heads(model.state_dict())).everything
         if classes is not None:
             tensors = select_classes(tensors, classes)
     except ValueError as error:

@@ -12,7 +12,7 @@ from deformdetr.integrations._formats import get_lineage
 from deformdetr.integrations._lineage import CheckpointFormat, Lineage
 from deformdetr.integrations._reports import ConversionReport
 from deformdetr.integrations._structure import shares_heads
-from deformdetr.integrations._translation import Loss, Translation
+from deformdetr.integrations._translation import Loss
 from deformdetr.integrations._variant import Variant
 from deformdetr.integrations._wrappers import Weights, find_weights
 
@@ -162,7 +162,6 @@ def _translate(
     incoming = source.read(weights.tensors, share_heads=share_heads)
     if share_heads and not shares_heads(incoming.tensors):
         raise ValueError("share_heads=True, but decoder layers have different heads")
-    _leave_out_unknown(incoming)
     model = Variant.read(incoming.tensors).describe()
     if classes is not None:
         selected = select_classes(incoming.tensors, classes)
@@ -170,7 +169,9 @@ def _translate(
         incoming.losses.append(Loss.of(what, left_out_rows(incoming.tensors, classes), "asked for"))
         incoming.tensors = selected
     outgoing = target.write(incoming.tensors, own_resnet=backbone == "resnet")
-    _leave_out_unknown(outgoing)
+    for done in (incoming, outgoing):
+        if done.unknown:
+            done.losses.append(Loss.of("entries without a counterpart", done.unknown))
     report = ConversionReport(
         source=source.format,
         target=target.format,
@@ -187,11 +188,6 @@ def _translate(
     if report.unasked and not allow_loss:
         raise ValueError(_refuse(report))
     return outgoing.tensors, report, target
-
-
-def _leave_out_unknown(done: Translation) -> None:
-    unknown = {name: done.tensors[name] for name in done.unknown}
-    done.lose("entries without a counterpart", unknown)
 
 
 def _refuse(report: ConversionReport) -> str:

@@ -63,6 +63,10 @@ DINO = Lineage(
     late_changes=(SecondNames("transformer.decoder.", always=("bbox_embed.", "class_embed.")),),
     needs={"queries.memory_projection.weight": "two_stage=True"},
     container="model",
+    remarks=(
+        "detrex's DINO encodes the places of pixels with temperature 10000 and offset -0.5 unless told otherwise, "
+        "the original and mmdetection's with 20 and 0: SinePositionConfig has both",
+    ),
 )
 
 DN_DEFORMABLE_DETR = Lineage(

@@ -165,7 +165,7 @@ def from_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: If it holds a head under two names with different values.
     """
     is_detr = any(_find("detr", version).recognises(state_dict) for version in (4, 5))
-    return _find("detr" if is_detr else "deformable_detr", 5).read(state_dict).tensors
+    return _find("detr" if is_detr else "deformable_detr", 5).read(state_dict).everything
 
 
 def to_hugging_face(
@@ -186,7 +186,7 @@ def to_hugging_face(
         ValueError: If transformers has no such model.
     """
     architecture = architecture_of(state_dict)
-    return _find(architecture, version).write(state_dict, own_resnet=backbone == "resnet").tensors
+    return _find(architecture, version).write(state_dict, own_resnet=backbone == "resnet").everything
 
 
 def _find(architecture: str, version: int) -> Lineage:

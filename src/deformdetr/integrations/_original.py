@@ -182,7 +182,7 @@ def from_original(state_dict: Mapping[str, Tensor], *, share_heads: bool | None 
             their heads.
     """
     lineage = next((each for each in LINEAGES if each.recognises(state_dict)), DEFORMABLE_DETR)
-    return lineage.read(state_dict, share_heads=share_heads).tensors
+    return lineage.read(state_dict, share_heads=share_heads).everything
 
 
 def to_original(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -196,4 +196,4 @@ def to_original(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     architecture = architecture_of(state_dict)
     lineage = next(each for each in LINEAGES if each.architecture == architecture)
-    return lineage.write(state_dict).tensors
+    return lineage.write(state_dict).everything

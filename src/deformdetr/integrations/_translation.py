@@ -34,8 +34,10 @@ class Loss:
         cls, what: str, tensors: Mapping[str, Tensor], why: Literal["no place", "asked for", "unused"] = "no place"
     ) -> "Loss":
         """Measure the loss of some entries."""
-        sizes = [float(tensor.detach().to(torch.float64).abs().max()) for tensor in tensors.values() if tensor.numel()]
-        return cls(what, sorted(tensors), max(sizes, default=0.0), why)
+        sizes = [tensor.detach().cpu().to(torch.float64).abs().max() for tensor in tensors.values() if tensor.numel()]
+        # PyTorch's maximum, unlike Python's, is NaN where any of them is.
+        largest = float(torch.stack(sizes).max()) if sizes else 0.0
+        return cls(what, sorted(tensors), largest, why)
 
 
 @dataclass
@@ -47,8 +49,13 @@ class Translation:
     """Whether all decoder layers share one class head and one box head; None: nothing has told so far."""
     steps: list[Step] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    """Names that no rule knows, still in `tensors`."""
+    unknown: dict[str, Tensor] = field(default_factory=dict)
+    """Entries whose names no rule knows, apart from `tensors`."""
+
+    @property
+    def everything(self) -> dict[str, Tensor]:
+        """The result with the unknown entries, under the names that they came with."""
+        return self.tensors | self.unknown
 
     def apply(self, what: str, step: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
         """Take a step, and write it down if it changes which entries there are."""
@@ -58,12 +65,14 @@ class Translation:
             self.steps.append(Step(what, len(before), len(self.tensors)))
 
     def rename(self, rules: Rules, *, reverse: bool) -> None:
-        """Rename the entries."""
+        """Rename the entries, and put those that no rule knows aside."""
         before = self.tensors
-        self.tensors, self.unknown = rename(before, rules, reverse=reverse)
-        renamed = sum(old != new for old, new in zip(before, self.tensors, strict=True))
+        after, unknown = rename(before, rules, reverse=reverse)
+        renamed = sum(old != new for old, new in zip(before, after, strict=True))
         if renamed:
-            self.steps.append(Step(f"{renamed} renamed", len(before), len(self.tensors)))
+            self.steps.append(Step(f"{renamed} renamed", len(before), len(after)))
+        self.unknown = {name: after.pop(name) for name in unknown}
+        self.tensors = after
 
     def lose(
         self,
