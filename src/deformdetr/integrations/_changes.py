@@ -104,7 +104,7 @@ class NoBatchCounts:
         self.write(done, done.tensors)
 
 
-class NoOnlyLevel:
+class NoEmbeddingOfOneLevel:
     """A model of one level has no embedding of it."""
 
     def write(self, done: Translation, ours: Mapping[str, Tensor]) -> None:

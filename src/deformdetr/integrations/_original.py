@@ -4,7 +4,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from deformdetr.integrations._changes import DetectorPrefix, LabelRows, NoBatchCounts, NoOnlyLevel, SecondNames
+from deformdetr.integrations._changes import (
+    DetectorPrefix,
+    LabelRows,
+    NoBatchCounts,
+    NoEmbeddingOfOneLevel,
+    SecondNames,
+)
 from deformdetr.integrations._heads import HeadsPerLayer
 from deformdetr.integrations._lineage import Lineage
 from deformdetr.integrations._names import Rename, Rules, within
@@ -111,7 +117,7 @@ DINO = Lineage(
             },
         ),
     ),
-    changes=(NoBatchCounts(), NoOnlyLevel(), LabelRows(spare=True), HeadsPerLayer(encoder_continues=False)),
+    changes=(NoBatchCounts(), NoEmbeddingOfOneLevel(), LabelRows(spare=True), HeadsPerLayer(encoder_continues=False)),
     late_changes=(SecondNames("transformer.decoder.", always=("bbox_embed.", "class_embed.")),),
     masks=_MASKS,
     container="model",
