@@ -28,8 +28,7 @@ _HALF, _ONE = np.float32(0.5), np.float32(1)
 def _refuse_not_to_compile() -> None:
     if config.DISABLE_JIT:
         raise RuntimeError(
-            "NUMBA_DISABLE_JIT is set, but the kernels for CPUs work on addresses and run only if they are compiled; "
-            "unset it, or call with backend='reference'"
+            "NUMBA_DISABLE_JIT is set, but the kernels for CPUs work on addresses and run only if they are compiled"
         )
 
 
