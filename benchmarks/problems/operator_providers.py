@@ -18,7 +18,7 @@ from benchmarks.problems.operator_inputs import LOGITS, OFFSETS, SAMPLED, Form, 
 from deformdetr import kernels
 from deformdetr.kernels import ms_deform_attn
 from deformdetr.kernels._ms_deform_attn import _gather
-from deformdetr.kernels._ms_deform_attn._levels import read_levels, split_by_home
+from deformdetr.kernels._ms_deform_attn._levels import place_levels, split_by_home
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, levels: Levels, locations: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(value, locations, weights)
-        ctx.levels = read_levels(split_by_home(levels, []), value.shape[1])
+        ctx.levels = place_levels(split_by_home(levels), value.shape[1])
         return _gather.forward(value, ctx.levels, locations, weights)
 
     @staticmethod

@@ -1,7 +1,9 @@
 """What is particular to CPUs, with Numba and without; `test_kernels.py` has what holds for every kernel."""
 
+import functools
 import itertools
 import mmap
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
@@ -334,11 +336,13 @@ def test_the_forward_takes_at_most_a_third_of_the_memory_of_the_reference(
 
 
 @pytest.fixture
-def large(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
-    """Allocate as for large results from a megabyte on, with nothing kept before."""
+def large(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Tensor]]:
+    """Allocate as for large results from a megabyte on."""
     monkeypatch.setattr(_cpu_memory, "LARGE", 2**20)
-    monkeypatch.setattr(_cpu_memory, "_kept", [])
-    return _cpu_memory.empty_on_large_pages
+    _cpu_memory._advise.cache_clear()
+    yield _cpu_memory.empty_on_large_pages
+    # What is found on a system that a test pretends must not be remembered.
+    _cpu_memory._advise.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -350,51 +354,40 @@ def test_large_results_are_contiguous_and_hold_what_is_stored(dtype: torch.dtype
     assert tensor.double().sum() == tensor.numel() + 1
 
 
-def test_memory_serves_again_once_no_tensor_is_left_of_it(large: Callable[..., Tensor]):
-    shape = (3, 2**19)
-    first = large(shape, torch.float32)
-    address = first.data_ptr()
-    part = first[1:, 5:].fill_(7)
-    del first
-    second = large(shape, torch.float32).zero_()
-    other = second.data_ptr()
-    assert other != address
-    assert (part == 7).all()
-    del part
-    assert large(shape, torch.float32).data_ptr() == address
-    del second
-    # The last one that was taken is not the only one that is kept.
-    again = [large(shape, torch.float32) for _ in range(2)]
-    assert {tensor.data_ptr() for tensor in again} == {address, other}
-    assert large((3, 2**19 + 1), torch.float32).shape == (3, 2**19 + 1)
+def test_large_results_can_be_resized_and_pickled(rng: torch.Generator):
+    # Two images of 8,192 queries with 8 heads of 32 channels: outputs and gradients of 16 MiB.
+    shapes = [(64, 128)]
+    grad, value, locations, weights = draw(rng, shapes, batch=2, queries=2**13, heads=8, channels=32, points=1)
+    for result in run(_cpu, [grad, value, locations, weights], place(shapes))[:2]:
+        assert result.numel() * 4 > _cpu_memory.LARGE
+        assert torch.equal(pickle.loads(pickle.dumps(result)), result)
+        kept = result.clone()
+        result.resize_(2 * result.numel())
+        assert torch.equal(result[: kept.numel()].view(kept.shape), kept)
+        result.untyped_storage().resize_(0)
+        assert result.untyped_storage().nbytes() == 0
 
 
-def test_memory_is_kept_up_to_a_limit(large: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(_cpu_memory, "MOST_KEPT", 3 * 2**22)
-
-    def kept() -> list[int]:
-        return [len(memory) for memory in _cpu_memory._kept]
-
-    large((2**20,), torch.float32)
-    large((2**21,), torch.float32)
-    assert kept() == [2**22, 2**23]
-    # It becomes the last one by being taken again.
-    large((2**20,), torch.float32)
-    assert kept() == [2**23, 2**22]
-    large((2**19,), torch.float32)
-    assert kept() == [2**22, 2**21]
-    assert large((2**22,), torch.float32).numel() == 2**22
-    assert kept() == []
+def test_only_pages_of_the_result_itself_become_large(large: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    monkeypatch.setattr(_cpu_memory, "_advise", functools.cache(lambda: lambda *arguments: calls.append(arguments)))
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 14, raising=False)
+    tensor = large((2**18 + 1,), torch.float32)
+    ((begin, size, advice),) = calls
+    assert tensor.data_ptr() <= begin < begin + size <= tensor.data_ptr() + 4 * tensor.numel()
+    assert begin % mmap.PAGESIZE == size % mmap.PAGESIZE == 0
+    assert size > 4 * tensor.numel() - 2 * mmap.PAGESIZE
+    assert advice == 14
 
 
-@pytest.mark.parametrize("size", [7, 2**20])
-def test_small_results_and_systems_without_large_pages_take_common_memory(
-    size: int, large: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
-):
-    if size != 7:
-        monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
-    assert large((size,), torch.float32).shape == (size,)
-    assert not _cpu_memory._kept
+def test_small_results_are_left_as_they_are(large: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_cpu_memory, "_advise", functools.cache(lambda: pytest.fail("there is nothing to advise")))
+    assert large((7,), torch.float32).shape == (7,)
+
+
+def test_systems_may_have_no_large_pages(large: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    assert large((2**20,), torch.float32).fill_(1).sum() == 2**20
 
 
 def test_systems_may_refuse_large_pages(large: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch):

@@ -93,7 +93,7 @@ def _describe(
     """Give the fields of a job that all kernels need."""
     _, queries, heads, n_levels, points = attention_weights.shape
     return {
-        "value": value.contiguous(),
+        "value": _as_memory(value),
         "locations": _as_floats(sampling_locations),
         "weights": _as_floats(attention_weights),
         "output": output,
@@ -117,4 +117,9 @@ def _convert(result: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _as_floats(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.float32).contiguous()
+    return _as_memory(tensor.to(torch.float32))
+
+
+def _as_memory(tensor: Tensor) -> Tensor:
+    """Return the tensor as the numbers that lie in its memory, one after the other."""
+    return tensor.contiguous().resolve_neg()

@@ -6,6 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from deformdetr.kernels._ms_deform_attn._checks import check_storage
+
 
 class Job(ctypes.Structure):
     """Counts, and addresses of contiguous tensors and of lists of int64, which live as long as this.
@@ -48,14 +50,19 @@ class Job(ctypes.Structure):
     ]
 
     def __init__(self, **fields: int | Tensor | Sequence[int]) -> None:
-        kept = []
+        kept: list[object] = []
         for name, field in fields.items():
             if isinstance(field, int):
                 setattr(self, name, field)
                 continue
-            memory = field if isinstance(field, Tensor) else (ctypes.c_int64 * len(field))(*field)
-            kept.append(memory)
-            setattr(self, name, memory.data_ptr() if isinstance(memory, Tensor) else ctypes.addressof(memory))
+            if isinstance(field, Tensor):
+                check_storage(field)
+                kept.append(field)
+                setattr(self, name, field.data_ptr())
+                continue
+            numbers = (ctypes.c_int64 * len(field))(*field)
+            kept.append(numbers)
+            setattr(self, name, ctypes.addressof(numbers))
         self._kept = kept
 
     @property

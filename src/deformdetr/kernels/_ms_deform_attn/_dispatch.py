@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from deformdetr.kernels._ms_deform_attn import _cpu, _gather, _reference
-from deformdetr.kernels._ms_deform_attn._levels import Pyramid, read_levels
+from deformdetr.kernels._ms_deform_attn._levels import Pyramid, place_levels, settle
 from deformdetr.kernels._ms_deform_attn._probe import has_kernels
 
 
@@ -17,7 +17,7 @@ def forward(value: Tensor, pyramid: Pyramid, sampling_locations: Tensor, attenti
         from deformdetr.kernels._ms_deform_attn import _gpu
 
         return _gpu.forward(value, pyramid, _gpu.Sampling(sampling_locations, attention_weights))
-    levels = read_levels(pyramid, value.shape[1])
+    levels = place_levels(settle(pyramid, value.shape[1]), value.shape[1])
     if _runs_on_cpu(value, sampling_locations, attention_weights):
         run = _cpu.forward if has_kernels(value.shape[3], value.dtype) else _gather.forward
         return run(value, levels, sampling_locations, attention_weights)
@@ -42,7 +42,7 @@ def backward(
         return _gpu.backward(
             grad_output, None, value, pyramid, sampling, _gpu.Needs(*needs), deterministic=deterministic
         )[:3]
-    levels = read_levels(pyramid, value.shape[1])
+    levels = place_levels(settle(pyramid, value.shape[1]), value.shape[1])
     if _runs_on_cpu(value, sampling_locations, attention_weights):
         run = _cpu.backward if has_kernels(value.shape[3], value.dtype) else _gather.backward
         return run(grad_output, value, levels, sampling_locations, attention_weights, needs)

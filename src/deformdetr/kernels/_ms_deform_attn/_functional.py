@@ -2,20 +2,28 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from deformdetr.kernels._ms_deform_attn import _dispatch, _fused_op, _op, _reference
+from deformdetr.kernels._ms_deform_attn._checks import (
+    check_floating,
+    check_levels,
+    check_offsets,
+    check_output,
+    check_padding,
+    check_references,
+    check_samples,
+)
 from deformdetr.kernels._ms_deform_attn._levels import (
     MOST_POINTS,
     SpatialShapes,
-    check_pixels,
     level_sizes,
+    place_levels,
     split_by_home,
-    trace_levels,
 )
 
 Backend: TypeAlias = Literal["auto", "reference"]
@@ -55,27 +63,26 @@ def ms_deform_attn(
             `torch.use_deterministic_algorithms` says. float64 on GPUs follows that alone.
 
     Raises:
-        TypeError: If a tensor is not floating-point, or `spatial_shapes` is a tensor of another kind than integers.
-        ValueError: If shapes disagree, or the levels do not hold as many pixels as `value` (checked where
-            `spatial_shapes` is known to the host).
+        TypeError: If a tensor is not one, or not floating-point, or `spatial_shapes` holds anything but integers.
+        ValueError: If shapes disagree, or the levels do not hold as many pixels as `value`. Sizes that only a GPU
+            knows are not checked: a level counts as empty there if it does not fit into `value`.
 
     References:
         Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", ICLR 2021, equation 3.
     """
-    repeats: list[int] = []
+    pyramid = split_by_home(spatial_shapes)
     if points_per_level is not None:
         sampling_locations, attention_weights, repeats = _group_points(
-            sampling_locations, attention_weights, points_per_level, len(spatial_shapes)
+            sampling_locations, attention_weights, points_per_level
         )
-    _check(value, "sampling_locations", sampling_locations, "attention_weights", attention_weights)
-    _check_levels(spatial_shapes, value, len(repeats) or attention_weights.shape[3])
-    pyramid = split_by_home(spatial_shapes, repeats)
+        pyramid = pyramid._replace(repeats=repeats)
+    check_samples(value, sampling_locations, attention_weights)
+    check_levels(pyramid, value, attention_weights.shape[3])
     if _is_auto(backend):
         return _op.attend(
             value, pyramid, sampling_locations, attention_weights, deterministic=_is_deterministic(deterministic)
         )
-    levels = trace_levels(pyramid, value.shape[1])
-    return _reference.forward(value, levels, sampling_locations, attention_weights)
+    return _reference.forward(value, place_levels(pyramid, value.shape[1]), sampling_locations, attention_weights)
 
 
 def ms_deform_attn_backward(
@@ -96,17 +103,14 @@ def ms_deform_attn_backward(
     For autograd functions of other code; `ms_deform_attn` itself is differentiable. Arguments and errors are those of
     `ms_deform_attn`; `grad_output` has the shape of what it returns.
     """
-    _check(value, "sampling_locations", sampling_locations, "attention_weights", attention_weights)
-    _check_levels(spatial_shapes, value, attention_weights.shape[3])
-    expected = (*attention_weights.shape[:2], value.shape[2] * value.shape[3])
-    if tuple(grad_output.shape) != expected:
-        raise ValueError(
-            f"grad_output {tuple(grad_output.shape)} must be {expected} (batch, queries, heads * channels)"
-        )
+    pyramid = split_by_home(spatial_shapes)
+    check_samples(value, sampling_locations, attention_weights)
+    check_levels(pyramid, value, attention_weights.shape[3])
+    check_output("grad_output", grad_output, value, attention_weights)
     return _op.differentiate(
         grad_output,
         value,
-        split_by_home(spatial_shapes, []),
+        pyramid,
         sampling_locations,
         attention_weights,
         deterministic=_is_deterministic(deterministic),
@@ -146,10 +150,11 @@ def fused_ms_deform_attn(
         TypeError: If a tensor is of the wrong kind.
         ValueError: If shapes disagree.
     """
-    _check(value, "sampling_offsets", sampling_offsets, "attention_logits", attention_logits)
-    _check_levels(spatial_shapes, value, attention_logits.shape[3])
-    _check_references(reference_points, attention_logits)
-    _check_padding(padding_mask, value)
+    pyramid = split_by_home(spatial_shapes)
+    check_samples(value, sampling_offsets, attention_logits, names=("sampling_offsets", "attention_logits"))
+    check_levels(pyramid, value, attention_logits.shape[3])
+    check_references(reference_points, attention_logits)
+    check_padding(padding_mask, value)
     deterministic = _is_deterministic(deterministic)
     tensors = (value, reference_points, sampling_offsets, attention_logits)
     # A fixed order of sums takes a sorted list of samples, which needs their locations; `vmap` needs rules.
@@ -160,11 +165,10 @@ def fused_ms_deform_attn(
         and _dispatch.runs_triton(*tensors)
         and not _op.is_transformed()
     ):
-        pyramid = split_by_home(spatial_shapes, [])
         return _fused_op.attend(value, pyramid, *tensors[1:], padding_mask)
     if padding_mask is not None:
         value = value.masked_fill(padding_mask[:, :, None, None], 0)
-    locations = sampling_locations(reference_points, sampling_offsets, spatial_shapes)
+    locations = _locate(reference_points, sampling_offsets, spatial_shapes)
     weights = _softmax(attention_logits)
     return ms_deform_attn(value, spatial_shapes, locations, weights, backend, deterministic=deterministic)
 
@@ -174,11 +178,20 @@ def sampling_locations(
     sampling_offsets: Float[Tensor, "batch queries heads levels points 2"],
     spatial_shapes: SpatialShapes,
 ) -> Float[Tensor, "batch queries heads levels points 2"]:
-    """Give where each query samples, (x, y) as fractions of each level, in float32 or better.
+    """Return where each query samples, (x, y) as fractions of each level, in float32 or better.
 
-    An offset counts pixels of its level from a centre (x, y), and shares of half a box (cx, cy, w, h), divided by the
+    An offset counts pixels of its level from a center (x, y), and shares of half a box (cx, cy, w, h), divided by the
     number of points: eighths of the box for the usual four.
+
+    Raises:
+        TypeError: If a tensor is of the wrong kind.
+        ValueError: If shapes disagree.
     """
+    check_offsets(reference_points, sampling_offsets, split_by_home(spatial_shapes))
+    return _locate(reference_points, sampling_offsets, spatial_shapes)
+
+
+def _locate(reference_points: Tensor, sampling_offsets: Tensor, spatial_shapes: SpatialShapes) -> Tensor:
     levels, points = sampling_offsets.shape[3:5]
 
     def spread(coordinates: Tensor) -> Tensor:
@@ -218,11 +231,13 @@ def _is_deterministic(wanted: bool | None) -> bool:  # noqa: FBT001
 
 
 def _group_points(
-    locations: Tensor, weights: Tensor, points_per_level: Sequence[int], levels: int
+    locations: Tensor, weights: Tensor, points_per_level: Sequence[int]
 ) -> tuple[Tensor, Tensor, list[int]]:
     """Cut the points into groups of equal size, several of which may lie on one level."""
-    if len(points_per_level) != levels or min(points_per_level) < 1:
-        raise ValueError(f"points_per_level must be {levels} positive numbers, got {list(points_per_level)}")
+    if not points_per_level or min(points_per_level) < 1:
+        raise ValueError(f"points_per_level must be positive numbers, one per level, got {list(points_per_level)}")
+    check_floating("sampling_locations", locations)
+    check_floating("attention_weights", weights)
     total = sum(points_per_level)
     if weights.ndim != 4 or weights.shape[-1] != total or locations.shape != (*weights.shape, 2):
         raise ValueError(
@@ -235,75 +250,3 @@ def _group_points(
     if all(count == 1 for count in repeats):
         repeats = []
     return locations.reshape(*shape, 2), weights.reshape(shape), repeats
-
-
-def _check(value: Tensor, where: str, locations: Tensor, what: str, weights: Tensor) -> None:
-    for name, tensor, ndim in (("value", value, 4), (where, locations, 6), (what, weights, 5)):
-        _check_device(name, tensor, value)
-        if tensor.ndim != ndim:
-            raise ValueError(f"{name} must have {ndim} dimensions, got shape {tuple(tensor.shape)}")
-        _check_floating(name, tensor)
-    if locations.shape[:-1] != weights.shape or locations.shape[-1] != 2:
-        raise ValueError(
-            f"{where} {tuple(locations.shape)} must be {what} {tuple(weights.shape)} with a last axis of 2"
-        )
-    if value.shape[0] != weights.shape[0] or value.shape[2] != weights.shape[2]:
-        raise ValueError(
-            f"value {tuple(value.shape)} (batch, pixels, heads, channels) and {what} {tuple(weights.shape)} "
-            "(batch, queries, heads, levels, points) must agree in batch and heads"
-        )
-
-
-def _check_floating(name: str, tensor: Tensor) -> None:
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name} must be floating-point, got {tensor.dtype}")
-
-
-def _check_device(name: str, tensor: Tensor, value: Tensor) -> None:
-    if tensor.device != value.device:
-        raise ValueError(f"{name} is on {tensor.device}, but value is on {value.device}")
-
-
-def _check_levels(spatial_shapes: Any, value: Tensor, levels: int) -> None:
-    if isinstance(spatial_shapes, Tensor):
-        if spatial_shapes.is_floating_point() or spatial_shapes.is_complex() or spatial_shapes.dtype == torch.bool:
-            raise TypeError(f"spatial_shapes must hold integers, got {spatial_shapes.dtype}")
-        if tuple(spatial_shapes.shape) != (levels, 2):
-            raise ValueError(f"spatial_shapes must have shape ({levels}, 2), got {tuple(spatial_shapes.shape)}")
-        # On the CPU it is read by the host.
-        if spatial_shapes.device.type != "cpu":
-            _check_device("spatial_shapes", spatial_shapes, value)
-        return
-    if len(spatial_shapes) != levels or any(len(shape) != 2 for shape in spatial_shapes):
-        raise ValueError(f"spatial_shapes must be {levels} pairs (height, width), got {list(spatial_shapes)}")
-    check_pixels(spatial_shapes, value.shape[1])
-
-
-def _check_references(references: Tensor, logits: Tensor) -> None:
-    batch, queries, _, levels, _ = logits.shape
-    _check_floating("reference_points", references)
-    _check_device("reference_points", references, logits)
-    if references.ndim != 4 or references.shape[-1] not in (2, 4):
-        raise ValueError(
-            "reference_points must have shape (batch, queries, levels, 2) for (x, y) or (..., 4) for (cx, cy, w, h), "
-            f"got {tuple(references.shape)}"
-        )
-    if (
-        references.shape[0] not in (1, batch)
-        or references.shape[1] != queries
-        or references.shape[2] not in (1, levels)
-    ):
-        raise ValueError(
-            f"reference_points {tuple(references.shape)} must be for {batch} images (or one for all), {queries} "
-            f"queries and {levels} levels (or one for all)"
-        )
-
-
-def _check_padding(mask: Tensor | None, value: Tensor) -> None:
-    if mask is None:
-        return
-    _check_device("padding_mask", mask, value)
-    if mask.dtype != torch.bool:
-        raise TypeError(f"padding_mask must be bool, True at padded pixels, got {mask.dtype}")
-    if mask.shape != value.shape[:2]:
-        raise ValueError(f"padding_mask {tuple(mask.shape)} must be {tuple(value.shape[:2])} (batch, pixels)")

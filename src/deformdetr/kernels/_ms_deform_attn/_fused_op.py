@@ -5,7 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deformdetr.kernels._ms_deform_attn._levels import Pyramid
+from deformdetr.kernels._ms_deform_attn._checks import (
+    check_levels,
+    check_output,
+    check_padding,
+    check_references,
+    check_samples,
+)
+from deformdetr.kernels._ms_deform_attn._dispatch import runs_triton
+from deformdetr.kernels._ms_deform_attn._levels import MOST_POINTS, Pyramid
 from deformdetr.kernels._ms_deform_attn._op import choose_way, eager_function
 
 
@@ -34,13 +42,41 @@ def _run_forward(
     attention_logits: Tensor,
     padding_mask: Tensor | None,
 ) -> Tensor:
-    """Run the forward kernel with all that it fuses."""
+    """Run the forward kernel with all that it fuses, on arguments that have been checked."""
     # Imported here, because triton takes longer to import than the whole of this library.
     from deformdetr.kernels._ms_deform_attn import _gpu
 
     pyramid = Pyramid(spatial_shapes, spatial_shapes_on_host, [])
     sampling = _gpu.Sampling(sampling_offsets, attention_logits, reference_points, padding_mask)
     return _gpu.forward(value, pyramid, sampling)
+
+
+def _check_and_run_forward(
+    value: Tensor,
+    spatial_shapes: Tensor | None,
+    spatial_shapes_on_host: list[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    padding_mask: Tensor | None,
+) -> Tensor:
+    """Run the forward for whoever calls the op itself."""
+    tensors = (reference_points, sampling_offsets, attention_logits, padding_mask)
+    _check(value, Pyramid(spatial_shapes, spatial_shapes_on_host, []), *tensors)
+    return _run_forward(value, spatial_shapes, spatial_shapes_on_host, *tensors)
+
+
+def _check(
+    value: Tensor, pyramid: Pyramid, references: Tensor, offsets: Tensor, logits: Tensor, padding_mask: Tensor | None
+) -> None:
+    check_samples(value, offsets, logits, names=("sampling_offsets", "attention_logits"))
+    check_levels(pyramid, value, logits.shape[3])
+    check_references(references, logits)
+    check_padding(padding_mask, value)
+    if logits.shape[4] > MOST_POINTS:
+        raise ValueError(f"the fused op takes at most {MOST_POINTS} points per level, got {logits.shape[4]}")
+    if not runs_triton(value, references, offsets, logits):
+        raise ValueError(f"the fused op runs on GPUs and not in float64, got {value.dtype} on {value.device}")
 
 
 def _run_backward(
@@ -62,6 +98,9 @@ def _run_backward(
     from deformdetr.kernels._ms_deform_attn import _gpu
 
     pyramid = Pyramid(spatial_shapes, spatial_shapes_on_host, [])
+    _check(value, pyramid, reference_points, sampling_offsets, attention_logits, padding_mask)
+    check_output("output", output, value, attention_logits)
+    check_output("grad_output", grad_output, value, attention_logits)
     sampling = _gpu.Sampling(sampling_offsets, attention_logits, reference_points, padding_mask)
     needs = _gpu.Needs(needs_value, needs_offsets, needs_logits, needs_references)
     grads = _gpu.backward(grad_output, output, value, pyramid, sampling, needs, deterministic=False)
@@ -73,7 +112,7 @@ def _run_backward(
     return by_value, by_references, by_offsets, by_logits
 
 
-fused_forward_op = torch.library.custom_op("deformdetr::fused_ms_deform_attn", _run_forward, mutates_args=())
+fused_forward_op = torch.library.custom_op("deformdetr::fused_ms_deform_attn", _check_and_run_forward, mutates_args=())
 fused_backward_op = torch.library.custom_op("deformdetr::fused_ms_deform_attn_backward", _run_backward, mutates_args=())
 
 

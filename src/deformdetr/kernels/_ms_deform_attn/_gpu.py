@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from deformdetr.kernels._ms_deform_attn import _launch, _triton
+from deformdetr.kernels._ms_deform_attn._checks import check_storage
 from deformdetr.kernels._ms_deform_attn._gpu_tables import WIDE_FROM, level_table, sort_by_cell, tile_order
-from deformdetr.kernels._ms_deform_attn._levels import MOST_POINTS, Pyramid
+from deformdetr.kernels._ms_deform_attn._levels import MOST_POINTS, Pyramid, settle
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -67,7 +68,7 @@ def forward(value: Tensor, pyramid: Pyramid, sampling: Sampling) -> Tensor:
     out = value.new_empty(batch, queries, heads * value.shape[3])
     if _is_empty(value, sampling.weights):
         return out.zero_()
-    pyramid, sampling = _split_points(pyramid, sampling)
+    pyramid, sampling = _split_points(settle(pyramid, value.shape[1]), sampling)
     problem = _Problem.of(value, pyramid, sampling, "forward")
     for first_image, grid in problem.grids():
         _triton.ms_deform_attn_forward[grid](
@@ -113,7 +114,7 @@ def backward(
             torch.zeros_like(tensor, memory_format=torch.contiguous_format) if tensor is not None and needed else None
             for tensor, needed in wanted
         )
-    pyramid, sampling = _split_points(pyramid, sampling)
+    pyramid, sampling = _split_points(settle(pyramid, value.shape[1]), sampling)
     problem = _Problem.of(value, pyramid, sampling, "backward")
     grad_output = _dense(grad_output.to(value.dtype))
     spread = needs.value and not deterministic
@@ -170,6 +171,8 @@ class _Problem(NamedTuple):
     def of(cls, value: Tensor, pyramid: Pyramid, sampling: Sampling, direction: _launch.Direction) -> "_Problem":
         batch, queries, heads, levels, points = sampling.weights.shape
         pixels, channels = value.shape[1], value.shape[3]
+        if pixels >= WIDE_FROM:
+            raise ValueError(f"kernels for GPUs take fewer than 2^31 pixels, but value holds {pixels}")
         # The forward widens float16 in one instruction; the additions of the backward need pairs to leave as vectors.
         paired = channels % 2 == 0 and (
             value.dtype == torch.bfloat16 or (value.dtype == torch.float16 and direction == "backward")
@@ -191,6 +194,7 @@ class _Problem(NamedTuple):
         strides = (0, 0, 0)
         if references is not None:
             references = references if references.stride(-1) == 1 else references.contiguous()
+            check_storage(references)
             # Along an axis of size one every index reads the same.
             image, query, level = (
                 0 if size == 1 else stride
@@ -200,7 +204,7 @@ class _Problem(NamedTuple):
         return cls(
             inputs=(
                 value,
-                level_table(pyramid, value.device),
+                level_table(pyramid, pixels, value.device),
                 value if references is None else references,
                 locations,
                 weights,
@@ -260,9 +264,9 @@ def _is_empty(value: Tensor, weights: Tensor) -> bool:
 
 def _dense(tensor: Tensor) -> Tensor:
     """Copy what is not contiguous or not aligned, so that kernels need no variants."""
-    if tensor.is_contiguous() and tensor.data_ptr() % 16 == 0:
-        return tensor
-    return tensor.clone(memory_format=torch.contiguous_format)
+    tensor = tensor.contiguous().resolve_neg()
+    check_storage(tensor)
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _round(accumulated: Tensor, value: Tensor, *, paired: bool) -> Tensor:

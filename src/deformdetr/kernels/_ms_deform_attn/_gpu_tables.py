@@ -1,39 +1,28 @@
 """What the kernels for GPUs look up: sizes of levels, orders of pixels and samples; made without waiting."""
 
 import functools
-import itertools
 
 import torch
 from torch import Tensor
 
-from deformdetr.kernels._ms_deform_attn._levels import Pyramid
+from deformdetr.kernels._ms_deform_attn._levels import Pyramid, fit_levels, place_levels
 
 # Indices are computed in 32 bits below this many elements.
 WIDE_FROM = 2**31
 
 
-def level_table(pyramid: Pyramid, device: torch.device) -> Tensor:
-    """Give (levels, 2) of heights and widths, or (groups, 3) with first pixels too where levels repeat."""
+def level_table(pyramid: Pyramid, pixels: int, device: torch.device) -> Tensor:
+    """Return (levels, 2) of heights and widths, or (groups, 3) with first pixels too where levels repeat."""
     on_device, on_host, repeats = pyramid
-    if on_device is not None and on_device.device.type == "cpu":
-        on_host = on_device.flatten().tolist()
-    elif on_device is not None:
+    if on_device is not None:
         if not repeats:
             return on_device.contiguous()
-        areas = on_device.prod(1)
-        starts = areas.cumsum(0) - areas
-        rows = torch.cat([on_device, starts[:, None]], dim=1)
+        rows = fit_levels(on_device, pixels)
         return torch.stack([rows[level] for level, count in enumerate(repeats) for _ in range(count)])
-    sizes = list(zip(on_host[::2], on_host[1::2], strict=True))
     if not repeats:
         return _remember(_fill, tuple(on_host), device).view(-1, 2)
-    ends = itertools.accumulate(height * width for height, width in sizes)
-    numbers = [
-        (height, width, end - height * width)
-        for (height, width), end, count in zip(sizes, ends, repeats, strict=True)
-        for _ in range(count)
-    ]
-    return _remember(_fill, tuple(itertools.chain(*numbers)), device).view(-1, 3)
+    numbers = tuple(int(number) for level in place_levels(pyramid, pixels) for number in level)
+    return _remember(_fill, numbers, device).view(-1, 3)
 
 
 def tile_order(pyramid: Pyramid, device: torch.device) -> Tensor | None:
@@ -81,12 +70,12 @@ def sort_by_cell(table: Tensor, locations: Tensor, pixels: int) -> tuple[Tensor,
         The numbers of all samples, sorted by cell, in their own order within a cell; and where every cell begins.
     """
     batch, _, heads = locations.shape[:3]
-    height, width = table[:, :1], table[:, 1:2]
-    areas = height * width
-    start = table[:, 2:] if table.shape[1] == 3 else areas.cumsum(0) - areas
+    levels = table if table.shape[1] == 3 else fit_levels(table, pixels)
+    height, width, start = levels[:, :1], levels[:, 1:2], levels[:, 2:]
     x, y = locations.float().unbind(-1)
     x, y = x * width - 0.5, y * height - 0.5
-    inside = (x >= -1) & (x < width) & (y >= -1) & (y < height)
+    # Without the last factor, the middle of an empty level would be within a pixel of it.
+    inside = (x >= -1) & (x < width) & (y >= -1) & (y < height) & (height * width > 0)
     column, line = (torch.where(inside, position, 0).floor().long() + 1 for position in (x, y))
     plane = torch.arange(batch * heads, device=table.device).view(batch, 1, heads, 1, 1)
     cell = (plane * pixels + start) * 4 + line * (width + 1) + column

@@ -1,7 +1,8 @@
 """Where the levels of a pyramid lie in the flattened features, known to the host or only to the device."""
 
+import operator
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Int
@@ -11,6 +12,8 @@ SpatialShapes: TypeAlias = Sequence[Sequence[int]] | Int[Tensor, "levels 2"]
 
 # Kernels for GPUs unroll the points of a level; more than these are split into groups, which they do not unroll.
 MOST_POINTS = 16
+# Kernels compute positions in float32, which tells no more pixels along an axis apart.
+MOST_PIXELS_IN_LINE = 2**24
 
 
 class Level(NamedTuple):
@@ -31,72 +34,96 @@ class Pyramid(NamedTuple):
     """How many groups of points lie on every level, one after the other; empty for one each."""
 
 
-def split_by_home(spatial_shapes: SpatialShapes, repeats: Sequence[int]) -> Pyramid:
-    """Sort the levels by who knows their sizes."""
-    if isinstance(spatial_shapes, Tensor):
-        return Pyramid(spatial_shapes, [], list(repeats))
-    return Pyramid(None, [size for shape in spatial_shapes for size in shape], list(repeats))
-
-
-def read_levels(pyramid: Pyramid, pixels: int) -> list[Level]:
-    """Give the level of every group of points, as ints if the host knows them without waiting.
+def split_by_home(spatial_shapes: Any, repeats: Sequence[int] = ()) -> Pyramid:
+    """Pack spatial shapes for an op: a tensor stays a tensor, ints become a flat list.
 
     Raises:
-        ValueError: If known levels do not hold as many pixels as there are.
+        TypeError: If they are neither a tensor nor pairs of ints.
+        ValueError: If one is not a pair.
     """
+    if isinstance(spatial_shapes, Tensor):
+        return Pyramid(spatial_shapes, [], list(repeats))
+    try:
+        pairs = [tuple(shape) for shape in spatial_shapes]
+        # Symbolic sizes stay symbolic.
+        sizes: list[Any] = [
+            size if isinstance(size, int | torch.SymInt) else operator.index(size) for pair in pairs for size in pair
+        ]
+    except TypeError as error:
+        raise TypeError(f"spatial_shapes must be pairs of ints (height, width), got {spatial_shapes!r}") from error
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"spatial_shapes must be pairs (height, width), got {pairs}")
+    return Pyramid(None, sizes, list(repeats))
+
+
+def sizes_of(on_host: Sequence[int]) -> list[tuple[int, int]]:
+    """Return (height, width) of every level from a flat list of even length."""
+    return list(zip(on_host[::2], on_host[1::2], strict=False))
+
+
+def settle(pyramid: Pyramid, pixels: int) -> Pyramid:
+    """Return the same levels, with sizes in a CPU tensor read and checked.
+
+    Raises:
+        ValueError: If they do not hold as many pixels as there are.
+    """
+    on_device, _, repeats = pyramid
+    if on_device is None or on_device.device.type != "cpu":
+        return pyramid
+    on_host = on_device.flatten().tolist()
+    check_sizes(sizes_of(on_host), pixels)
+    return Pyramid(None, on_host, repeats)
+
+
+def place_levels(pyramid: Pyramid, pixels: int) -> list[Level]:
+    """Return the level of every group of points: ints, or scalars of a tensor that is not read."""
     on_device, on_host, repeats = pyramid
+    levels: list[Level] = []
     if on_device is None:
-        sizes = list(zip(on_host[::2], on_host[1::2], strict=True))
-    elif on_device.device.type == "cpu":
-        sizes = [(height, width) for height, width in on_device.tolist()]
-        check_pixels(sizes, pixels)
+        start = 0
+        for height, width in sizes_of(on_host):
+            levels.append(Level(height, width, start))
+            start += height * width
     else:
-        return _repeat(_trace(on_device), repeats)
-    return _repeat(_accumulate(sizes), repeats)
-
-
-def trace_levels(pyramid: Pyramid, pixels: int) -> list[Level]:
-    """Do the same without reading a tensor, on whatever device, so that it can be traced."""
-    if pyramid.on_device is None:
-        return read_levels(pyramid, pixels)
-    return _repeat(_trace(pyramid.on_device), pyramid.repeats)
-
-
-def _trace(spatial_shapes: Tensor) -> list[Level]:
-    return _accumulate([(height, width) for height, width in (level.unbind() for level in spatial_shapes.unbind())])
-
-
-def _repeat(levels: Sequence[Level], repeats: Sequence[int]) -> list[Level]:
-    """Give every level once per group of points on it."""
+        levels = [Level(*row.unbind()) for row in fit_levels(on_device, pixels).unbind()]
     if not repeats:
-        return list(levels)
+        return levels
     return [level for level, count in zip(levels, repeats, strict=True) for _ in range(count)]
 
 
-def check_pixels(spatial_shapes: Sequence[Sequence[int]], pixels: int) -> None:
-    """Refuse levels that do not hold as many pixels as there are.
+def fit_levels(sizes: Int[Tensor, "levels 2"], pixels: int) -> Int[Tensor, "levels 3"]:
+    """Return height, width and first pixel of every level, in int64; a level that does not fit is empty.
+
+    This is the rule for sizes that only the device knows: a level does not fit if its height or width is negative or
+    beyond what kernels can tell apart, or if it reaches beyond the last pixel.
+    """
+    sizes = sizes.long()
+    is_level = ((sizes > 0) & (sizes <= MOST_PIXELS_IN_LINE)).all(1)
+    areas = torch.where(is_level, sizes[:, 0] * sizes[:, 1], 0)
+    starts = areas.cumsum(0) - areas
+    fits = is_level & (starts <= pixels - areas)
+    return torch.where(fits[:, None], torch.cat([sizes, starts[:, None]], dim=1), 0)
+
+
+def check_sizes(sizes: Sequence[tuple[int, int]], pixels: int) -> None:
+    """Refuse levels that cannot be, or that do not hold as many pixels as there are.
 
     Raises:
-        ValueError: If they do not.
+        ValueError: If a height or width is negative or beyond what kernels can tell apart, or the pixels differ.
     """
-    held = sum(height * width for height, width in spatial_shapes)
+    if any(not 0 <= size <= MOST_PIXELS_IN_LINE for pair in sizes for size in pair):
+        raise ValueError(
+            f"spatial_shapes must hold heights and widths from 0 to {MOST_PIXELS_IN_LINE}, got {list(sizes)}"
+        )
+    held = sum(height * width for height, width in sizes)
     if held != pixels:
-        raise ValueError(f"spatial_shapes {list(spatial_shapes)} hold {held} pixels, but value holds {pixels}")
-
-
-def _accumulate(sizes: Sequence[tuple[int | Tensor, int | Tensor]]) -> list[Level]:
-    levels: list[Level] = []
-    start: int | Tensor = 0
-    for height, width in sizes:
-        levels.append(Level(height, width, start))
-        start = start + height * width
-    return levels
+        raise ValueError(f"spatial_shapes {list(sizes)} hold {held} pixels, but value holds {pixels}")
 
 
 def level_sizes(spatial_shapes: SpatialShapes, like: Tensor) -> Tensor:
-    """Give (width, height) of every level, (levels, 1, 2), to divide offsets of points by."""
+    """Return (width, height) of every level, (levels, 1, 2), to divide offsets of points by; 1 where it is empty."""
     if isinstance(spatial_shapes, Tensor):
-        return spatial_shapes.flip(-1).to(like, non_blocking=True)[:, None]
+        return spatial_shapes.flip(-1).clamp(min=1).to(like, non_blocking=True)[:, None]
     # Filled on the device, because copying a host list there would make the host wait.
     sizes = torch.stack([like.new_full((), size) for height, width in spatial_shapes for size in (width, height)])
-    return sizes.view(-1, 1, 2)
+    return sizes.view(-1, 1, 2).clamp(min=1)

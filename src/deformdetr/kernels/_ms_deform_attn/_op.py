@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from deformdetr.kernels._ms_deform_attn import _dispatch, _reference
-from deformdetr.kernels._ms_deform_attn._levels import Pyramid, trace_levels
+from deformdetr.kernels._ms_deform_attn._checks import check_levels, check_output, check_samples
+from deformdetr.kernels._ms_deform_attn._levels import Pyramid, place_levels
 
 
 def attend(
@@ -93,8 +94,24 @@ def _run_forward(
     attention_weights: Tensor,
     deterministic: bool,  # noqa: FBT001  # Of the backward; ops take arguments by position.
 ) -> Tensor:
-    """Run the forward kernel of the device."""
+    """Run the forward kernel of the device, on arguments that have been checked."""
     pyramid = Pyramid(spatial_shapes, spatial_shapes_on_host, repeats)
+    return _dispatch.forward(value, pyramid, sampling_locations, attention_weights)
+
+
+def _check_and_run_forward(
+    value: Tensor,
+    spatial_shapes: Tensor | None,
+    spatial_shapes_on_host: list[int],
+    repeats: list[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    deterministic: bool,  # noqa: FBT001
+) -> Tensor:
+    """Run the forward for whoever calls the op itself."""
+    check_samples(value, sampling_locations, attention_weights)
+    pyramid = Pyramid(spatial_shapes, spatial_shapes_on_host, repeats)
+    check_levels(pyramid, value, attention_weights.shape[3])
     return _dispatch.forward(value, pyramid, sampling_locations, attention_weights)
 
 
@@ -112,7 +129,10 @@ def _run_backward(
     needs_weights: bool,  # noqa: FBT001
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run the backward kernel of the device; a gradient that is not needed is empty."""
+    check_samples(value, sampling_locations, attention_weights)
     pyramid = Pyramid(spatial_shapes, spatial_shapes_on_host, repeats)
+    check_levels(pyramid, value, attention_weights.shape[3])
+    check_output("grad_output", grad_output, value, attention_weights)
     needs = (needs_value, needs_locations, needs_weights)
     grads = _dispatch.backward(
         grad_output, value, pyramid, sampling_locations, attention_weights, needs, deterministic=deterministic
@@ -124,7 +144,7 @@ def _run_backward(
     return by_value, by_locations, by_weights
 
 
-forward_op = torch.library.custom_op("deformdetr::ms_deform_attn", _run_forward, mutates_args=())
+forward_op = torch.library.custom_op("deformdetr::ms_deform_attn", _check_and_run_forward, mutates_args=())
 backward_op = torch.library.custom_op("deformdetr::ms_deform_attn_backward", _run_backward, mutates_args=())
 
 
@@ -192,7 +212,7 @@ def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ..
     """Differentiate twice, slowly: autograd goes through the reference of the first derivative."""
     grad_output, value, on_device, locations, weights = ctx.saved_tensors
     on_host, repeats, needs = ctx.rest
-    levels = trace_levels(Pyramid(on_device, on_host, repeats), value.shape[1])
+    levels = place_levels(Pyramid(on_device, on_host, repeats), value.shape[1])
     with torch.enable_grad():
         inputs = [tensor.detach().requires_grad_() for tensor in (grad_output, value, locations, weights)]
         outputs = _reference.backward(inputs[0], inputs[1], levels, inputs[2], inputs[3])

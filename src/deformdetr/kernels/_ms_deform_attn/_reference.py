@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from deformdetr.kernels._ms_deform_attn._levels import Level
@@ -15,15 +15,10 @@ class Corner(NamedTuple):
 
     level: int
     row: Int[Tensor, "batch queries heads points"]
-    inside: Bool[Tensor, "batch queries heads points"]
     x_weight: Float[Tensor, "batch queries heads points"]
     y_weight: Float[Tensor, "batch queries heads points"]
     x_sign: int
     y_sign: int
-
-    def sample(self, rows: Float[Tensor, "rows channels"]) -> Float[Tensor, "batch queries heads points channels"]:
-        """Read the pixel of every point; pixels outside the level are zero, whatever is stored anywhere."""
-        return torch.where(self.inside.unsqueeze(-1), rows[self.row], 0)
 
 
 def corners(
@@ -43,9 +38,10 @@ def corners(
         pixels: Number of value positions over all levels.
 
     Yields:
-        `Corner`s whose `row` indexes the value seen as a matrix of (batch * pixels * heads) rows.
+        `Corner`s whose `row` indexes the matrix that `_rows` makes of the value; its last row lies outside all levels.
     """
     batch, _, heads = sampling_locations.shape[:3]
+    outside = batch * pixels * heads
     device = sampling_locations.device
     image = torch.arange(batch, device=device).view(-1, 1, 1, 1)
     head = torch.arange(heads, device=device).view(-1, 1)
@@ -63,11 +59,10 @@ def corners(
                 inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
                 # Integers before multiplying: a float32 product would lose pixels beyond 2^24.
                 column, line = torch.where(inside, column, 0).long(), torch.where(inside, line, 0).long()
-                pixel = torch.where(inside, start + line * width + column, 0)
+                pixel = start + line * width + column
                 yield Corner(
                     level=level,
-                    row=(image * pixels + pixel) * heads + head,
-                    inside=inside,
+                    row=torch.where(inside, (image * pixels + pixel) * heads + head, outside),
                     x_weight=x - left if right else 1 - (x - left),
                     y_weight=y - top if bottom else 1 - (y - top),
                     x_sign=1 if right else -1,
@@ -88,13 +83,13 @@ def forward(
     Half precision is read as stored and summed in float32; plain autograd differentiates it any number of times.
     """
     batch, pixels, heads, channels = value.shape
-    rows = value.reshape(-1, channels).to(_accumulation_dtype(value))
+    rows = _rows(value)
     locations = sampling_locations.to(rows.dtype)
     weights = attention_weights.to(rows.dtype)
     out = rows.new_zeros(batch, sampling_locations.shape[1], heads, channels)
     for corner in corners(levels, locations, pixels):
         weight = weights[:, :, :, corner.level] * corner.x_weight * corner.y_weight
-        out = out + (weight.unsqueeze(-1) * corner.sample(rows)).sum(3)
+        out = out + (weight.unsqueeze(-1) * rows[corner.row]).sum(3)
     return out.flatten(2).to(value.dtype)
 
 
@@ -120,7 +115,7 @@ def backward(
     At integer positions, where the derivative jumps, this is the derivative from the right.
     """
     pixels, channels = value.shape[1], value.shape[3]
-    rows = value.reshape(-1, channels).to(_accumulation_dtype(value))
+    rows = _rows(value)
     locations = sampling_locations.to(rows.dtype)
     weights = attention_weights.to(rows.dtype)
     grad = grad_output.to(rows.dtype).reshape(*weights.shape[:3], 1, channels)
@@ -132,11 +127,11 @@ def backward(
     for corner in corners(levels, locations, pixels):
         level = corner.level
         weight = weights[:, :, :, level]
-        dot = (grad * corner.sample(rows)).sum(-1)
+        dot = (grad * rows[corner.row]).sum(-1)
         grad_weights[level] = grad_weights[level] + corner.x_weight * corner.y_weight * dot
         grad_x[level] = grad_x[level] + corner.x_sign * corner.y_weight * weight * dot
         grad_y[level] = grad_y[level] + corner.y_sign * corner.x_weight * weight * dot
-        share = torch.where(corner.inside, weight * corner.x_weight * corner.y_weight, 0)
+        share = weight * corner.x_weight * corner.y_weight
         grad_rows.index_add_(0, corner.row.flatten(), (share.unsqueeze(-1) * grad).reshape(-1, channels))
 
     grad_locations = torch.stack(
@@ -147,11 +142,13 @@ def backward(
         dim=3,
     )
     return (
-        grad_rows.view(value.shape).to(value.dtype),
+        grad_rows[:-1].view(value.shape).to(value.dtype),
         grad_locations.to(sampling_locations.dtype),
         torch.stack(grad_weights, dim=3).to(attention_weights.dtype),
     )
 
 
-def _accumulation_dtype(value: Tensor) -> torch.dtype:
-    return torch.promote_types(value.dtype, torch.float32)
+def _rows(value: Tensor) -> Float[Tensor, "rows channels"]:
+    """Return a row per pixel and head, and a last one of zeros, which stands for all that lies outside the levels."""
+    rows = value.flatten(0, 2).to(torch.promote_types(value.dtype, torch.float32))
+    return torch.cat([rows, rows.new_zeros(1, value.shape[3])])

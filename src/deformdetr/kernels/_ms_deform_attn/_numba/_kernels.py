@@ -11,6 +11,7 @@ import torch
 from numba import carray, cfunc, config, from_dtype, njit, types
 
 from deformdetr.kernels._ms_deform_attn._cpu_job import Job
+from deformdetr.kernels._ms_deform_attn._levels import MOST_PIXELS_IN_LINE
 from deformdetr.kernels._ms_deform_attn._numba._vectors import (
     FLOAT_BYTES,
     make_vectors,
@@ -33,10 +34,17 @@ def _refuse_not_to_compile() -> None:
 
 
 @njit
-def _read_level(levels, index):
-    """Give height, width and first pixel."""
+def _read_level(levels, index, pixels):
+    """Return height, width and first pixel, all 0 where the level is not one of an image of `pixels`.
+
+    Levels are checked before; this bounds every address of a pixel, at no cost worth mentioning.
+    """
     place = levels + 3 * index * LONG_BYTES
-    return read_long(place), read_long(place + LONG_BYTES), read_long(place + 2 * LONG_BYTES)
+    height, width, start = read_long(place), read_long(place + LONG_BYTES), read_long(place + 2 * LONG_BYTES)
+    is_size = (height >= 0) & (height <= MOST_PIXELS_IN_LINE) & (width >= 0) & (width <= MOST_PIXELS_IN_LINE)
+    if is_size & (start >= 0) & (start <= pixels - height * width):
+        return height, width, start
+    return 0, 0, 0
 
 
 @njit
@@ -73,7 +81,7 @@ def compile_forward(channels: int, dtype: torch.dtype):
                 bag = (image * job.queries + query) * job.heads + head
                 out = zeros()
                 for level in range(job.n_levels):
-                    height, width, start = _read_level(job.levels, level)
+                    height, width, start = _read_level(job.levels, level, job.pixels)
                     start += image * job.pixels
                     right, down = job.heads * row_bytes, width * job.heads * row_bytes
                     sample = (bag * job.n_levels + level) * job.points
@@ -137,7 +145,7 @@ def compile_backward(channels: int, dtype: torch.dtype):
     def differentiate(job, image, head, run):
         """Do one head of an image in equal levels."""
         begin, end = read_long(job.runs + run * LONG_BYTES), read_long(job.runs + (run + 1) * LONG_BYTES)
-        height, width, start = _read_level(job.levels, begin)
+        height, width, start = _read_level(job.levels, begin, job.pixels)
         start += image * job.pixels
         if job.grad_value != 0:
             for pixel in range(start, start + height * width):

@@ -155,9 +155,9 @@ def ms_deform_attn_backward(
                 low, high = load_row(output + WIDTH + grad_row, exists[:, None] & in_next, PREDICATED, PAIRED, DTYPE)
                 mean += dot_rows(low, high, next_even, next_odd, PAIRED)
     reference_x, reference_y, reference_w, reference_h = zero, zero, zero, zero
-    start = 0
+    next_start = tl.zeros((), tl.int64)
     for level in range(L):
-        height, width, start = load_level(shapes, level, start, GROUPED)
+        height, width, start, next_start = load_level(shapes, level, next_start, pixels, GROUPED)
         if FUSED:
             reference_x, reference_y, reference_w, reference_h = load_reference(
                 references, query, level, reference_stride_query, reference_stride_level, COORDINATES
@@ -243,7 +243,6 @@ def ms_deform_attn_backward(
             if COORDINATES == 4:
                 tl.store(pointer + 2, grad_w, mask=exists)
                 tl.store(pointer + 3, grad_h, mask=exists)
-        start += height * width
     if FUSED and NEEDS_WEIGHTS and DTYPE != tl.float32:
         _subtract_weighted(
             grad_weights, weights, row * (L * P), exact_mean - mean, largest, share, exists, L * P, POINTS
@@ -278,13 +277,13 @@ def ms_deform_attn_backward_of_value(
     pixel = tl.program_id(0)
     head = tl.program_id(1)
     image = (first_image + tl.program_id(2)).to(tl.int64)
-    height, width, level_start = 1, 1, 0
-    start = 0
+    # A pixel of no level is that of a level of its own, beyond all cells, and gets zero.
+    height, width, level_start, is_in_level = 1, 1, pixel, False
+    next_start = tl.zeros((), tl.int64)
     for level in range(L):
-        level_height, level_width, start = load_level(shapes, level, start, GROUPED)
-        if (pixel >= start) & (pixel < start + level_height * level_width):
-            height, width, level_start = level_height, level_width, start
-        start += level_height * level_width
+        level_height, level_width, start, next_start = load_level(shapes, level, next_start, pixels, GROUPED)
+        if (level_width > 0) & (pixel >= start) & (pixel < start + level_height * level_width):
+            height, width, level_start, is_in_level = level_height, level_width, start, True
     column = (pixel - level_start) % width
     line = (pixel - level_start) // width
 
@@ -294,6 +293,7 @@ def ms_deform_attn_backward_of_value(
     for below in range(2):
         first = tl.load(first_of_cell + cell + below * (width + 1))
         end = tl.load(first_of_cell + cell + below * (width + 1) + 2)
+        end = tl.where(is_in_level, end, first)
         for begin in range(first, end, SAMPLES):
             position = begin + tl.arange(0, SAMPLES)
             counts = position < end

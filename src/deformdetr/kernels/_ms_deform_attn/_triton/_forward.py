@@ -91,9 +91,9 @@ def ms_deform_attn_forward(
     even = tl.zeros((ROWS, WIDTH), tl.float32)
     odd, next_even, next_odd = even, even, even
     reference_x, reference_y, reference_w, reference_h = zero, zero, zero, zero
-    start = 0
+    next_start = tl.zeros((), tl.int64)
     for level in range(L):
-        height, width, start = load_level(shapes, level, start, GROUPED)
+        height, width, start, next_start = load_level(shapes, level, next_start, pixels, GROUPED)
         if FUSED:
             reference_x, reference_y, reference_w, reference_h = load_reference(
                 references, query, level, reference_stride_query, reference_stride_level, COORDINATES
@@ -136,7 +136,6 @@ def ms_deform_attn_forward(
                     next_even += low * corner_weight[:, None]
                     if PAIRED:
                         next_odd += high * corner_weight[:, None]
-        start += height * width
 
     pointer = out + (row * WORDS)[:, None] + word[None, :]
     if PAIRED:

@@ -3,6 +3,10 @@
 import triton
 import triton.language as tl
 
+from deformdetr.kernels._ms_deform_attn import _levels
+
+MOST_PIXELS_IN_LINE = tl.constexpr(_levels.MOST_PIXELS_IN_LINE)
+
 # Arguments that change from image to image; a kernel compiled for one of their values serves all.
 SIZES = (
     "queries",
@@ -93,14 +97,23 @@ def load_xy(pointer, index):
 
 
 @triton.jit
-def load_level(shapes, level, start, GROUPED: tl.constexpr):
-    """Read height, width and first pixel: a column of the table where levels repeat, else a running sum."""
+def load_level(shapes, level, start, pixels, GROUPED: tl.constexpr):
+    """Read height, width and first pixel, and the first pixel of the next level.
+
+    Height and width are -1, so that no position is inside, where a level is empty or does not fit into the pixels of
+    the value, by the rule of `fit_levels`. Where levels repeat, the table has a column of first pixels.
+    """
     COLUMNS: tl.constexpr = 3 if GROUPED else 2
-    height = tl.load(shapes + level * COLUMNS).to(tl.int32)
-    width = tl.load(shapes + level * COLUMNS + 1).to(tl.int32)
+    height = tl.load(shapes + level * COLUMNS).to(tl.int64)
+    width = tl.load(shapes + level * COLUMNS + 1).to(tl.int64)
     if GROUPED:
-        start = tl.load(shapes + level * COLUMNS + 2).to(tl.int32)
-    return height, width, start
+        start = tl.load(shapes + level * COLUMNS + 2).to(tl.int64)
+    is_level = (height > 0) & (height <= MOST_PIXELS_IN_LINE) & (width > 0) & (width <= MOST_PIXELS_IN_LINE)
+    area = tl.where(is_level, height * width, 0)
+    fits = is_level & (start >= 0) & (start <= pixels - area)
+    height = tl.where(fits, height, -1).to(tl.int32)
+    width = tl.where(fits, width, -1).to(tl.int32)
+    return height, width, tl.where(fits, start, 0).to(tl.int32), start + area
 
 
 @triton.jit

@@ -1,0 +1,192 @@
+"""What is refused before a kernel is handed an address: calls whose tensors do not fit each other.
+
+Checked where a call comes in, by the public functions and by the registered ops, which anybody may call, and again in
+every backward, because tensors can be replaced or shrunk after the forward.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deformdetr.kernels._ms_deform_attn._levels import Pyramid, check_sizes, sizes_of
+
+_FLOATING = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
+
+
+def check_samples(
+    value: Any,
+    locations: Any,
+    weights: Any,
+    *,
+    names: tuple[str, str] = ("sampling_locations", "attention_weights"),
+) -> None:
+    """Check value, locations and weights, which may be offsets and logits by other names.
+
+    Raises:
+        TypeError: If one is no tensor, or not of float64, float32, bfloat16 or float16.
+        ValueError: If their shapes or devices disagree.
+    """
+    where, what = names
+    for name, tensor, ndim in (("value", value, 4), (where, locations, 6), (what, weights, 5)):
+        check_floating(name, tensor)
+        _check_device(name, tensor, value)
+        if tensor.ndim != ndim:
+            raise ValueError(f"{name} must have {ndim} dimensions, got shape {tuple(tensor.shape)}")
+    if locations.shape[:-1] != weights.shape or locations.shape[-1] != 2:
+        raise ValueError(
+            f"{where} {tuple(locations.shape)} must be {what} {tuple(weights.shape)} with a last axis of 2"
+        )
+    if value.shape[0] != weights.shape[0] or value.shape[2] != weights.shape[2]:
+        raise ValueError(
+            f"value {tuple(value.shape)} (batch, pixels, heads, channels) and {what} {tuple(weights.shape)} "
+            "(batch, queries, heads, levels, points) must agree in batch and heads"
+        )
+
+
+def check_levels(pyramid: Pyramid, value: Tensor, levels: int) -> None:
+    """Check that there is a level for every one that is sampled, and that they hold the pixels of the value.
+
+    Sizes in a tensor are not read here; kernels take levels that do not fit for empty.
+
+    Raises:
+        TypeError: If sizes in a tensor are not integers.
+        ValueError: If there are none, more or fewer levels, or known sizes do not hold as many pixels as `value`.
+    """
+    on_device, on_host, repeats = pyramid
+    if not levels:
+        raise ValueError("there must be at least one level to sample, got none")
+    if on_device is not None:
+        if on_device.is_floating_point() or on_device.is_complex() or on_device.dtype == torch.bool:
+            raise TypeError(f"spatial_shapes must hold integers, got {on_device.dtype}")
+        expected = (len(repeats) or levels, 2)
+        if tuple(on_device.shape) != expected:
+            raise ValueError(f"spatial_shapes must have shape {expected}, got {tuple(on_device.shape)}")
+        # On the CPU it is read by the host.
+        if on_device.device.type != "cpu":
+            _check_device("spatial_shapes", on_device, value)
+    elif len(on_host) != 2 * (len(repeats) or levels):
+        raise ValueError(
+            f"spatial_shapes must be {len(repeats) or levels} pairs (height, width), got "
+            f"{on_host if len(on_host) % 2 else sizes_of(on_host)}"
+        )
+    if repeats and (min(repeats) < 1 or sum(repeats) != levels):
+        raise ValueError(f"{repeats} groups of points on the levels must be {levels} in all, at least one each")
+    if on_device is None:
+        check_sizes(sizes_of(on_host), value.shape[1])
+
+
+def check_offsets(references: Any, offsets: Any, pyramid: Pyramid) -> None:
+    """Check offsets against the reference points and levels that they belong to.
+
+    Raises:
+        TypeError: If one is no floating-point tensor.
+        ValueError: If shapes or devices disagree.
+    """
+    check_floating("sampling_offsets", offsets)
+    if offsets.ndim != 6 or offsets.shape[-1] != 2:
+        raise ValueError(
+            f"sampling_offsets must have shape (batch, queries, heads, levels, points, 2), got {tuple(offsets.shape)}"
+        )
+    levels = len(pyramid.on_host) // 2 if pyramid.on_device is None else len(pyramid.on_device)
+    if levels != offsets.shape[3]:
+        raise ValueError(f"sampling_offsets {tuple(offsets.shape)} are for {offsets.shape[3]} levels, not {levels}")
+    check_references(references, offsets)
+
+
+def check_references(references: Any, offsets: Tensor) -> None:
+    """Check reference points against the offsets from them, or their logits.
+
+    Raises:
+        TypeError: If they are no floating-point tensor.
+        ValueError: If shapes or devices disagree.
+    """
+    batch, queries, _, levels = offsets.shape[:4]
+    check_floating("reference_points", references)
+    _check_device("reference_points", references, offsets)
+    if references.ndim != 4 or references.shape[-1] not in (2, 4):
+        raise ValueError(
+            "reference_points must have shape (batch, queries, levels, 2) for (x, y) or (..., 4) for (cx, cy, w, h), "
+            f"got {tuple(references.shape)}"
+        )
+    if (
+        references.shape[0] not in (1, batch)
+        or references.shape[1] != queries
+        or references.shape[2] not in (1, levels)
+    ):
+        raise ValueError(
+            f"reference_points {tuple(references.shape)} must be for {batch} images (or one for all), {queries} "
+            f"queries and {levels} levels (or one for all)"
+        )
+
+
+def check_padding(mask: Any, value: Tensor) -> None:
+    """Check a padding mask, if there is one.
+
+    Raises:
+        TypeError: If it is no boolean tensor.
+        ValueError: If shapes or devices disagree.
+    """
+    if mask is None:
+        return
+    _check_tensor("padding_mask", mask)
+    _check_device("padding_mask", mask, value)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"padding_mask must be bool, True at padded pixels, got {mask.dtype}")
+    if mask.shape != value.shape[:2]:
+        raise ValueError(f"padding_mask {tuple(mask.shape)} must be {tuple(value.shape[:2])} (batch, pixels)")
+
+
+def check_output(name: str, output: Any, value: Tensor, weights: Tensor) -> None:
+    """Check an output, or its gradient.
+
+    Raises:
+        TypeError: If it is no floating-point tensor.
+        ValueError: If shapes or devices disagree.
+    """
+    check_floating(name, output)
+    _check_device(name, output, value)
+    expected = (*weights.shape[:2], value.shape[2] * value.shape[3])
+    if tuple(output.shape) != expected:
+        raise ValueError(f"{name} {tuple(output.shape)} must be {expected} (batch, queries, heads * channels)")
+
+
+def check_floating(name: str, tensor: Any) -> None:
+    """Check that something is a tensor of a floating-point dtype that kernels read.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    _check_tensor(name, tensor)
+    if tensor.dtype not in _FLOATING:
+        raise TypeError(
+            f"{name} must be floating-point, got {tensor.dtype}; kernels read float64, float32, bfloat16 and float16"
+        )
+
+
+def check_storage(tensor: Tensor) -> None:
+    """Check that the memory of a tensor holds all of its elements: storages can be shrunk below their views.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if not tensor.numel():
+        return
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    end = (tensor.storage_offset() + last + 1) * tensor.element_size()
+    held = tensor.untyped_storage().nbytes()
+    if end > held:
+        raise ValueError(
+            f"a tensor of shape {tuple(tensor.shape)} and {tensor.dtype} needs {end} bytes, but its storage was "
+            f"resized to {held}"
+        )
+
+
+def _check_tensor(name: str, tensor: Any) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+
+
+def _check_device(name: str, tensor: Tensor, value: Tensor) -> None:
+    if tensor.device != value.device:
+        raise ValueError(f"{name} is on {tensor.device}, but value is on {value.device}")
