@@ -33,9 +33,7 @@ def _try(channels: int, dtype: torch.dtype) -> str | None:
     """Return why the kernels cannot be compiled, if they cannot."""
     try:
         # Imported here, because numba takes longer to import than the whole of this library.
-        from numba.core.errors import NumbaError
-
-        from deformdetr.kernels._ms_deform_attn._numba import compile_backward, compile_forward
+        from deformdetr.kernels._ms_deform_attn._numba import NumbaError, compile_backward, compile_forward
     except _NOT_USABLE as error:
         return f"{type(error).__name__}: {error}"
     try:
