@@ -17,6 +17,8 @@ from benchmarks.problems.contender import UnavailableError
 from benchmarks.problems.operator_inputs import LOGITS, OFFSETS, SAMPLED, Form, Inputs, locate, weigh
 from deformdetr import kernels
 from deformdetr.kernels import ms_deform_attn
+from deformdetr.kernels._ms_deform_attn import _gather
+from deformdetr.kernels._ms_deform_attn._levels import place_levels, split_by_home
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,29 @@ def _ours(inputs: Inputs) -> Tensor:
 
 def _reference(inputs: Inputs) -> Tensor:
     return ms_deform_attn(*_sampled(inputs), backend="reference")
+
+
+class _Gather(torch.autograd.Function):
+    """What CPUs run where Numba cannot compile kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, levels: Levels, locations: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(value, locations, weights)
+        ctx.levels = place_levels(split_by_home(levels), value.shape[1])
+        return _gather.forward(value, ctx.levels, locations, weights)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        value, locations, weights = ctx.saved_tensors
+        by_value, by_locations, by_weights = _gather.backward(
+            grad_output, value, ctx.levels, locations, weights, (True, True, True)
+        )
+        return by_value, None, by_locations, by_weights
+
+
+def _run_gather(inputs: Inputs) -> Tensor:
+    out: Tensor = _Gather.apply(*_sampled(inputs))
+    return out
 
 
 def _fused() -> Callable[..., Tensor]:
@@ -222,6 +247,12 @@ BASELINE = "grid_sample"
 PROVIDERS = (
     Provider(name="ours", load=lambda: _ours),
     Provider(name="ours_reference", load=lambda: _reference),
+    Provider(
+        name="ours_gather",
+        load=lambda: _run_gather,
+        devices=("cpu",),
+        note="what runs where Numba cannot compile kernels",
+    ),
     Provider(name="ours_compiled", load=lambda: _compile(ms_deform_attn, _sampled)),
     Provider(name="ours_fused", load=_load_fused, form=OFFSETS),
     Provider(name="ours_fused_compiled", load=lambda: _compile(_fused(), _from_offsets), form=OFFSETS),

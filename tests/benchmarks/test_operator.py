@@ -46,7 +46,7 @@ def on_cpu(name: str) -> Provider:
 def test_providers_agree_forward_and_in_all_gradients(case, seed):
     for direction in case.directions:
         problem = prepare_operator(case, "float32", direction, "cpu", seed)
-        for name in ("ours", "ours_reference", "grid_sample"):
+        for name in ("ours", "ours_gather", "ours_reference", "grid_sample"):
             assert error_of(problem.candidates, name) < problem.tolerance, (name, direction)
 
 

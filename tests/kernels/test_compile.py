@@ -6,6 +6,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from deformdetr.kernels import ms_deform_attn
+from deformdetr.kernels._ms_deform_attn import _dispatch
 from sampling import TOLERANCE, assert_close, gradients
 
 pytestmark = pytest.mark.compile
@@ -54,6 +55,17 @@ def test_shapes_in_a_tensor_do_not_break_the_graph(rng: torch.Generator):
         expected = ms_deform_attn(value, [(height, width)], locations, weights)
         out = compiled(value, torch.tensor([[height, width]]), locations, weights)
         torch.testing.assert_close(out, expected)
+
+
+def test_without_numba_a_compiled_function_gives_the_same(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch):
+    torch._dynamo.reset()
+    inputs = random_inputs(8, 9, 5, rng)
+    grad = torch.randn(2, 5, 8, generator=rng)
+    expected = gradients(attend, inputs, grad)
+    monkeypatch.setattr(_dispatch, "has_kernels", lambda channels, dtype: False)
+    compiled = torch.compile(attend, fullgraph=True)
+    for got, wanted in zip(gradients(compiled, inputs, grad), expected, strict=True):
+        assert_close(got, wanted, TOLERANCE[torch.float32])
 
 
 def test_exported_program_serves_other_sizes(rng: torch.Generator):

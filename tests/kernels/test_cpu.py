@@ -1,4 +1,4 @@
-"""What is particular to the CPU kernel; `test_kernels.py` has what holds for every one."""
+"""What is particular to CPUs, with Numba and without; `test_kernels.py` has what holds for every kernel."""
 
 import functools
 import itertools
@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 
-import numba
 import pytest
 import torch
 from torch import Tensor
@@ -16,12 +15,17 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deformdetr.kernels import ms_deform_attn
-from deformdetr.kernels._ms_deform_attn import _cpu, _cpu_memory, _cpu_threads, _reference
+from deformdetr.kernels._ms_deform_attn import _cpu, _cpu_memory, _cpu_threads, _gather, _reference
 from deformdetr.kernels._ms_deform_attn._levels import Level
 from sampling import PYRAMIDS, away_from_pixel_borders, random_inputs
 
 SHAPES = PYRAMIDS["four_levels"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(params=[_cpu, _gather], ids=["numba", "gather"])
+def kernel(request: pytest.FixtureRequest) -> ModuleType:
+    return request.param
 
 
 def place(shapes: Sequence[tuple[int, int]], repeats: Sequence[int] | None = None) -> list[Level]:
@@ -40,7 +44,7 @@ def draw(rng: torch.Generator, shapes: Sequence[tuple[int, int]] = SHAPES, **siz
 def run(kernel: ModuleType, inputs: Sequence[Tensor], levels: Sequence[Level]) -> list[Tensor]:
     """Give the output and all gradients."""
     grad, value, locations, weights = inputs
-    needs = [(True, True, True)] if kernel is _cpu else []
+    needs = [] if kernel is _reference else [(True, True, True)]
     out = kernel.forward(value, levels, locations, weights)
     return [out, *kernel.backward(grad, value, levels, locations, weights, *needs)]
 
@@ -60,6 +64,20 @@ def assert_all_close(actual: Sequence[Tensor], expected: Sequence[Tensor], toler
 def test_errors_are_at_most_twice_those_of_the_reference_in_the_same_dtype(
     dtype: torch.dtype, where: torch.dtype, batch: int, queries: int, rng: torch.Generator
 ):
+    assert_errors_at_most_double(_cpu, dtype, where, batch, queries, rng)
+
+
+@pytest.mark.parametrize("where", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_without_numba_errors_are_at_most_twice_those_of_the_reference_too(
+    dtype: torch.dtype, where: torch.dtype, rng: torch.Generator
+):
+    assert_errors_at_most_double(_gather, dtype, where, 3, 30, rng)
+
+
+def assert_errors_at_most_double(
+    kernel: ModuleType, dtype: torch.dtype, where: torch.dtype, batch: int, queries: int, rng: torch.Generator
+) -> None:
     # The largest of all draws: that of a single one is a matter of luck, for either side.
     errors, allowed = [0.0] * 4, [0.0] * 4
     for _ in range(8):
@@ -67,7 +85,7 @@ def test_errors_are_at_most_twice_those_of_the_reference_in_the_same_dtype(
         locations = away_from_pixel_borders(locations, SHAPES)
         inputs = [grad.to(dtype), value.to(dtype), locations.to(where), weights.to(dtype)]
         exact = exactly(inputs, place(SHAPES))
-        results = zip(*(run(k, inputs, place(SHAPES)) for k in (_cpu, _reference)), exact, strict=True)
+        results = zip(*(run(each, inputs, place(SHAPES)) for each in (kernel, _reference)), exact, strict=True)
         for index, (got, other, wanted) in enumerate(results):
             assert got.dtype == other.dtype
             errors[index] = max(errors[index], (got.double() - wanted).abs().max().item())
@@ -77,21 +95,21 @@ def test_errors_are_at_most_twice_those_of_the_reference_in_the_same_dtype(
 
 
 @pytest.mark.parametrize("pyramid", PYRAMIDS)
-def test_samples_at_infinity_have_gradients_of_zero(pyramid: str, rng: torch.Generator):
+def test_samples_at_infinity_have_gradients_of_zero(pyramid: str, kernel: ModuleType, rng: torch.Generator):
     shapes = PYRAMIDS[pyramid]
     grad, value, locations, weights = draw(rng, shapes, queries=50)
     inside = locations.clone()
     locations[:, :4] = torch.tensor([torch.inf, -torch.inf, 3e38, -1e9])[:, None, None, None, None]
     weights_inside = weights.clone()
     weights_inside[:, :4] = 0
-    actual = run(_cpu, [grad, value, locations, weights], place(shapes))
+    actual = run(kernel, [grad, value, locations, weights], place(shapes))
     expected = exactly([grad, value, inside, weights_inside], place(shapes))
     assert_all_close(actual[:2], expected[:2])
     assert not actual[2][:, :4].any()
     assert not actual[3][:, :4].any()
 
 
-def test_levels_may_repeat(rng: torch.Generator):
+def test_levels_may_repeat(kernel: ModuleType, rng: torch.Generator):
     shapes = [(6, 5), (3, 1), (2, 2)]
     levels = place(shapes, repeats=[1, 3, 2])
     grad, value, locations, weights = draw(rng, [(6, 5), (3, 1), (3, 1), (3, 1), (2, 2), (2, 2)])
@@ -101,31 +119,35 @@ def test_levels_may_repeat(rng: torch.Generator):
         away_from_pixel_borders(locations, [level[:2] for level in levels]),
         weights,
     ]
-    assert_all_close(run(_cpu, inputs, levels), exactly(inputs, levels))
+    assert_all_close(run(kernel, inputs, levels), exactly(inputs, levels))
 
 
 @pytest.mark.parametrize("shapes", [[(1, 1)], [(5, 1)], [(1, 5)], [(2, 2), (1, 1)]], ids=str)
 @pytest.mark.parametrize("queries", [1, 30])
-def test_levels_may_be_one_pixel_wide_or_high(queries: int, shapes: list[tuple[int, int]], rng: torch.Generator):
+def test_levels_may_be_one_pixel_wide_or_high(
+    queries: int, shapes: list[tuple[int, int]], kernel: ModuleType, rng: torch.Generator
+):
     grad, value, locations, weights = draw(rng, shapes, queries=queries, points=1)
     inputs = [grad, value, away_from_pixel_borders(locations, shapes), weights]
-    assert_all_close(run(_cpu, inputs, place(shapes)), exactly(inputs, place(shapes)))
+    assert_all_close(run(kernel, inputs, place(shapes)), exactly(inputs, place(shapes)))
 
 
-def test_a_level_may_be_empty(rng: torch.Generator):
+def test_a_level_may_be_empty(kernel: ModuleType, rng: torch.Generator):
     levels = place([(2, 3), (0, 4), (3, 3)])
     grad, value, locations, weights = draw(rng, [(2, 3), (0, 4), (3, 3)])
     locations = away_from_pixel_borders(locations, [(2, 3), (1, 1), (3, 3)])
     assert_all_close(
-        run(_cpu, [grad, value, locations, weights], levels), exactly([grad, value, locations, weights], levels)
+        run(kernel, [grad, value, locations, weights], levels), exactly([grad, value, locations, weights], levels)
     )
 
 
 @pytest.mark.parametrize("needs", list(itertools.product((False, True), repeat=3)), ids=str)
-def test_gradients_that_are_not_needed_are_none(needs: tuple[bool, bool, bool], rng: torch.Generator):
+def test_gradients_that_are_not_needed_are_none(
+    needs: tuple[bool, bool, bool], kernel: ModuleType, rng: torch.Generator
+):
     inputs = draw(rng)
-    _, *expected = run(_cpu, inputs, place(SHAPES))
-    grads = _cpu.backward(inputs[0], inputs[1], place(SHAPES), *inputs[2:], needs)
+    _, *expected = run(kernel, inputs, place(SHAPES))
+    grads = kernel.backward(inputs[0], inputs[1], place(SHAPES), *inputs[2:], needs)
     for grad, wanted, need in zip(grads, expected, needs, strict=True):
         assert torch.equal(grad, wanted) if need else grad is None
 
@@ -163,6 +185,32 @@ def test_results_are_bit_identical_however_the_work_is_shared_out(
             assert torch.equal(got, wanted)
 
 
+def test_without_numba_results_are_bit_identical_however_the_work_is_shared_out(
+    threads: Callable[[int], None], rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    # So much that PyTorch's operations are shared out among threads.
+    inputs = draw(rng, queries=700, heads=4, channels=16)
+    threads(1)
+    expected = run(_gather, inputs, place(SHAPES))
+    for count, samples in ((3, _gather.SAMPLES_AT_ONCE), (2, 20_000), (1, 1)):
+        threads(count)
+        monkeypatch.setattr(_gather, "SAMPLES_AT_ONCE", samples)
+        for got, wanted in zip(run(_gather, inputs, place(SHAPES)), expected, strict=True):
+            assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan])
+def test_without_numba_what_is_not_finite_reaches_those_who_sample_it(number: float, rng: torch.Generator):
+    # Samples at pixels read others with a weight of zero where those are inside, as they do in the reference.
+    value = torch.randn(1, 6, 2, 4, generator=rng)
+    value[0, 1, 0, 2] = value[0, 5, 1, 0] = number
+    locations = torch.rand(1, 50, 2, 1, 2, 2, generator=rng) * 2 - 0.5
+    weights = torch.rand(1, 50, 2, 1, 2, generator=rng)
+    levels = place([(2, 3)])
+    expected = _reference.forward(value.double(), levels, locations.double(), weights.double())
+    torch.testing.assert_close(_gather.forward(value, levels, locations, weights).double(), expected, equal_nan=True)
+
+
 def test_small_work_wakes_no_thread(
     threads: Callable[[int], None], rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ):
@@ -175,23 +223,15 @@ def test_small_work_wakes_no_thread(
     assert used == [1, 1, 1, 1, 8, 8]
 
 
-def test_threads_of_python_may_call_at_once(rng: torch.Generator):
+def test_threads_of_python_may_call_at_once(kernel: ModuleType, rng: torch.Generator):
     inputs = [draw(rng, queries=200) for _ in range(6)]
-    expected = [run(_cpu, each, place(SHAPES)) for each in inputs]
+    expected = [run(kernel, each, place(SHAPES)) for each in inputs]
     with ThreadPoolExecutor(6) as pool:
         for _ in range(5):
             for tensors, wanted in zip(
-                pool.map(lambda each: run(_cpu, each, place(SHAPES)), inputs), expected, strict=True
+                pool.map(lambda each: run(kernel, each, place(SHAPES)), inputs), expected, strict=True
             ):
                 assert all(torch.equal(*pair) for pair in zip(tensors, wanted, strict=True))
-
-
-def test_a_process_that_compiles_nothing_is_told_so(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
-    # As many channels as no other test has, since what is compiled is kept.
-    inputs = draw(rng, channels=13)
-    with pytest.raises(RuntimeError, match="NUMBA_DISABLE_JIT is set"):
-        run(_cpu, inputs, place(SHAPES))
 
 
 def test_openmp_is_that_of_pytorch():
@@ -224,14 +264,14 @@ def test_a_value_may_have_more_than_two_to_the_31_numbers(rng: torch.Generator):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_memory_that_nobody_filled_is_not_read(dtype: torch.dtype, rng: torch.Generator):
+def test_memory_that_nobody_filled_is_not_read(dtype: torch.dtype, kernel: ModuleType, rng: torch.Generator):
     grad, value, locations, weights = draw(rng)
     inputs = [grad.to(dtype), value.to(dtype), locations, weights]
-    expected = run(_cpu, inputs, place(SHAPES))
+    expected = run(kernel, inputs, place(SHAPES))
     # Fills new memory with NaN.
     torch.use_deterministic_algorithms(True)
     try:
-        actual = run(_cpu, inputs, place(SHAPES))
+        actual = run(kernel, inputs, place(SHAPES))
     finally:
         torch.use_deterministic_algorithms(False)
     for got, wanted in zip(actual, expected, strict=True):
@@ -239,18 +279,20 @@ def test_memory_that_nobody_filled_is_not_read(dtype: torch.dtype, rng: torch.Ge
 
 
 @pytest.mark.parametrize("least", [1, 2**20])
-def test_defaults_of_the_process_change_nothing(least: int, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch):
+def test_defaults_of_the_process_change_nothing(
+    least: int, kernel: ModuleType, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(_cpu_memory, "LARGE", least)
     shapes = [(7, 5), (3, 2)]
     inputs = draw(rng, shapes)
     try:
         torch.set_default_dtype(torch.float64)
         torch.set_default_device("meta")
-        results = run(_cpu, inputs, place(shapes))
+        results = run(kernel, inputs, place(shapes))
     finally:
         torch.set_default_device(None)
         torch.set_default_dtype(torch.float32)
-    for got, wanted in zip(results, run(_cpu, inputs, place(shapes)), strict=True):
+    for got, wanted in zip(results, run(kernel, inputs, place(shapes)), strict=True):
         assert torch.equal(got, wanted)
 
 

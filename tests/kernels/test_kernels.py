@@ -1,16 +1,18 @@
 """What holds for the kernel of every device, against the reference in float64.
 
-Run as they are, these tests see the CPU kernel; with `TRITON_INTERPRET=1`, Triton's in its interpreter; and with a GPU
-(`-m gpu`), the compiled ones.
+Run as they are, these tests see the CPU kernel, and what replaces it without Numba; with `TRITON_INTERPRET=1`, Triton's
+in its interpreter; and with a GPU (`-m gpu`), the compiled ones.
 """
 
 import itertools
+import os
 
 import pytest
 import torch
 from torch import Tensor
 
 from deformdetr.kernels import fused_ms_deform_attn, ms_deform_attn, ms_deform_attn_backward, sampling_locations
+from deformdetr.kernels._ms_deform_attn import _dispatch
 from sampling import PYRAMIDS, TOLERANCE, assert_close, away_from_pixel_borders, gradients, random_inputs
 
 # The interpreter computes with NumPy, which warns of what is meant to overflow.
@@ -19,9 +21,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encount
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> str:
-    return request.param
+# In the interpreter, Triton's kernels take the place of both.
+ON_CPUS = ["cpu"] if os.environ.get("TRITON_INTERPRET") == "1" else ["cpu", "cpu without numba"]
+
+
+@pytest.fixture(params=[*ON_CPUS, pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name, _, way = request.param.partition(" ")
+    if way:
+        monkeypatch.setattr(_dispatch, "has_kernels", lambda channels, dtype: False)
+    return name
 
 
 def check(

@@ -1,13 +1,14 @@
-"""Which kernel runs where: Triton's on GPUs, Numba's on CPUs, the reference for the rest."""
+"""Which kernel runs where: Triton's on GPUs, on CPUs Numba's or what replaces them, the reference for the rest."""
 
 import os
 
 import torch
 from torch import Tensor
 
-from deformdetr.kernels._ms_deform_attn import _cpu, _reference
+from deformdetr.kernels._ms_deform_attn import _cpu, _gather, _reference
 from deformdetr.kernels._ms_deform_attn._checks import check_storages
 from deformdetr.kernels._ms_deform_attn._levels import Pyramid, place_levels, settle
+from deformdetr.kernels._ms_deform_attn._probe import has_kernels
 
 
 def forward(value: Tensor, pyramid: Pyramid, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
@@ -20,7 +21,8 @@ def forward(value: Tensor, pyramid: Pyramid, sampling_locations: Tensor, attenti
         return _gpu.forward(value, pyramid, _gpu.Sampling(sampling_locations, attention_weights))
     levels = place_levels(settle(pyramid, value.shape[1]), value.shape[1])
     if _runs_on_cpu(value, sampling_locations, attention_weights):
-        return _cpu.forward(value, levels, sampling_locations, attention_weights)
+        run = _cpu.forward if has_kernels(value.shape[3], value.dtype) else _gather.forward
+        return run(value, levels, sampling_locations, attention_weights)
     return _reference.forward(value, levels, sampling_locations, attention_weights)
 
 
@@ -45,7 +47,8 @@ def backward(
         )[:3]
     levels = place_levels(settle(pyramid, value.shape[1]), value.shape[1])
     if _runs_on_cpu(value, sampling_locations, attention_weights):
-        return _cpu.backward(grad_output, value, levels, sampling_locations, attention_weights, needs)
+        run = _cpu.backward if has_kernels(value.shape[3], value.dtype) else _gather.backward
+        return run(grad_output, value, levels, sampling_locations, attention_weights, needs)
     grads = _reference.backward(grad_output, value, levels, sampling_locations, attention_weights)
     by_value, by_locations, by_weights = (grad if need else None for grad, need in zip(grads, needs, strict=True))
     return by_value, by_locations, by_weights

@@ -8,17 +8,26 @@ import functools
 
 import numpy as np
 import torch
-from numba import carray, cfunc, config, from_dtype, njit, types
+from numba import carray, config, from_dtype, njit, types
 
 from deformdetr.kernels._ms_deform_attn._cpu_job import Job
 from deformdetr.kernels._ms_deform_attn._levels import MOST_PIXELS_IN_LINE
+from deformdetr.kernels._ms_deform_attn._numba._cache import compile_kernel, name_of
 from deformdetr.kernels._ms_deform_attn._numba._vectors import (
     FLOAT_BYTES,
-    make_vectors,
+    add,
+    add_stored,
+    add_to,
+    dot_stored,
+    float_bytes,
+    load,
     read_float,
     read_long,
+    store,
+    stored_bytes,
     take_number,
     write_float,
+    zeros,
 )
 
 LONG_BYTES = 8
@@ -29,8 +38,7 @@ _HALF, _ONE = np.float32(0.5), np.float32(1)
 def _refuse_not_to_compile() -> None:
     if config.DISABLE_JIT:
         raise RuntimeError(
-            "NUMBA_DISABLE_JIT is set, but the kernels for CPUs work on addresses and run only if they are compiled; "
-            "unset it, or call with backend='reference'"
+            "NUMBA_DISABLE_JIT is set, but the kernels for CPUs work on addresses and run only if they are compiled"
         )
 
 
@@ -59,6 +67,63 @@ def _locate(locations, index, size):
     return np.int64(first), position - first, (position >= -_ONE) & (position < np.float32(size))
 
 
+@njit
+def _visit(job, pixel, grad, weight):
+    """Add to the gradient of one pixel, and give its inner product with that of the output."""
+    if job.grad_value != 0:
+        add_to(job.grad_value + pixel * float_bytes(grad), weight, grad)
+    if job.grad_locations != 0 or job.grad_weights != 0:
+        return dot_stored(grad, job.value + pixel * stored_bytes(grad))
+    return np.float32(0)
+
+
+@njit
+def _differentiate(job, image, head, run, nothing):
+    """Do one head of an image in equal levels; `nothing` is a vector of zeros, whose type tells what all are."""
+    begin, end = read_long(job.runs + run * LONG_BYTES), read_long(job.runs + (run + 1) * LONG_BYTES)
+    height, width, start = _read_level(job.levels, begin, job.pixels)
+    start += image * job.pixels
+    if job.grad_value != 0:
+        for pixel in range(start, start + height * width):
+            store(job.grad_value + (pixel * job.heads + head) * float_bytes(nothing), nothing)
+    for query in range(job.queries):
+        bag = (image * job.queries + query) * job.heads + head
+        grad = load(job.output + bag * float_bytes(nothing), nothing)
+        for at in range((bag * job.n_levels + begin) * job.points, (bag * job.n_levels + end) * job.points):
+            x, right_share, is_along = _locate(job.locations, 2 * at, width)
+            y, lower_share, is_across = _locate(job.locations, 2 * at + 1, height)
+            by_weight = by_x = by_y = np.float32(0)
+            if is_along & is_across:
+                weight = read_float(job.weights + at * FLOAT_BYTES)
+                left_share, upper_share = _ONE - right_share, _ONE - lower_share
+                left, right = weight * left_share, weight * right_share
+                pixel = (start + y * width + x) * job.heads + head
+                below = pixel + width * job.heads
+                upper_left = upper_right = lower_left = lower_right = np.float32(0)
+                if (y >= 0) & (x >= 0):
+                    upper_left = _visit(job, pixel, grad, upper_share * left)
+                if (y >= 0) & (x + 1 < width):
+                    upper_right = _visit(job, pixel + job.heads, grad, upper_share * right)
+                if (y + 1 < height) & (x >= 0):
+                    lower_left = _visit(job, below, grad, lower_share * left)
+                if (y + 1 < height) & (x + 1 < width):
+                    lower_right = _visit(job, below + job.heads, grad, lower_share * right)
+                by_left = upper_share * upper_left + lower_share * lower_left
+                by_right = upper_share * upper_right + lower_share * lower_right
+                by_weight = left_share * by_left + right_share * by_right
+                by_x = weight * np.float32(width) * (by_right - by_left)
+                by_upper, by_lower = (
+                    left * upper_left + right * upper_right,
+                    left * lower_left + right * lower_right,
+                )
+                by_y = np.float32(height) * (by_lower - by_upper)
+            if job.grad_weights != 0:
+                write_float(job.grad_weights + at * FLOAT_BYTES, by_weight)
+            if job.grad_locations != 0:
+                write_float(job.grad_locations + 2 * at * FLOAT_BYTES, by_x)
+                write_float(job.grad_locations + (2 * at + 1) * FLOAT_BYTES, by_y)
+
+
 @functools.cache
 def compile_forward(channels: int, dtype: torch.dtype):
     """Compile the kernel of `out[b, q, m] = sum_{l, p} A[b, q, m, l, p] * bilinear(value[b, level l, m], at p)`.
@@ -66,11 +131,8 @@ def compile_forward(channels: int, dtype: torch.dtype):
     A task is one head of some queries of an image, each of which adds up in registers what its samples touch.
     """
     _refuse_not_to_compile()
-    vectors = make_vectors(channels, dtype)
-    zeros, add, add_row, store = vectors.zeros, vectors.add, vectors.add_stored, vectors.store
-    out_bytes, row_bytes = channels * FLOAT_BYTES, channels * dtype.itemsize
+    stored, out_bytes, row_bytes = name_of(dtype), channels * FLOAT_BYTES, channels * dtype.itemsize
 
-    @cfunc(_SIGNATURE, error_model="numpy", fastmath={"contract"})
     def forward(pointer):
         job = carray(pointer, 1)[0]
         parts = (job.queries + job.queries_at_once - 1) // job.queries_at_once
@@ -80,14 +142,14 @@ def compile_forward(channels: int, dtype: torch.dtype):
             begin = part * job.queries_at_once
             for query in range(begin, min(begin + job.queries_at_once, job.queries)):
                 bag = (image * job.queries + query) * job.heads + head
-                out = zeros()
+                out = zeros(channels, stored)
                 for level in range(job.n_levels):
                     height, width, start = _read_level(job.levels, level, job.pixels)
                     start += image * job.pixels
                     right, down = job.heads * row_bytes, width * job.heads * row_bytes
                     sample = (bag * job.n_levels + level) * job.points
                     # Levels are summed by themselves: a single sum of all samples would round them off more.
-                    part = zeros()
+                    part = zeros(channels, stored)
                     for at in range(sample, sample + job.points):
                         x, right_share, is_along = _locate(job.locations, 2 * at, width)
                         y, lower_share, is_across = _locate(job.locations, 2 * at + 1, height)
@@ -99,18 +161,18 @@ def compile_forward(channels: int, dtype: torch.dtype):
                         left_share = _ONE - right_share
                         row = job.value + ((start + y * width + x) * job.heads + head) * row_bytes
                         if (y >= 0) & (x >= 0):
-                            part = add_row(part, upper * left_share, row)
+                            part = add_stored(part, upper * left_share, row)
                         if (y >= 0) & (x + 1 < width):
-                            part = add_row(part, upper * right_share, row + right)
+                            part = add_stored(part, upper * right_share, row + right)
                         if (y + 1 < height) & (x >= 0):
-                            part = add_row(part, lower * left_share, row + down)
+                            part = add_stored(part, lower * left_share, row + down)
                         if (y + 1 < height) & (x + 1 < width):
-                            part = add_row(part, lower * right_share, row + down + right)
+                            part = add_stored(part, lower * right_share, row + down + right)
                     out = add(out, part)
                 store(job.output + bag * out_bytes, out)
             task = take_number(job.next_task)
 
-    return forward
+    return compile_kernel(forward, _SIGNATURE, channels, dtype)
 
 
 @functools.cache
@@ -128,67 +190,8 @@ def compile_backward(channels: int, dtype: torch.dtype):
     stay in a cache. Two passes, one for each half of this, would read from memory more often.
     """
     _refuse_not_to_compile()
-    vectors = make_vectors(channels, dtype)
-    zeros, load, store = vectors.zeros, vectors.load, vectors.store
-    add_to, dot = vectors.add_to, vectors.dot_stored
-    grad_bytes, row_bytes = channels * FLOAT_BYTES, channels * dtype.itemsize
+    stored = name_of(dtype)
 
-    @njit
-    def visit(job, pixel, grad, weight):
-        """Add to the gradient of one pixel, and give its inner product with that of the output."""
-        if job.grad_value != 0:
-            add_to(job.grad_value + pixel * grad_bytes, weight, grad)
-        if job.grad_locations != 0 or job.grad_weights != 0:
-            return dot(grad, job.value + pixel * row_bytes)
-        return np.float32(0)
-
-    @njit
-    def differentiate(job, image, head, run):
-        """Do one head of an image in equal levels."""
-        begin, end = read_long(job.runs + run * LONG_BYTES), read_long(job.runs + (run + 1) * LONG_BYTES)
-        height, width, start = _read_level(job.levels, begin, job.pixels)
-        start += image * job.pixels
-        if job.grad_value != 0:
-            for pixel in range(start, start + height * width):
-                store(job.grad_value + (pixel * job.heads + head) * grad_bytes, zeros())
-        for query in range(job.queries):
-            bag = (image * job.queries + query) * job.heads + head
-            grad = load(job.output + bag * grad_bytes)
-            for at in range((bag * job.n_levels + begin) * job.points, (bag * job.n_levels + end) * job.points):
-                x, right_share, is_along = _locate(job.locations, 2 * at, width)
-                y, lower_share, is_across = _locate(job.locations, 2 * at + 1, height)
-                by_weight = by_x = by_y = np.float32(0)
-                if is_along & is_across:
-                    weight = read_float(job.weights + at * FLOAT_BYTES)
-                    left_share, upper_share = _ONE - right_share, _ONE - lower_share
-                    left, right = weight * left_share, weight * right_share
-                    pixel = (start + y * width + x) * job.heads + head
-                    below = pixel + width * job.heads
-                    upper_left = upper_right = lower_left = lower_right = np.float32(0)
-                    if (y >= 0) & (x >= 0):
-                        upper_left = visit(job, pixel, grad, upper_share * left)
-                    if (y >= 0) & (x + 1 < width):
-                        upper_right = visit(job, pixel + job.heads, grad, upper_share * right)
-                    if (y + 1 < height) & (x >= 0):
-                        lower_left = visit(job, below, grad, lower_share * left)
-                    if (y + 1 < height) & (x + 1 < width):
-                        lower_right = visit(job, below + job.heads, grad, lower_share * right)
-                    by_left = upper_share * upper_left + lower_share * lower_left
-                    by_right = upper_share * upper_right + lower_share * lower_right
-                    by_weight = left_share * by_left + right_share * by_right
-                    by_x = weight * np.float32(width) * (by_right - by_left)
-                    by_upper, by_lower = (
-                        left * upper_left + right * upper_right,
-                        left * lower_left + right * lower_right,
-                    )
-                    by_y = np.float32(height) * (by_lower - by_upper)
-                if job.grad_weights != 0:
-                    write_float(job.grad_weights + at * FLOAT_BYTES, by_weight)
-                if job.grad_locations != 0:
-                    write_float(job.grad_locations + 2 * at * FLOAT_BYTES, by_x)
-                    write_float(job.grad_locations + (2 * at + 1) * FLOAT_BYTES, by_y)
-
-    @cfunc(_SIGNATURE, error_model="numpy", fastmath={"contract"})
     def backward(pointer):
         job = carray(pointer, 1)[0]
         task = take_number(job.next_task)
@@ -196,7 +199,7 @@ def compile_backward(channels: int, dtype: torch.dtype):
             head, image, part = task % job.heads, task // job.heads % job.images, task // job.heads // job.images
             first = part * job.runs_at_once
             for run in range(first, first + job.runs_at_once):
-                differentiate(job, image, head, run)
+                _differentiate(job, image, head, run, zeros(channels, stored))
             task = take_number(job.next_task)
 
-    return backward
+    return compile_kernel(backward, _SIGNATURE, channels, dtype)

@@ -6,7 +6,7 @@ looks for vectors, and then finds none, since the arrays might overlap.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from llvmlite import ir
@@ -20,38 +20,18 @@ FLOAT_BYTES = 4
 _FUSED, _IN_ANY_ORDER = ("contract",), ("contract", "reassoc")
 
 
-class Vectors(NamedTuple):
-    """Operations on float32 vectors of so many channels, for use in kernels.
+class _Vector(types.Type):
+    """A float32 vector of so many channels, in pieces of powers of two: LLVM takes others apart, number by number.
 
-    Attributes:
-        zeros: `zeros()` gives a vector of zeros.
-        load: `load(source)` reads a vector.
-        store: `store(target, vector)` writes one.
-        add: `add(vector, other)` gives the sum of two.
-        add_to: `add_to(target, weight, vector)` adds `weight` times a vector to one in memory.
-        add_stored: `add_stored(vector, weight, source)` gives the sum of a vector and `weight` times one that is stored
-            as `value` is.
-        dot_stored: `dot_stored(vector, source)` gives the inner product of a vector and one that is stored as `value`
-            is.
+    Its type tells the dtype of `value` too, so that kernels are told both once, where they make their first vector.
     """
 
-    zeros: Any
-    load: Any
-    store: Any
-    add: Any
-    add_to: Any
-    add_stored: Any
-    dot_stored: Any
-
-
-class _Vector(types.Type):
-    """A float32 vector of so many channels, in pieces of powers of two: LLVM takes others apart, number by number."""
-
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, dtype: torch.dtype) -> None:
         rest = channels % MOST_CHANNELS
         powers = [1 << bit for bit in reversed(range(rest.bit_length())) if rest >> bit & 1]
         self.counts = (MOST_CHANNELS,) * (channels // MOST_CHANNELS) + tuple(powers)
-        super().__init__(name=f"Vector({channels})")
+        self.channels, self.dtype = channels, dtype
+        super().__init__(name=f"Vector({channels}, {dtype})")
 
 
 @register_model(_Vector)
@@ -103,80 +83,111 @@ def take_number(typing: Any, address: types.Type) -> tuple[Any, Callable[..., An
     return types.int64(types.int64), generate
 
 
-def make_vectors(channels: int, dtype: torch.dtype) -> Vectors:
-    """Make the operations for a value of that dtype: float32, bfloat16 or float16."""
-    kind = _Vector(channels)
+@intrinsic(prefer_literal=True)
+def zeros(typing: Any, channels: Any, dtype: Any) -> tuple[Any, Callable[..., Any]]:
+    """Make a vector of zeros, for a value of the dtype of that name: float32, bfloat16 or float16."""
+    kind = _Vector(channels.literal_value, getattr(torch, dtype.literal_value))
 
-    @intrinsic
-    def zeros(typing: Any) -> tuple[Any, Callable[..., Any]]:
-        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-            return _join(builder, [ir.VectorType(_FLOAT, count)([0.0] * count) for count in kind.counts])
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        return _join(builder, [ir.VectorType(_FLOAT, count)([0.0] * count) for count in kind.counts])
 
-        return kind(), generate
+    return kind(channels, dtype), generate
 
-    @intrinsic
-    def load(typing: Any, source: types.Type) -> tuple[Any, Callable[..., Any]]:
-        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-            return _join(builder, _load(builder, arguments[0], kind, torch.float32))
 
-        return kind(types.int64), generate
+@intrinsic
+def float_bytes(typing: Any, vector: _Vector) -> tuple[Any, Callable[..., Any]]:
+    """Count the bytes of a vector that is stored as float32."""
 
-    @intrinsic
-    def store(typing: Any, target: types.Type, vector: types.Type) -> tuple[Any, Callable[..., Any]]:
-        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-            _store(builder, arguments[0], _split(builder, arguments[1]))
-            return context.get_dummy_value()
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        return _LONG(vector.channels * FLOAT_BYTES)
 
-        return types.void(types.int64, kind), generate
+    return types.int64(vector), generate
 
-    @intrinsic
-    def add(typing: Any, vector: types.Type, other: types.Type) -> tuple[Any, Callable[..., Any]]:
-        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-            pairs = zip(*(_split(builder, argument) for argument in arguments), strict=True)
-            return _join(builder, [builder.fadd(*pair) for pair in pairs])
 
-        return kind(kind, kind), generate
+@intrinsic
+def stored_bytes(typing: Any, vector: _Vector) -> tuple[Any, Callable[..., Any]]:
+    """Count the bytes of a vector that is stored as `value` is."""
 
-    @intrinsic
-    def add_to(
-        typing: Any, target: types.Type, weight: types.Type, vector: types.Type
-    ) -> tuple[Any, Callable[..., Any]]:
-        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-            target, weight, vector = arguments
-            totals = _load(builder, target, kind, torch.float32)
-            _store(builder, target, _add_product(builder, totals, weight, _split(builder, vector)))
-            return context.get_dummy_value()
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        return _LONG(vector.channels * vector.dtype.itemsize)
 
-        return types.void(types.int64, types.float32, kind), generate
+    return types.int64(vector), generate
 
-    @intrinsic
-    def add_stored(
-        typing: Any, vector: types.Type, weight: types.Type, source: types.Type
-    ) -> tuple[Any, Callable[..., Any]]:
-        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-            vector, weight, source = arguments
-            stored = _load(builder, source, kind, dtype)
-            return _join(builder, _add_product(builder, _split(builder, vector), weight, stored))
 
-        return kind(kind, types.float32, types.int64), generate
+@intrinsic
+def load(typing: Any, source: types.Type, like: _Vector) -> tuple[Any, Callable[..., Any]]:
+    """Read a vector of float32, of the type of another."""
 
-    @intrinsic
-    def dot_stored(typing: Any, vector: types.Type, source: types.Type) -> tuple[Any, Callable[..., Any]]:
-        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-            total = _FLOAT(0.0)
-            stored = _load(builder, arguments[1], kind, dtype)
-            for one, other in zip(_split(builder, arguments[0]), stored, strict=True):
-                products = builder.fmul(one, other, flags=_IN_ANY_ORDER)
-                name = f"llvm.vector.reduce.fadd.v{products.type.count}f32"
-                add_up = builder.module.globals.get(name) or ir.Function(
-                    builder.module, ir.FunctionType(_FLOAT, [_FLOAT, products.type]), name
-                )
-                total = builder.call(add_up, [total, products], fastmath=_IN_ANY_ORDER)
-            return total
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        return _join(builder, _load(builder, arguments[0], like, torch.float32))
 
-        return types.float32(kind, types.int64), generate
+    return like(types.int64, like), generate
 
-    return Vectors(zeros, load, store, add, add_to, add_stored, dot_stored)
+
+@intrinsic
+def store(typing: Any, target: types.Type, vector: _Vector) -> tuple[Any, Callable[..., Any]]:
+    """Write a vector as float32."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        _store(builder, arguments[0], _split(builder, arguments[1]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, vector), generate
+
+
+@intrinsic
+def add(typing: Any, vector: _Vector, other: _Vector) -> tuple[Any, Callable[..., Any]]:
+    """Add two vectors."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        pairs = zip(*(_split(builder, argument) for argument in arguments), strict=True)
+        return _join(builder, [builder.fadd(*pair) for pair in pairs])
+
+    return vector(vector, vector), generate
+
+
+@intrinsic
+def add_to(typing: Any, target: types.Type, weight: types.Type, vector: _Vector) -> tuple[Any, Callable[..., Any]]:
+    """Add `weight` times a vector to one of float32 in memory."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        target, weight, pieces = arguments[0], arguments[1], _split(builder, arguments[2])
+        totals = _load(builder, target, vector, torch.float32)
+        _store(builder, target, _add_product(builder, totals, weight, pieces))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32, vector), generate
+
+
+@intrinsic
+def add_stored(typing: Any, vector: _Vector, weight: types.Type, source: types.Type) -> tuple[Any, Callable[..., Any]]:
+    """Add a vector and `weight` times one that is stored as `value` is."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        pieces, weight, source = _split(builder, arguments[0]), arguments[1], arguments[2]
+        stored = _load(builder, source, vector, vector.dtype)
+        return _join(builder, _add_product(builder, pieces, weight, stored))
+
+    return vector(vector, types.float32, types.int64), generate
+
+
+@intrinsic
+def dot_stored(typing: Any, vector: _Vector, source: types.Type) -> tuple[Any, Callable[..., Any]]:
+    """Multiply a vector with one that is stored as `value` is, and add the products up."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        total = _FLOAT(0.0)
+        stored = _load(builder, arguments[1], vector, vector.dtype)
+        for one, other in zip(_split(builder, arguments[0]), stored, strict=True):
+            products = builder.fmul(one, other, flags=_IN_ANY_ORDER)
+            name = f"llvm.vector.reduce.fadd.v{products.type.count}f32"
+            add_up = builder.module.globals.get(name) or ir.Function(
+                builder.module, ir.FunctionType(_FLOAT, [_FLOAT, products.type]), name
+            )
+            total = builder.call(add_up, [total, products], fastmath=_IN_ANY_ORDER)
+        return total
+
+    return types.float32(vector, types.int64), generate
 
 
 def _join(builder: ir.IRBuilder, pieces: Sequence[ir.Value]) -> ir.Value:
