@@ -46,12 +46,6 @@ CHOICES = (
         lambda: patch.object(_cpu_threads, "_openmp_parallel", lambda: None),
     ),
     Choice("large pages", "small ones", lambda: patch.object(_cpu_memory, "LARGE", sys.maxsize)),
-    Choice(
-        "memory of earlier results",
-        "new memory",
-        # A list of its own, so that what is kept stays kept for the other contender.
-        lambda: patch.multiple(_cpu_memory, MOST_KEPT=0, _kept=[]),
-    ),
     *(
         Choice(
             f"{_cpu.SAMPLES_AT_ONCE} samples at once",
