@@ -42,7 +42,7 @@ def assert_taken(content, expected, place, left_aside=()):
     report = load_checkpoint(model, content)
     assert report.fits
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
-    assert (report.place, report.left_aside) == (place, list(left_aside))
+    assert (report.place, report.left_aside) == (place, tuple(left_aside))
     assert (f"weights from {place}" in str(report)) == bool(place)
     assert ("other weights left aside" in str(report)) == bool(left_aside)
 
@@ -146,7 +146,7 @@ def test_conversion_says_where_weights_came_from(model, tmp_path):
     state = to_original(model.state_dict())
     torch.save({"model": state, "ema": {"module": state}}, tmp_path / "both.pth")
     report = convert_checkpoint(tmp_path / "both.pth", tmp_path / "out.pth", "detrex")
-    assert (report.place, report.left_aside, report.lossless) == ("entry model", ["entry ema.module"], True)
+    assert (report.place, report.left_aside, report.lossless) == ("entry model", ("entry ema.module",), True)
     assert "weights from entry model\nother weights left aside: entry ema.module" in str(report)
 
 

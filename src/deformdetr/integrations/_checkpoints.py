@@ -55,7 +55,7 @@ def load_checkpoint(
     described = str(source) if isinstance(source, str | Path) else "the state dict"
     content = read_content(source)
     try:
-        weights, left_aside = find_weights(content)
+        weights = find_weights(content)
         tensors = weights.lineage.read(weights.tensors, share_heads=shares_heads(model.state_dict())).everything
         if classes is not None:
             tensors = select_classes(tensors, classes)
@@ -65,7 +65,7 @@ def load_checkpoint(
         format=weights.lineage.format,
         remarks=weights.lineage.remarks,
         place=weights.place,
-        left_aside=left_aside,
+        left_aside=weights.left_aside,
         **_compare(tensors, model.state_dict(), drop_class_head=drop_class_head, new_mask_head=new_mask_head),
     )
     if not report.fits:

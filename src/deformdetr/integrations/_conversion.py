@@ -13,9 +13,9 @@ from deformdetr.integrations._formats import get_lineage
 from deformdetr.integrations._lineage import CheckpointFormat, Lineage
 from deformdetr.integrations._reports import ConversionReport
 from deformdetr.integrations._structure import shares_heads
-from deformdetr.integrations._translation import Loss
+from deformdetr.integrations._translation import Loss, Translation
 from deformdetr.integrations._variant import Variant
-from deformdetr.integrations._wrappers import Weights, find_weights
+from deformdetr.integrations._wrappers import find_weights
 
 _SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
@@ -51,9 +51,8 @@ def translate_state_dict(
         ValueError: If the state dict has none of the known formats, or the other format has no such model, or the heads
             lack a class, or something would be lost.
     """
-    weights, left_aside = find_weights(state_dict)
     tensors, report, _ = _translate(
-        weights, left_aside, format, classes=classes, backbone=backbone, share_heads=share_heads, allow_loss=allow_loss
+        state_dict, format, classes=classes, backbone=backbone, share_heads=share_heads, allow_loss=allow_loss
     )
     return tensors, report
 
@@ -89,9 +88,8 @@ def save_checkpoint(
     """
     path = Path(path)
     check_writable(path, suffixes=_SUFFIXES, overwrite=overwrite)
-    weights, left_aside = find_weights(model.state_dict())
     tensors, report, lineage = _translate(
-        weights, left_aside, format, classes=classes, backbone=backbone, share_heads=None, allow_loss=allow_loss
+        model.state_dict(), format, classes=classes, backbone=backbone, share_heads=None, allow_loss=allow_loss
     )
     write_tensors(tensors, path, container=lineage.container)
     return report
@@ -134,15 +132,8 @@ def convert_checkpoint(
     check_writable(target, suffixes=_SUFFIXES, overwrite=overwrite)
     content = read_content(source)
     try:
-        weights, left_aside = find_weights(content)
         tensors, report, lineage = _translate(
-            weights,
-            left_aside,
-            format,
-            classes=classes,
-            backbone=backbone,
-            share_heads=share_heads,
-            allow_loss=allow_loss,
+            content, format, classes=classes, backbone=backbone, share_heads=share_heads, allow_loss=allow_loss
         )
     except ValueError as error:
         raise CheckpointError(f"{source}: {error}") from error
@@ -151,8 +142,7 @@ def convert_checkpoint(
 
 
 def _translate(
-    weights: Weights,
-    left_aside: list[str],
+    content: Mapping[str, Any],
     to: CheckpointFormat,
     *,
     classes: Sequence[int] | None,
@@ -160,8 +150,8 @@ def _translate(
     share_heads: bool | None,
     allow_loss: bool,
 ) -> tuple[dict[str, Tensor], ConversionReport, Lineage]:
-    source = weights.lineage
-    target = get_lineage(to, source.architecture)
+    weights = find_weights(content)
+    source, target = weights.lineage, get_lineage(to, weights.lineage.architecture)
     if backbone == "resnet" and not target.own_resnet:
         raise ValueError(f"{to} has no ResNet of its own; backbone='resnet' is for transformers' formats")
     incoming = source.read(weights.tensors, share_heads=share_heads)
@@ -169,14 +159,8 @@ def _translate(
         raise ValueError("share_heads=True, but decoder layers have different heads")
     model = Variant.read(incoming.tensors).describe()
     if classes is not None:
-        selected = select_classes(incoming.tensors, classes)
-        what = f"rows of class heads, {len(classes)} of which are kept"
-        incoming.losses.append(Loss.of(what, left_out_rows(incoming.tensors, classes), "asked for"))
-        incoming.tensors = selected
+        _select(incoming, classes)
     outgoing = target.write(incoming.tensors, own_resnet=backbone == "resnet")
-    for done in (incoming, outgoing):
-        if done.unknown:
-            done.losses.append(Loss.of("entries without a counterpart", done.unknown))
     report = ConversionReport(
         source=source.format,
         target=target.format,
@@ -184,15 +168,26 @@ def _translate(
         read=len(weights.tensors),
         written=len(outgoing.tensors),
         steps=incoming.steps + outgoing.steps,
-        losses=incoming.losses + outgoing.losses,
+        losses=[*incoming.losses, *_unknown(incoming), *outgoing.losses, *_unknown(outgoing)],
         # From a format to itself, predictions do not differ.
         remarks=() if source is target else source.remarks + target.remarks,
         place=weights.place,
-        left_aside=left_aside,
+        left_aside=weights.left_aside,
     )
     if report.unasked and not allow_loss:
         raise ValueError(_refuse(report))
     return outgoing.tensors, report, target
+
+
+def _select(incoming: Translation, classes: Sequence[int]) -> None:
+    selected = select_classes(incoming.tensors, classes)
+    what = f"rows of class heads, {len(classes)} of which are kept"
+    incoming.losses.append(Loss.of(what, left_out_rows(incoming.tensors, classes), "asked for"))
+    incoming.tensors = selected
+
+
+def _unknown(done: Translation) -> list[Loss]:
+    return [Loss.of("entries without a counterpart", done.unknown)] if done.unknown else []
 
 
 def _refuse(report: ConversionReport) -> str:

@@ -29,7 +29,7 @@ class CheckpointReport:
     """How predictions may differ from those of the implementation that the checkpoint comes from."""
     place: str = ""
     """Entry and prefix under which the weights were; empty for a state dict by itself."""
-    left_aside: list[str] = field(default_factory=list)
+    left_aside: tuple[str, ...] = ()
     """Places of other weights, such as an average."""
 
     @property
@@ -78,7 +78,7 @@ class ConversionReport:
     """How predictions may differ between the implementations."""
     place: str = ""
     """Entry and prefix under which the weights were; empty for a state dict by itself."""
-    left_aside: list[str] = field(default_factory=list)
+    left_aside: tuple[str, ...] = ()
     """Places of other weights, such as an average."""
 
     @property
@@ -101,7 +101,7 @@ class ConversionReport:
         return "\n".join([*lines, *_say_place(self.place, self.left_aside), *self.remarks])
 
 
-def _say_place(place: str, left_aside: list[str]) -> list[str]:
+def _say_place(place: str, left_aside: tuple[str, ...]) -> list[str]:
     lines = [f"weights from {place}"] * bool(place)
     return lines + [f"other weights left aside: {'; '.join(left_aside)}"] * bool(left_aside)
 

@@ -25,6 +25,8 @@ class Weights(NamedTuple):
     """The way to it through nested entries; empty: it was the whole content."""
     prefix: str
     """What stood before every name."""
+    left_aside: tuple[str, ...] = ()
+    """Places of other weights in the same content."""
 
     @property
     def place(self) -> str:
@@ -34,17 +36,14 @@ class Weights(NamedTuple):
         return ", ".join(parts)
 
 
-def find_weights(content: Mapping[str, Any]) -> tuple[Weights, list[str]]:
-    """Find a model's weights, however deep in entries and prefixes.
+def find_weights(content: Mapping[str, Any]) -> Weights:
+    """Return a model's weights, however deep in entries and prefixes they are.
 
     Where there are several, an average of the weights comes after the weights themselves, then what lies nearest to the
     top is taken, then the first.
 
     Args:
         content: A state dict, or what holds one.
-
-    Returns:
-        The weights, and the places of those that were not taken.
 
     Raises:
         ValueError: If there are none in a known format; the message says what there is.
@@ -65,7 +64,7 @@ def find_weights(content: Mapping[str, Any]) -> tuple[Weights, list[str]]:
             f"{describe(content)}"
         )
     best, *others = sorted(found, key=_distance)
-    return best, [each.place for each in others]
+    return best._replace(left_aside=tuple(each.place for each in others))
 
 
 def recognise(state_dict: Mapping[str, Any]) -> CheckpointFormat:
@@ -74,7 +73,7 @@ def recognise(state_dict: Mapping[str, Any]) -> CheckpointFormat:
     Raises:
         ValueError: If it has none of the known ones; the message says what it has.
     """
-    return find_weights(state_dict)[0].lineage.format
+    return find_weights(state_dict).lineage.format
 
 
 def describe(content: Mapping[str, Any], limit: int = 8) -> str:
