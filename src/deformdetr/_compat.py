@@ -60,8 +60,18 @@ def is_plain(layer: nn.Module, kind: type[_Layer]) -> TypeGuard[_Layer]:
 
 
 def multiply_by_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute `a @ b.T + bias` by oneDNN, as `torch.compile` does for constant weights."""
-    if _linear_pointwise is None:
+    """Compute `a @ b.T + bias` by oneDNN, as `torch.compile` does for constant weights.
+
+    What is no product of float32 matrices is left to `torch.nn.functional.linear`, which has the shapes in its
+    messages: oneDNN reads past the end of what does not fit.
+    """
+    fits = (
+        a.ndim == b.ndim == 2
+        and a.shape[1] == b.shape[1] > 0
+        and (bias is None or bias.shape == b.shape[:1])
+        and all(tensor.dtype == torch.float32 for tensor in (a, b, bias) if tensor is not None)
+    )
+    if _linear_pointwise is None or not fits:
         return F.linear(a, b, bias)
     product: Tensor = _linear_pointwise(a, b, bias, "none", [], "")
     return product

@@ -371,3 +371,29 @@ def test_symbolic_traces_hold_the_linear_layers(layer, rng, monkeypatch):
     assert sum(type(module) is nn.Linear for module in called) == 2
     x = torch.randn(5, 6, generator=rng)
     torch.testing.assert_close(traced(x), layer(x))
+
+
+@pytest.mark.parametrize("shapes", [
+    [(5, 8), (4, 6), None], [(5, 8), (2, 4, 8), None], [(5, 8), (4, 8), (1000,)], [(5, 8), (4, 8), (4, 4)],
+    [(2, 5, 8), (4, 8), (3,)], [(5, 8), (4,), None],
+], ids=str)  # fmt: skip
+def test_shapes_that_do_not_fit_are_refused_by_the_product_itself(shapes, rng):
+    tensors = [None if shape is None else torch.randn(shape, generator=rng) for shape in shapes]
+    # oneDNN would read beyond three-dimensional weights.
+    with pytest.raises(RuntimeError, match=r"size|shape|dimension"):
+        torch.ops.deformdetr.multiply(*tensors)
+
+
+@pytest.mark.parametrize("shapes", [[(2000, 8), (1024, 8)], [(1024, 8), (2048, 8)], [(10, 8), (20, 8)]], ids=str)
+def test_rows_that_do_not_fit_are_refused_by_the_gradient_of_weights_itself(shapes, rng):
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        torch.ops.deformdetr.correlate(*(torch.randn(shape, generator=rng) for shape in shapes))
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 8), (2, 4, 8)], ids=str)
+def test_weights_that_change_shape_before_the_backward_are_refused(shape, rng, calls):
+    layer, x = nn.Linear(8, 4), torch.randn(2000, 8, generator=rng, requires_grad=True)
+    out = apply_linear(layer, x)
+    layer.weight.data = torch.randn(shape, generator=rng)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(out.sum(), x)

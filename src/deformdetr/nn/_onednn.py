@@ -78,7 +78,7 @@ class _Linear(torch.autograd.Function):
         # Gradients that are differentiated in turn are PyTorch's own.
         is_plain = not torch.is_grad_enabled()
         return (
-            (_multiply(grad, weight.T) if is_plain else grad @ weight) if by_rows else None,
+            (_multiply(grad, weight.t()) if is_plain else grad @ weight) if by_rows else None,
             (_correlate(grad, rows) if is_plain else grad.T @ rows) if by_weight else None,
             grad.sum(0) if by_bias else None,
         )
@@ -97,6 +97,9 @@ def _correlate(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _correlate_by_onednn(a: Tensor, b: Tensor) -> Tensor:
+    if not a.ndim == b.ndim == 2 or a.shape[0] != b.shape[0] or a.dtype != b.dtype:
+        # No product, which PyTorch says with the shapes.
+        return a.T @ b
     rows = a.shape[0] // ROWS_OF_IMAGE * ROWS_OF_IMAGE
     if rows < FEWEST_IMAGES * ROWS_OF_IMAGE or max(a.shape[1], b.shape[1]) > MOST_COLUMNS:
         return _transpose_and_multiply(a, b)
