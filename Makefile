@@ -32,10 +32,10 @@ demo: $(READY) ## Train a small detector on synthetic shapes, evaluate it and dr
 	$(VENV)/bin/deformdetr demo --out runs/demo
 
 test: $(READY) ## Run the fast tests.
-	@echo "== torch.compile and torch.export (without checking of shapes, which they cannot trace)"
-	JAXTYPING_DISABLE=1 $(RUN) pytest -m "compile and not slow"
+	@echo "== torch.compile, torch.export and random calls (without checking of shapes)"
+	JAXTYPING_DISABLE=1 $(RUN) pytest -m "(compile or unchecked) and not slow"
 	@echo "== Triton's kernels in its interpreter, which needs no GPU"
-	TRITON_INTERPRET=1 JAXTYPING_DISABLE=1 $(RUN) pytest -m "not gpu" tests/kernels/test_kernels.py tests/kernels/test_interpreter.py
+	TRITON_INTERPRET=1 JAXTYPING_DISABLE=1 $(RUN) pytest -m "not gpu" tests/kernels/test_kernels.py tests/kernels/test_interpreter.py tests/kernels/test_fuzz.py
 	@echo "== All other fast tests (with every annotated shape checked)"
 	$(RUN) pytest
 

@@ -46,12 +46,6 @@ CHOICES = (
         lambda: patch.object(_cpu_threads, "_openmp_parallel", lambda: None),
     ),
     Choice("large pages", "small ones", lambda: patch.object(_cpu_memory, "LARGE", sys.maxsize)),
-    Choice(
-        "memory of earlier results",
-        "new memory",
-        # A list of its own, so that what is kept stays kept for the other contender.
-        lambda: patch.multiple(_cpu_memory, MOST_KEPT=0, _kept=[]),
-    ),
     *(
         Choice(
             f"{_cpu.SAMPLES_AT_ONCE} samples at once",
@@ -96,7 +90,7 @@ def measure_choice(choice: Choice, case: OperatorCase, rounds: int) -> dict[str,
 
 def measure_compiled_layer(case: OperatorCase, rounds: int) -> dict[str, tuple[float, float]]:
     """Give milliseconds of the layer around the operator, compiled and not."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     d_model = case.heads * case.channels
     layer = MSDeformAttn(d_model, len(case.levels), case.heads, case.points)
     reference = torch.rand(case.batch, case.n_queries, len(case.levels), 2)

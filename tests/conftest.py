@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Generator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -42,11 +43,16 @@ if CHECKED:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, help="Number that all random input follows from; a failed test reports it.")
+    parser.addoption("--examples", type=int, help="How many calls each test of random calls draws; without it, few.")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     given = config.getoption("--seed")
     config.stash[SEED] = random.SystemRandom().randrange(2**32) if given is None else given
+    # Drawing is not timed, since the first call compiles a kernel.
+    few = 20 if os.environ.get("TRITON_INTERPRET") == "1" else 200
+    hypothesis.settings.register_profile("here", max_examples=config.getoption("--examples") or few, deadline=None)
+    hypothesis.settings.load_profile("here")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -61,7 +67,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     GPU tests without a GPU, compiler tests where shapes are checked, and those of Triton's interpreter without it.
     """
     absent = {"gpu"} if not torch.cuda.is_available() else set()
-    absent |= {"compile"} if CHECKED else set()
+    absent |= {"compile", "unchecked"} if CHECKED else set()
     absent |= {"interpreter"} if os.environ.get("TRITON_INTERPRET") != "1" else set()
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in absent)]
     if left_out:

@@ -7,7 +7,7 @@ import torch
 
 from checkpoints import tiny_config
 from deformdetr.cli import main
-from deformdetr.integrations import load_checkpoint, to_original
+from deformdetr.integrations import load_checkpoint, to_original, translate_state_dict
 
 
 @pytest.fixture
@@ -30,9 +30,16 @@ def run(capsys, *arguments):
 
 def test_report_says_what_was_recognised_changed_and_lost(capsys, checkpoint, tmp_path):
     target = tmp_path / "mmdetection.pth"
-    status, text, _ = run(capsys, checkpoint, target, "--to", "mmdetection_3")
+    status, text, error = run(capsys, checkpoint, target, "--to", "mmdetection_3")
+    assert status == 2
+    assert "biases of the neck's convolutions" in error
+    assert "largest value 0.125: neck.levels.0.conv.bias" in error
+    assert "--allow_loss" in error
+    assert not target.exists()
+    status, text, _ = run(capsys, checkpoint, target, "--to", "mmdetection_3", "--allow_loss")
     assert status == 0
-    assert "recognised: original, Deformable DETR: box refinement, two-stage, 4 feature levels" in text
+    assert "weights from entry model" in text
+    assert "recognized: original, Deformable DETR: box refinement, two-stage, 4 feature levels" in text
     assert re.search(r"second names of heads left out (\d+) (?!\1)\d+", text)
     assert re.search(r"\d+ renamed", text)
     assert "neck.levels.0.conv.bias" in text
@@ -47,6 +54,22 @@ def test_conversion_without_loss_says_so_and_notes_what_differs(capsys, checkpoi
     assert status == 0
     assert "nothing lost" in text
     assert "note: detrex clips references" in text
+
+
+def test_equal_heads_are_converted_when_said_what_they_are(capsys, tmp_path):
+    state = tiny_config(with_box_refine=True).build().state_dict()
+    for name in state:
+        state[name] = state[re.sub(r"(_heads)\.\d", r"\1.0", name)].clone()
+    theirs, _ = translate_state_dict(state, "mmdetection_3")
+    torch.save({"state_dict": {name: tensor.clone() for name, tensor in theirs.items()}}, tmp_path / "fresh.pth")
+    status, _, error = run(capsys, tmp_path / "fresh.pth", tmp_path / "out.pth", "--to", "deformdetr")
+    assert status == 2
+    assert "--share_heads" in error
+    for answer, heads in (("true", {"0"}), ("false", {"0", "1", "2"})):
+        options = ("--to", "deformdetr", "--share_heads", answer, "--force")
+        assert run(capsys, tmp_path / "fresh.pth", tmp_path / "out.pth", *options)[0] == 0
+        written = torch.load(tmp_path / "out.pth", weights_only=True)
+        assert {name.split(".")[1] for name in written if name.startswith("class_heads.")} == heads
 
 
 def test_classes_of_coco_are_selected_on_request_alone(capsys, checkpoint, tmp_path):
@@ -72,7 +95,7 @@ def test_an_existing_file_is_replaced_only_by_force(capsys, checkpoint, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none.pth", "out.pth", "--to", "detrex"], "no checkpoint at none.pth"),
+        (["none.pth", "out.pth", "--to", "detrex"], "there is no file none.pth"),
         (["checkpoint.pth", "out.txt", "--to", "detrex"], "out.txt must end in one of"),
         (["checkpoint.pth", "out.pth", "--to", "detectron"], "--to: Input should be 'deformdetr', 'original'"),
         (["checkpoint.pth", "out.pth"], "--to"),
@@ -91,5 +114,6 @@ def test_help_fits_a_screen(capsys):
     with pytest.raises(SystemExit):
         main(["convert", "--help"])
     text = capsys.readouterr().out
-    assert len(text.splitlines()) <= 30
+    assert len(text.splitlines()) <= 32
     assert "--coco_91_to_80" in text
+    assert "--allow_loss" in text

@@ -72,8 +72,8 @@ def test_saving_replaces_a_file_and_failing_leaves_it(tmp_path, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("pathlib.Path.write_text", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr("pathlib.Path.replace", fail)
+    with pytest.raises(OSError, match=r"model\.json cannot be written: disk full"):
         save_config(tiny_config(), path)
     monkeypatch.undo()
     assert load_config(path, DeformableDETRConfig) == ODD

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 SOURCES = Path(__file__).parents[1] / "src"
-CORE = ("boxes", "kernels", "losses", "matching", "nn", "structures")
+CORE = ("_files", "boxes", "kernels", "losses", "matching", "nn", "structures")
 # Beyond the standard library, torch, jaxtyping and the library itself; the path is that of one file or folder.
 ALLOWED = {
+    "deformdetr/_files/_settings.py": {"yaml"},
+    "deformdetr/_files/_tensors.py": {"safetensors"},
     "deformdetr/kernels/_ms_deform_attn/_numba": {"llvmlite", "numba", "numpy"},
     "deformdetr/kernels/_ms_deform_attn/_triton": {"triton"},
     "deformdetr/matching": {"scipy"},

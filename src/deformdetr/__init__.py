@@ -4,52 +4,177 @@ The parts live in `deformdetr.kernels`, `nn`, `matching`, `losses`, `models`, `b
 are described by configs and built from them:
 
     model = deformdetr.preset("deformable_detr_r50_two_stage").build()
+
+Submodules and names are imported at their first use: `import deformdetr` alone loads neither the one nor the other.
 """
 
+import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# What type checkers read of the names below.
 if TYPE_CHECKING:
-    from deformdetr.config import PRESETS, DeformableDETRConfig, DETRConfig, preset, preset_names
+    from deformdetr import boxes as boxes
+    from deformdetr import cli as cli
+    from deformdetr import config as config
+    from deformdetr import data as data
+    from deformdetr import engine as engine
+    from deformdetr import evaluation as evaluation
+    from deformdetr import integrations as integrations
+    from deformdetr import kernels as kernels
+    from deformdetr import losses as losses
+    from deformdetr import matching as matching
+    from deformdetr import models as models
+    from deformdetr import nn as nn
+    from deformdetr import structures as structures
+    from deformdetr import visualize as visualize
+    from deformdetr.boxes import (
+        box_area,
+        cxcywh_to_xyxy,
+        elementwise_box_iou,
+        elementwise_giou,
+        inverse_sigmoid,
+        pairwise_giou,
+        pairwise_iou,
+        scale_boxes,
+        xyxy_to_cxcywh,
+    )
+    from deformdetr.config import (
+        PRESETS,
+        DeformableDETRConfig,
+        DETRConfig,
+        load_config,
+        preset,
+        preset_names,
+        save_config,
+    )
+    from deformdetr.integrations import convert_checkpoint, load_checkpoint, save_checkpoint
     from deformdetr.kernels import ms_deform_attn
+    from deformdetr.losses import SetCriterion, dice_loss, giou_loss, sigmoid_focal_loss
+    from deformdetr.matching import HungarianMatcher
     from deformdetr.models import DETR, DeformableDETR, Detector
-    from deformdetr.nn import MSDeformAttn
+    from deformdetr.nn import (
+        MLP,
+        DeformableDecoder,
+        DeformableDecoderLayer,
+        DeformableEncoder,
+        DeformableEncoderLayer,
+        MSDeformAttn,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DETR",
+    "MLP",
     "PRESETS",
     "DETRConfig",
     "DeformableDETR",
     "DeformableDETRConfig",
+    "DeformableDecoder",
+    "DeformableDecoderLayer",
+    "DeformableEncoder",
+    "DeformableEncoderLayer",
     "Detector",
+    "HungarianMatcher",
     "MSDeformAttn",
+    "SetCriterion",
+    "box_area",
+    "convert_checkpoint",
+    "cxcywh_to_xyxy",
+    "dice_loss",
+    "elementwise_box_iou",
+    "elementwise_giou",
+    "giou_loss",
+    "inverse_sigmoid",
+    "load_checkpoint",
+    "load_config",
     "ms_deform_attn",
+    "pairwise_giou",
+    "pairwise_iou",
     "preset",
     "preset_names",
+    "save_checkpoint",
+    "save_config",
+    "scale_boxes",
+    "sigmoid_focal_loss",
+    "xyxy_to_cxcywh",
 ]
 
-# Loaded at first use, so that whoever needs one part does not wait for the others.
-_HOMES = {
-    "DETR": "deformdetr.models",
-    "DETRConfig": "deformdetr.config",
-    "PRESETS": "deformdetr.config",
-    "DeformableDETR": "deformdetr.models",
-    "DeformableDETRConfig": "deformdetr.config",
-    "Detector": "deformdetr.models",
-    "MSDeformAttn": "deformdetr.nn",
-    "ms_deform_attn": "deformdetr.kernels",
-    "preset": "deformdetr.config",
-    "preset_names": "deformdetr.config",
+_SUBMODULES = (
+    "boxes",
+    "cli",
+    "config",
+    "data",
+    "engine",
+    "evaluation",
+    "integrations",
+    "kernels",
+    "losses",
+    "matching",
+    "models",
+    "nn",
+    "structures",
+    "visualize",
+)
+_NAMES = {
+    "boxes": (
+        "box_area",
+        "cxcywh_to_xyxy",
+        "elementwise_box_iou",
+        "elementwise_giou",
+        "inverse_sigmoid",
+        "pairwise_giou",
+        "pairwise_iou",
+        "scale_boxes",
+        "xyxy_to_cxcywh",
+    ),
+    "config": (
+        "PRESETS",
+        "DETRConfig",
+        "DeformableDETRConfig",
+        "load_config",
+        "preset",
+        "preset_names",
+        "save_config",
+    ),
+    "integrations": ("convert_checkpoint", "load_checkpoint", "save_checkpoint"),
+    "kernels": ("ms_deform_attn",),
+    "losses": ("SetCriterion", "dice_loss", "giou_loss", "sigmoid_focal_loss"),
+    "matching": ("HungarianMatcher",),
+    "models": ("DETR", "DeformableDETR", "Detector"),
+    "nn": (
+        "DeformableDecoder",
+        "DeformableDecoderLayer",
+        "DeformableEncoder",
+        "DeformableEncoderLayer",
+        "MLP",
+        "MSDeformAttn",
+    ),
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'deformdetr' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+# Not for type checkers, to which a module with this function has every name.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Import a submodule, or what one of them holds."""
+        if name in _SUBMODULES:
+            return importlib.import_module(f"deformdetr.{name}")
+        if name in _HOMES:
+            return getattr(importlib.import_module(f"deformdetr.{_HOMES[name]}"), name)
+        known = {_plain(offered): offered for offered in (*_SUBMODULES, *_HOMES)}
+        near = [known[plain] for plain in difflib.get_close_matches(_plain(name), known, cutoff=0.7)]
+        hint = f"did you mean {' or '.join(near)}?" if near else "dir(deformdetr) lists what it has"
+        raise AttributeError(f"module 'deformdetr' has no attribute {name!r}; {hint}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    """List what is offered, and not what this file imports for itself."""
+    return sorted({*__all__, *_SUBMODULES, *(name for name in globals() if name.startswith("__"))})
+
+
+def _plain(name: str) -> str:
+    """Return a name without what people misremember: capitals and underscores."""
+    return name.lower().replace("_", "")

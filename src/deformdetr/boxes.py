@@ -8,6 +8,18 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
+__all__ = [
+    "box_area",
+    "cxcywh_to_xyxy",
+    "elementwise_box_iou",
+    "elementwise_giou",
+    "inverse_sigmoid",
+    "pairwise_giou",
+    "pairwise_iou",
+    "scale_boxes",
+    "xyxy_to_cxcywh",
+]
+
 
 def cxcywh_to_xyxy(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
     """Convert (centre x, centre y, width, height) to (x_min, y_min, x_max, y_max)."""

@@ -16,6 +16,18 @@ from torch import Tensor
 
 from deformdetr.structures import Detections
 
+__all__ = [
+    "Categories",
+    "ClassMetrics",
+    "CocoEvaluator",
+    "CocoMetrics",
+    "CocoResult",
+    "EvaluatorState",
+    "ImageRecord",
+    "RunLengths",
+    "encode_masks",
+]
+
 
 @runtime_checkable
 class Categories(Protocol):

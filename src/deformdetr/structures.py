@@ -7,6 +7,15 @@ import torch
 from jaxtyping import Bool, Float, Int64, Num
 from torch import Tensor
 
+__all__ = [
+    "DenoisingPredictions",
+    "Detections",
+    "ImageBatch",
+    "LayerPredictions",
+    "Predictions",
+    "Target",
+]
+
 
 class ImageBatch(NamedTuple):
     """Images of different sizes, padded to a common one."""

@@ -13,8 +13,20 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from deformdetr._files import replacing
 from deformdetr.boxes import cxcywh_to_xyxy, scale_boxes
 from deformdetr.structures import Detections, Target
+
+__all__ = [
+    "Colour",
+    "class_colour",
+    "displayable",
+    "draw_boxes",
+    "draw_comparison",
+    "plot_curves",
+    "plot_sampling_points",
+    "save_image",
+]
 
 Colour = tuple[int, int, int]
 
@@ -259,16 +271,13 @@ def save_image(image: Image.Image, path: Path) -> None:
 
     Raises:
         ValueError: If the suffix is that of no image format.
+        OSError: If the file cannot be written; an older one is left as it was.
     """
     image_format = Image.registered_extensions().get(path.suffix.lower())
     if image_format is None:
         raise ValueError(f"{path}: no image format has the suffix {path.suffix!r}; use .png or .jpg")
-    unfinished = path.with_name(path.name + ".part")
-    try:
+    with replacing(path) as unfinished:
         image.save(unfinished, format=image_format)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _tinted(

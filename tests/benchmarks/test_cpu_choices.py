@@ -11,9 +11,8 @@ from deformdetr.kernels._ms_deform_attn import _cpu, _cpu_memory, _cpu_threads
 
 
 def settings():
-    """Give all that choices may change."""
-    kept = _cpu_memory.LARGE, _cpu_memory.MOST_KEPT, id(_cpu_memory._kept)
-    return *kept, _cpu.SAMPLES_AT_ONCE, _cpu_threads._openmp_parallel
+    """Return all that choices may change."""
+    return _cpu_memory.LARGE, _cpu.SAMPLES_AT_ONCE, _cpu_threads._openmp_parallel
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: f"{choice.name}, {choice.instead_of}")

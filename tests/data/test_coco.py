@@ -223,9 +223,9 @@ def test_a_missing_image_folder_is_one_problem(tmp_path: Path) -> None:
     [
         (b"", "the file is empty"),
         (b" \n", "the file is empty"),
-        (b'{"images": [', "is not JSON"),
-        (b"\xff\xd8\xff\xe0", "is not JSON"),
-        (b"[" * 100_000, "is not JSON"),
+        (b'{"images": [', "is not valid JSON"),
+        (b"\xff\xd8\xff\xe0", "is not text in UTF-8"),
+        (b"[" * 100_000, "is not valid JSON"),
         (b'[{"image_id": 1}]', "is not a COCO annotation file: it holds a list"),
         (b"3", "it holds a int"),
     ],
@@ -239,8 +239,8 @@ def test_a_file_that_is_not_coco_is_refused_by_name(tmp_path: Path, content: byt
 
 
 def test_an_annotation_file_that_is_missing_or_a_folder_is_named(tmp_path: Path) -> None:
-    for path in (tmp_path / "nowhere.json", tmp_path):
-        with pytest.raises(DatasetError, match="cannot be read") as caught:
+    for path, reason in ((tmp_path / "nowhere.json", "there is no file"), (tmp_path, "is a folder")):
+        with pytest.raises(DatasetError, match=reason) as caught:
             read_coco(tmp_path, path)
         assert str(path) in str(caught.value)
 

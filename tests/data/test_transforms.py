@@ -10,7 +10,6 @@ from deformdetr.data import (
     Sample,
     eval_transforms,
     make_sample,
-    resized_size,
     split_sample,
     train_transforms,
 )
@@ -32,24 +31,6 @@ def found_in_pixels(image: torch.Tensor, channel: int) -> torch.Tensor | None:
     if not len(rows):
         return None
     return torch.stack([columns[0, 0], rows[0, 0], columns[-1, 0] + 1, rows[-1, 0] + 1]).float()
-
-
-@pytest.mark.parametrize(
-    ("size", "short_side", "max_size", "expected"),
-    [
-        ((480, 640), 800, 1333, (800, 1066)),
-        ((640, 480), 800, 1333, (1066, 800)),
-        ((427, 640), 480, 1333, (480, 719)),
-        ((200, 640), 800, 1333, (417, 1334)),
-        ((100, 1000), 800, None, (800, 8000)),
-        ((500, 500), 600, 1333, (600, 600)),
-        ((1, 5000), 800, 1333, (1, 5000)),
-    ],
-)
-def test_sizes_are_those_of_the_published_recipe(
-    size: tuple[int, int], short_side: int, max_size: int | None, expected: tuple[int, int]
-) -> None:
-    assert resized_size(*size, short_side, max_size) == expected
 
 
 def test_boxes_follow_their_pixels_through_a_resize() -> None:

@@ -1,5 +1,7 @@
 """Checkpoints: safe to load, complete, and refused where they are something else."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -56,14 +58,14 @@ def test_model_is_built_without_the_weights_that_its_backbone_started_from(finis
 def test_broken_file_is_refused_by_name(tmp_path, content):
     path = tmp_path / "last.pt"
     path.write_bytes(content)
-    with pytest.raises(RunError, match=r"last\.pt: is not a checkpoint"):
+    with pytest.raises(RunError, match=r"last\.pt cannot be read: not a file that torch\.save has written"):
         Checkpoint.load(path)
 
 
 def test_checkpoint_cut_short_is_refused_by_name(tmp_path, finished_run):
     path = tmp_path / "last.pt"
     path.write_bytes((finished_run / "last.pt").read_bytes()[:-5000])
-    with pytest.raises(RunError, match=r"last\.pt: is not a checkpoint"):
+    with pytest.raises(RunError, match=r"last\.pt cannot be read: not a file that torch\.save has written"):
         Checkpoint.load(path)
 
 
@@ -79,3 +81,28 @@ def test_checkpoint_of_another_format_is_refused(tmp_path, finished_run):
     torch.save(content | {"format": 99}, tmp_path / "best.pt")
     with pytest.raises(RunError, match="has format 99, but this version reads format 1"):
         Checkpoint.load(tmp_path / "best.pt")
+
+
+def test_weights_of_another_model_are_refused(finished_run):
+    checkpoint = Checkpoint.load(finished_run / "best.pt")
+    name = next(iter(checkpoint.model))
+    for model in ({}, checkpoint.model | {name: torch.zeros(1)}):
+        with pytest.raises(RunError, match="do not fit the model that it describes"):
+            replace(checkpoint, model=model).build()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"model": {"a": 3}}, "model.a: Input should be an instance of Tensor"),
+        ({"epoch": "one"}, "epoch: Input should be a valid integer"),
+        ({"label_map": {"names": []}}, "label_map.names: .*, and 1 more"),
+        ({"format": torch.zeros(3)}, "has format tensor"),
+    ],
+)
+def test_entries_of_other_types_are_named(entry, message, finished_run, tmp_path):
+    content = torch.load(finished_run / "best.pt", weights_only=True)
+    torch.save(content | entry, tmp_path / "best.pt")
+    with pytest.raises(RunError, match=message) as caught:
+        Checkpoint.load(tmp_path / "best.pt")
+    assert "\n" not in str(caught.value)

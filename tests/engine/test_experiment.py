@@ -60,9 +60,10 @@ def test_json_file_reads_like_a_yaml_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train: [", "is not YAML"),
-        ("just words", "holds 'just words', but settings by name are needed"),
-        ("", "holds None"),
+        ("train: [", "is not valid YAML"),
+        ("just words", "must hold a mapping of fields, got a str: 'just words'"),
+        ("", "the setting 'data' is missing"),
+        ("# a comment alone\n", "the setting 'data' is missing"),
     ],
 )
 def test_file_that_holds_no_settings_is_refused_by_name(tmp_path, text, message):
@@ -74,7 +75,7 @@ def test_file_that_holds_no_settings_is_refused_by_name(tmp_path, text, message)
 
 
 def test_missing_file_is_refused_by_name(tmp_path):
-    with pytest.raises(ConfigError, match=r"nothing\.yaml: cannot be read"):
+    with pytest.raises(ConfigError, match=r"there is no file .*nothing\.yaml"):
         read_experiment(tmp_path / "nothing.yaml")
 
 

@@ -1,6 +1,7 @@
 """Whole runs: what they write, how they go on, and how they stop."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,18 @@ import yaml
 from PIL import Image
 
 from deformdetr.data import DetectionDataset
-from deformdetr.engine import Checkpoint, ConfigError, Experiment, RunError, TrainingError, load_run, train
+from deformdetr.engine import (
+    Checkpoint,
+    ConfigError,
+    Experiment,
+    RunDirectory,
+    RunError,
+    TrainingError,
+    load_run,
+    train,
+)
 from deformdetr.losses import SetCriterion
+from disks import disk_space
 from experiments import SETTINGS, tiny_experiment, tiny_run
 
 
@@ -285,3 +296,28 @@ def test_training_starts_from_a_checkpoint_with_another_class_head(tmp_path, fin
             assert weights.shape[0] == 5
         else:
             torch.testing.assert_close(weights, theirs.model[name], rtol=1e-4, atol=1e-6)
+
+
+def test_variable_without_value_in_the_path_of_first_weights_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("MISSING", raising=False)
+    with pytest.raises(ConfigError, match=r"train\.init_checkpoint: \$MISSING/a\.pth: .*'MISSING' is not set"):
+        train(tiny_experiment(init_checkpoint="$MISSING/a.pth"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_full_disk_ends_a_run_by_name_and_leaves_it_to_be_resumed(tmp_path):
+    run = tmp_path / "run"
+    with disk_space(15_000), pytest.raises(OSError, match=r"cannot be written: File too large: .*run"):
+        train(tiny_experiment(), run)
+    assert [path.name for path in run.iterdir() if path.name.endswith("unfinished")] == []
+    assert train(tiny_experiment(), run, resume=True).epoch == 2
+
+
+@pytest.mark.parametrize("training", [{}, {"learner": {"optimizer": {}, "scaler": {}}, "best": None}, {"learner": 3}])
+def test_checkpoint_with_another_state_of_training_is_refused(training, finished_run, tmp_path):
+    run = RunDirectory(tmp_path)
+    checkpoint = Checkpoint.load(finished_run / "last.pt")
+    run.create(checkpoint.experiment, {}, epoch=0)
+    replace(checkpoint, training=training).save(run.last)
+    with pytest.raises(RunError, match=r"last\.pt: does not hold the state of this run's training"):
+        train(checkpoint.experiment, tmp_path, resume=True)

@@ -253,7 +253,7 @@ def test_nan_is_larger_than_any_tolerance():
         ("model.pt", {}, ValueError, "must end in .onnx"),
         ("none/model.onnx", {}, FileNotFoundError, "no folder"),
         ("there.onnx", {}, FileExistsError, "exists already; overwrite=True, or --force"),
-        ("folder.onnx", {"overwrite": True}, FileExistsError, "exists already"),
+        ("folder.onnx", {"overwrite": True}, FileExistsError, "is a folder"),
         ("model.onnx", {"opset": 16}, ValueError, "opset must be 17 or newer, got 16"),
         ("model.onnx", {"images": []}, ValueError, "at least one image"),
     ],

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -52,6 +53,39 @@ def vendored_function() -> type[torch.autograd.Function]:
     return MSDeformAttnFunction
 
 
+def vendored_function_without_starts() -> type[torch.autograd.Function]:
+    """Give an autograd function as repositories write it that carry the first extension, TrackFormer for one."""
+    import MultiScaleDeformableAttention
+
+    class MSDeformAttnFunction(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value, shapes, locations, weights, im2col_step):
+            ctx.im2col_step = im2col_step
+            output = MultiScaleDeformableAttention.ms_deform_attn_forward(
+                value, shapes, locations, weights, ctx.im2col_step
+            )
+            ctx.save_for_backward(value, shapes, locations, weights)
+            return output
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx, grad_output):
+            value, shapes, locations, weights = ctx.saved_tensors
+            by_value, by_locations, by_weights = MultiScaleDeformableAttention.ms_deform_attn_backward(
+                value, shapes, locations, weights, grad_output, ctx.im2col_step
+            )
+            return by_value, None, by_locations, by_weights, None
+
+    return MSDeformAttnFunction
+
+
+def apply_vendored(*, starts: bool, im2col_step: int = 64) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Give a function of value, locations and weights that goes through the extension of either generation."""
+    function = vendored_function() if starts else vendored_function_without_starts()
+    known = (SHAPES, STARTS) if starts else (SHAPES,)
+    return lambda value, locations, weights: function.apply(value, *known, locations, weights, im2col_step)
+
+
 def random_inputs(rng: torch.Generator, *, batch: int = 2) -> list[Tensor]:
     """Draw value, locations and weights in float64, away from the borders of pixels; some locations are outside."""
     value = torch.randn(batch, 31, 2, 4, generator=rng, dtype=torch.float64)
@@ -69,35 +103,43 @@ def gradients(function, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("starts", [True, False], ids=["starts", "no_starts"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_vendored_function_gives_the_outputs_and_gradients_of_the_operator(dtype: torch.dtype, rng):
-    function = vendored_function()
+def test_vendored_function_gives_the_outputs_and_gradients_of_the_operator(dtype: torch.dtype, starts: bool, rng):
     inputs = [tensor.to(dtype).double() for tensor in random_inputs(rng)]
     grad = torch.randn(2, 5, 8, generator=rng, dtype=torch.float64).to(dtype)
     expected = gradients(lambda v, x, w: ms_deform_attn(v, SHAPES, x, w, "reference"), inputs, grad.double())
-    actual = gradients(
-        lambda v, x, w: function.apply(v, SHAPES, STARTS, x, w, 64), [tensor.to(dtype) for tensor in inputs], grad
-    )
+    actual = gradients(apply_vendored(starts=starts), [tensor.to(dtype) for tensor in inputs], grad)
     for got, wanted in zip(actual, expected, strict=True):
         assert got.dtype == dtype
         assert (got.double() - wanted).abs().max() <= TOLERANCE[dtype] * wanted.abs().max()
 
 
 @pytest.mark.usefixtures("installed")
-def test_vendored_function_passes_gradcheck(rng):
-    function = vendored_function()
+@pytest.mark.parametrize("starts", [True, False], ids=["starts", "no_starts"])
+def test_vendored_function_passes_gradcheck(starts: bool, rng):
     value, locations, weights = random_inputs(rng, batch=1)
     inputs = [tensor.requires_grad_() for tensor in (value[..., :2], locations[:, :2], weights[:, :2])]
-    assert torch.autograd.gradcheck(lambda v, x, w: function.apply(v, SHAPES, STARTS, x, w, 64), inputs)
+    assert torch.autograd.gradcheck(apply_vendored(starts=starts), inputs)
 
 
 @pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("starts", [True, False], ids=["starts", "no_starts"])
 @pytest.mark.parametrize(("batch", "im2col_step"), [(3, 2), (5, 64), (1, 1)])
-def test_batches_need_not_be_multiples_of_the_step(batch: int, im2col_step: int, rng):
-    function = vendored_function()
+def test_batches_need_not_be_multiples_of_the_step(batch: int, im2col_step: int, starts: bool, rng):
     value, locations, weights = random_inputs(rng, batch=batch)
-    out = function.apply(value, SHAPES, STARTS, locations, weights, im2col_step)
+    out = apply_vendored(starts=starts, im2col_step=im2col_step)(value, locations, weights)
     torch.testing.assert_close(out, ms_deform_attn(value, SHAPES, locations, weights))
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("name", ["ms_deform_attn_forward", "ms_deform_attn_backward"])
+def test_other_numbers_of_arguments_are_refused(name: str, rng):
+    import MultiScaleDeformableAttention
+
+    value, locations, weights = random_inputs(rng)
+    with pytest.raises(TypeError, match=rf"{name} takes \d or \d arguments, got 4"):
+        getattr(MultiScaleDeformableAttention, name)(value, SHAPES, locations, weights)
 
 
 @pytest.mark.gpu

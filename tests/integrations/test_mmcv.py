@@ -115,6 +115,19 @@ def test_attention_of_an_installed_mmcv_runs_the_operator(rng):
     assert_is_the_operator(by_function(attention.MultiScaleDeformableAttnFunction), rng)
 
 
+def test_modules_that_took_the_functions_by_name_have_the_operator_too(package: Path, rng):
+    (package / "project.py").write_text(
+        "from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch as slow\n"
+    )
+    (package / "_ext.py").write_text("ms_deform_attn_forward = ms_deform_attn_backward = roi_align_forward = print\n")
+    project = importlib.import_module("mmcv.project")
+    theirs = project.slow
+    mmcv.install()
+    assert_is_the_operator(lambda v, x, w: project.slow(v, SHAPES, x, w), rng)
+    mmcv.uninstall()
+    assert project.slow is theirs
+
+
 @pytest.mark.usefixtures("package")
 def test_autograd_functions_of_others_around_the_extension_run_the_operator(rng):
     mmcv.install()

@@ -7,6 +7,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
 
 from deformdetr.kernels import fused_ms_deform_attn
+from deformdetr.kernels._ms_deform_attn import _reference
+from deformdetr.kernels._ms_deform_attn._levels import Pyramid, place_levels
+from sampling import assert_close
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.compile]
 
@@ -26,7 +29,7 @@ def attend(value: Tensor, references: Tensor, offsets: Tensor, logits: Tensor, h
 
 
 def test_new_sizes_do_not_recompile_forward_or_backward(rng: torch.Generator):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(attend, fullgraph=True, backend=counter)
     for queries, (height, width) in enumerate([(3, 4), (5, 6), (4, 9), (7, 2)], start=5):
@@ -72,3 +75,46 @@ def test_opcheck_passes_on_the_forward_and_the_backward_op(padded: bool, rng: to
         # The output is given, and nobody differentiates by it.
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
+
+
+@pytest.mark.parametrize(
+    ("is_fused", "deterministic", "repeats"),
+    [(True, False, []), (False, False, []), (False, True, []), (False, False, [2, 1, 1]), (False, True, [2, 1, 1])],
+)
+def test_levels_that_do_not_fit_are_empty_where_only_the_device_knows_them(
+    is_fused: bool, deterministic: bool, repeats: list[int], rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    # Imported here, because it imports triton, which compiles or interprets as it is told before.
+    from deformdetr.kernels._ms_deform_attn import _gpu
+
+    # The host leaves the sizes alone, as it does on a GPU.
+    monkeypatch.setattr(_gpu, "settle", lambda pyramid, pixels: pyramid)
+    sides = torch.tensor([-(2**40), -3, 0, 1, 2, 3, 5, 2**24 + 1, 2**31, 2**32 + 2, 2**62])
+    for _ in range(5):
+        sizes = sides[torch.randint(len(sides), (3, 2), generator=rng)]
+        pixels = int(torch.randint(1, 30, (), generator=rng))
+        pyramid = Pyramid(sizes, [], repeats)
+        groups = sum(repeats) or len(sizes)
+        # All around the value and its gradient lies something else.
+        memory = torch.full((2 * pixels * 8 + 4096,), torch.nan)
+        memory[2048 : 2048 + 2 * pixels * 8] = torch.randn(2 * pixels * 8, generator=rng)
+        value = memory[2048 : 2048 + 2 * pixels * 8].view(2, pixels, 2, 4)
+        weights = torch.randn(2, 5, 2, groups, 3, generator=rng)
+        offsets = torch.rand(2, 5, 2, groups, 3, 2, generator=rng) * 1.5 - 0.25
+        grad = torch.randn(2, 5, 8, generator=rng)
+        needs = _gpu.Needs(value=True, locations=True, weights=True, references=is_fused)
+        references = torch.rand(2, 5, 3, 2, generator=rng) if is_fused else None
+        sampling = _gpu.Sampling(offsets, weights, references)
+        out = _gpu.forward(value, pyramid, sampling)
+        grads = _gpu.backward(grad, out, value, pyramid, sampling, needs, deterministic=deterministic)
+        levels = place_levels(pyramid, pixels)
+        leaves = [tensor.double().requires_grad_() for tensor in (value, offsets, weights)]
+        locations, attention = leaves[1:]
+        if is_fused:
+            table = torch.stack([torch.stack([level.width, level.height]) for level in levels]).clamp(min=1)
+            locations = references.double()[:, :, None, :, None] + locations / table[:, None]
+            attention = attention.flatten(3).softmax(-1).view(attention.shape)
+        expected = _reference.forward(leaves[0], levels, locations, attention)
+        assert_close(out, expected, 1e-5)
+        for got, wanted in zip(grads, torch.autograd.grad(expected, leaves, grad.double()), strict=False):
+            assert_close(got, wanted, 1e-5)

@@ -169,10 +169,10 @@ class _Unpickled:
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
-        (lambda path: path.write_text("no weights\n"), "cannot be read"),
-        (lambda path: path.write_bytes(b""), "cannot be read"),
-        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "cannot be read"),
-        (lambda path: path.write_bytes(pickle.dumps(_Unpickled(), protocol=2)), "cannot be read"),
+        (lambda path: path.write_text("no weights\n"), "cannot be read: not a file that torch"),
+        (lambda path: path.write_bytes(b""), "cannot be read: not a file that torch"),
+        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "cannot be read: not a file that torch"),
+        (lambda path: path.write_bytes(pickle.dumps(_Unpickled(), protocol=2)), "cannot be read: it holds a .*setattr"),
         (lambda path: torch.save([torch.zeros(3)], path), "hold no state dict of tensors: the file has a list"),
         (lambda path: torch.save({"model": {}}, path), "hold no state dict of tensors: the file has a dict"),
         (lambda path: torch.save({}, path), "do not fit resnet18: Missing key"),
@@ -182,7 +182,7 @@ class _Unpickled:
 def test_files_that_are_no_weights_are_refused_with_path_and_reason(weights, write, reason):
     _, path = weights
     write(path)
-    with pytest.raises(ValueError, match=rf"weights \({path}\) {reason}"):
+    with pytest.raises(ValueError, match=rf"{path}\)? {reason}"):
         ResNetBackbone("resnet18", weights=path)
     assert not _Unpickled.called
 

@@ -1,4 +1,4 @@
-"""The linear layer computes what `torch.nn.Linear` does, by oneDNN where that is faster."""
+"""Linear layers compute what calling `torch.nn.Linear` does, by oneDNN where that is faster."""
 
 import copy
 import itertools
@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import EagerAndRecordGraphs
 from torch.library import opcheck
+from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
-from deformdetr.nn import FeedForward, MSDeformAttn, _onednn
-from deformdetr.nn._linear import Linear
+from deformdetr import PRESETS, DeformableDETRConfig
+from deformdetr.config import ConvBackboneConfig
+from deformdetr.nn import MLP, FeedForward, MSDeformAttn, _onednn
+from deformdetr.nn._linear import apply_linear
 
 
 @pytest.fixture
@@ -25,10 +28,20 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     return inputs
 
 
-def pair(d_in: int, d_out: int, *, bias: bool = True) -> tuple[Linear, nn.Linear]:
-    ours, theirs = Linear(d_in, d_out, bias=bias), nn.Linear(d_in, d_out, bias=bias)
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
+class Applied(nn.Module):
+    """Call a layer as this library's layers call theirs."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return apply_linear(self.layer, x)
+
+
+def pair(d_in: int, d_out: int, *, bias: bool = True) -> tuple[Applied, nn.Linear]:
+    theirs = nn.Linear(d_in, d_out, bias=bias)
+    return Applied(copy.deepcopy(theirs)), theirs
 
 
 def assert_near(actual: Tensor, expected: Tensor) -> None:
@@ -82,8 +95,8 @@ def test_inputs_of_other_strides_are_the_same(rng, calls):
 
 @pytest.mark.parametrize("which", list(itertools.product([True, False], repeat=3)), ids=str)
 def test_only_what_needs_gradients_gets_them(which, rng, calls):
-    layer = Linear(6, 4)
-    tensors = (torch.randn(5, 6, generator=rng), layer.weight, layer.bias)
+    layer = Applied(nn.Linear(6, 4))
+    tensors = (torch.randn(5, 6, generator=rng), layer.layer.weight, layer.layer.bias)
     for tensor, needed in zip(tensors, which, strict=True):
         tensor.requires_grad_(needed)
     out = layer(tensors[0])
@@ -114,13 +127,13 @@ def test_output_can_be_changed_in_place(rng, calls):
         out[:, 0] = 0
         out.relu_()
         out.sum().backward()
-    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+    torch.testing.assert_close(ours.layer.weight.grad, theirs.weight.grad)
     assert calls
 
 
 def test_what_onednn_does_not_serve_is_left_to_pytorch(rng, calls):
-    layer, x = Linear(6, 4), torch.randn(5, 6, generator=rng)
-    expected = nn.functional.linear(x, layer.weight, layer.bias)
+    layer, x = Applied(nn.Linear(6, 4)), torch.randn(5, 6, generator=rng)
+    expected = layer.layer(x)
     torch.testing.assert_close(layer(x[0]), expected[0])
     assert layer(x[:0]).shape == (0, 4)
     with torch.autocast("cpu", torch.bfloat16):
@@ -132,7 +145,7 @@ def test_what_onednn_does_not_serve_is_left_to_pytorch(rng, calls):
 
 
 def test_onednn_can_be_switched_off(rng, calls):
-    layer, x = Linear(6, 4), torch.randn(5, 6, generator=rng)
+    layer, x = Applied(nn.Linear(6, 4)), torch.randn(5, 6, generator=rng)
     torch.backends.mkldnn.set_flags(False)
     try:
         layer(x)
@@ -146,7 +159,7 @@ def test_onednn_can_be_switched_off(rng, calls):
 @pytest.mark.compile
 @pytest.mark.parametrize("bias", [True, False])
 def test_compiled_layers_take_the_same_product(bias, rng, monkeypatch):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
     ours, theirs = pair(24, 10, bias=bias)
     seen = EagerAndRecordGraphs()
@@ -162,7 +175,7 @@ def test_compiled_layers_take_the_same_product(bias, rng, monkeypatch):
 
 @pytest.mark.compile
 def test_compiled_layers_have_the_gradients_of_many_rows(rng, monkeypatch):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
     ours, theirs = pair(24, 10)
     theirs.double()
@@ -176,9 +189,9 @@ def test_compiled_layers_have_the_gradients_of_many_rows(rng, monkeypatch):
 
 @pytest.mark.compile
 def test_compiled_transforms_see_pytorchs_operators(rng, monkeypatch):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
-    layer, x = Linear(6, 4), torch.randn(3, 5, 6, generator=rng)
+    layer, x = Applied(nn.Linear(6, 4)), torch.randn(3, 5, 6, generator=rng)
     compiled = torch.compile(torch.func.vmap(layer), fullgraph=True)
     torch.testing.assert_close(compiled(x), layer(x))
 
@@ -186,7 +199,7 @@ def test_compiled_transforms_see_pytorchs_operators(rng, monkeypatch):
 @pytest.mark.compile
 def test_exported_layers_hold_pytorchs_operators_alone(rng, monkeypatch):
     monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
-    program = torch.export.export(Linear(6, 4), (torch.randn(5, 6, generator=rng),))
+    program = torch.export.export(Applied(nn.Linear(6, 4)), (torch.randn(5, 6, generator=rng),))
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert targets == ["aten.linear.default"]
 
@@ -209,7 +222,7 @@ def test_opcheck_passes_on_the_gradient_of_weights(columns, rows, rng):
 
 
 def test_counters_of_operations_see_the_product(rng, calls):
-    layer = Linear(6, 4)
+    layer = Applied(nn.Linear(6, 4))
     with FlopCounterMode(display=False) as counter:
         layer(torch.randn(5, 6, generator=rng))
     assert counter.get_total_flops() == 2 * 5 * 6 * 4
@@ -219,10 +232,142 @@ def test_counters_of_operations_see_the_product(rng, calls):
 def test_layers_hold_linear_layers_that_pickle_and_hook(rng):
     layer = FeedForward(8, 16, dropout=0.0)
     parts = (layer.linear1, layer.linear2, *MSDeformAttn(8, 1, 2).children())
-    assert all(isinstance(part, nn.Linear) for part in parts)
+    assert all(type(part) is nn.Linear for part in parts)
     x = torch.randn(2, 3, 8, generator=rng)
     assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))
     seen = []
     layer.linear1.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
     layer(x)
     assert seen == [(2, 3, 16)]
+
+
+@pytest.mark.parametrize("width", [5, 7])
+def test_wrong_width_is_refused_as_pytorch_refuses_it(width, rng, calls):
+    ours, theirs = pair(6, 4)
+    x = torch.randn(2, 3, width, generator=rng)
+    with pytest.raises(RuntimeError) as expected:
+        theirs(x)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as error:
+        ours(x)
+    assert str(error.value) == str(expected.value)
+
+
+@pytest.mark.compile
+def test_compiled_layer_refuses_a_wrong_width_as_pytorch_does(rng, monkeypatch):
+    torch.compiler.reset()
+    monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
+    compiled = torch.compile(Applied(nn.Linear(6, 4)), backend="aot_eager")
+    with pytest.raises(RuntimeError, match=r"mat1 and mat2 shapes|size mismatch|must have same reduction dim"):
+        compiled(torch.randn(3, 5, generator=rng))
+
+
+def hook_forward(layer: nn.Linear) -> None:
+    layer.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+def hook_inputs(layer: nn.Linear) -> None:
+    layer.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
+
+
+def hook_gradients(layer: nn.Linear) -> None:
+    layer.register_full_backward_hook(lambda module, inputs, outputs: (2 * inputs[0],))
+
+
+def replace_forward(layer: nn.Linear) -> None:
+    forward = layer.forward
+    layer.forward = lambda x: 2 * forward(x)
+
+
+def prune_weights(layer: nn.Linear) -> None:
+    mask = torch.zeros_like(layer.weight)
+    mask[:, ::2] = 1
+    prune.custom_from_mask(layer, "weight", mask)
+
+
+def parametrize_weights(layer: nn.Linear) -> None:
+    nn.utils.parametrizations.weight_norm(layer)
+    with torch.no_grad():
+        layer.parametrizations.weight.original0.mul_(2)
+
+
+@pytest.mark.parametrize(
+    "change", [hook_forward, hook_inputs, hook_gradients, replace_forward, prune_weights, parametrize_weights]
+)
+def test_changes_of_a_linear_layer_count(change, rng, calls):
+    ours, theirs = pair(6, 4)
+    change(ours.layer)
+    change(theirs)
+    x = torch.randn(5, 6, generator=rng, requires_grad=True)
+    results = [
+        (out := layer(x), *torch.autograd.grad(out.sin().sum(), [x, *layer.parameters()])) for layer in (ours, theirs)
+    ]
+    torch.testing.assert_close(*results)
+
+
+def test_hooks_of_all_modules_see_linear_layers(rng, calls):
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: seen.append(type(module)))
+    try:
+        MLP(6, 8, 4, 2)(torch.randn(5, 6, generator=rng))
+    finally:
+        handle.remove()
+    assert seen == [nn.Linear, nn.Linear, MLP]
+    assert calls == []
+
+
+def test_another_module_can_stand_for_a_linear_layer(rng, calls):
+    class Adapted(nn.Module):
+        def __init__(self, base: nn.Linear) -> None:
+            super().__init__()
+            self.base, self.added = base, nn.Linear(base.in_features, base.out_features)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base(x) + self.added(x)
+
+    layer = MLP(6, 8, 4, 1)
+    x = torch.randn(5, 6, generator=rng)
+    layer.layers[0] = adapted = Adapted(layer.layers[0])
+    torch.testing.assert_close(layer(x), adapted(x))
+
+
+def test_copies_have_weights_of_their_own(rng, calls):
+    layer, x = MLP(6, 8, 4, 2), torch.randn(5, 6, generator=rng)
+    expected = layer(x)
+    copied = copy.deepcopy(layer)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    assert torch.equal(copied(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.quantize_per_tensor:UserWarning")
+@pytest.mark.parametrize("preset", PRESETS)
+def test_dynamic_quantization_finds_all_linear_layers(preset, rng):
+    config = PRESETS[preset]
+    changes = {"d_model": 16, "n_heads": 2, "d_ffn": 24, "num_encoder_layers": 1, "num_decoder_layers": 2}
+    if isinstance(config, DeformableDETRConfig):
+        changes["norm_groups"] = 2
+    backbone = ConvBackboneConfig(channels=(8, 8, 8, 8))
+    model = config.replace(num_classes=5, num_queries=7, backbone=backbone, **changes).build().eval()
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    assert any(type(part) is nn.Linear for part in model.modules())
+    assert not any(type(part) is nn.Linear for part in quantized.modules())
+    images = torch.randn(2, 3, 64, 96, generator=rng)
+    outputs, expected = quantized(images), model(images)
+    assert outputs["pred_logits"].shape == expected["pred_logits"].shape
+    if not getattr(config, "two_stage", False):
+        # Eight bits choose other queries among the proposals.
+        torch.testing.assert_close(outputs["pred_boxes"], expected["pred_boxes"], rtol=0, atol=0.1)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(
+    "layer", [MLP(6, 8, 4, 2), FeedForward(6, 8, dropout=0.0)], ids=lambda layer: type(layer).__name__
+)
+def test_symbolic_traces_hold_the_linear_layers(layer, rng, monkeypatch):
+    monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
+    traced = torch.fx.symbolic_trace(layer)
+    called = [traced.get_submodule(node.target) for node in traced.graph.nodes if node.op == "call_module"]
+    assert sum(type(module) is nn.Linear for module in called) == 2
+    x = torch.randn(5, 6, generator=rng)
+    torch.testing.assert_close(traced(x), layer(x))

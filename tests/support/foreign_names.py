@@ -13,35 +13,36 @@ Shapes = dict[str, tuple[int, ...]]
 def mmdetection_3(config: DeformableDETRConfig) -> Shapes:
     """List mmdetection 3's DeformableDETR; convolutions of its neck have no biases, its norms count batches."""
     d, shapes = config.d_model, {}
-    for conv, norm, shape in _resnet(config, detectron2=False):
-        shapes |= {f"backbone.{conv}.weight": shape, **_batch_norm(f"backbone.{norm}", shape[0], counts=True)}
-    shapes |= _neck(config, norm="gn", bias=False)
+    for conv, batch, shape in resnet(config, detectron2=False):
+        shapes |= {f"backbone.{conv}.weight": shape, **batch_norm(f"backbone.{batch}", shape[0], counts=True)}
+    shapes |= neck(config, norm_name="gn", bias=False)
     shapes["level_embed"] = (config.num_feature_levels, d)
     for i in range(config.num_encoder_layers):
         layer = f"encoder.layers.{i}"
-        shapes |= _deformable_attention(f"{layer}.self_attn", config, config.enc_n_points)
-        shapes |= _feed_forward(f"{layer}.ffn", config) | _norms(f"{layer}.norms", 2, d)
+        shapes |= deformable_attention(f"{layer}.self_attn", config, config.enc_n_points)
+        shapes |= feed_forward(f"{layer}.ffn", config) | norms(f"{layer}.norms", 2, d)
     for i in range(config.num_decoder_layers):
         layer = f"decoder.layers.{i}"
-        shapes |= _attention(f"{layer}.self_attn.attn", d)
-        shapes |= _deformable_attention(f"{layer}.cross_attn", config, config.dec_n_points)
-        shapes |= _feed_forward(f"{layer}.ffn", config) | _norms(f"{layer}.norms", 3, d)
-    shapes |= _branches(config)
+        shapes |= attention(f"{layer}.self_attn.attn", d)
+        shapes |= deformable_attention(f"{layer}.cross_attn", config, config.dec_n_points)
+        shapes |= feed_forward(f"{layer}.ffn", config) | norms(f"{layer}.norms", 3, d)
+    shapes |= branches(config)
     if config.two_stage:
-        shapes |= _linear("memory_trans_fc", d, d) | _norm("memory_trans_norm", d)
-        shapes |= _linear("pos_trans_fc", 2 * d, 2 * d) | _norm("pos_trans_norm", 2 * d)
+        shapes |= linear("memory_trans_fc", d, d) | norm("memory_trans_norm", d)
+        shapes |= linear("pos_trans_fc", 2 * d, 2 * d) | norm("pos_trans_norm", 2 * d)
     else:
-        shapes |= {"query_embedding.weight": (config.num_queries, 2 * d), **_linear("reference_points_fc", d, 2)}
+        shapes |= {"query_embedding.weight": (config.num_queries, 2 * d), **linear("reference_points_fc", d, 2)}
     return shapes
 
 
 def mmdetection_2(config: DeformableDETRConfig) -> Shapes:
     """List mmdetection 2's DeformableDETR, whose transformer lies in the head."""
     shapes = {}
-    for conv, norm, shape in _resnet(config, detectron2=False):
-        shapes |= {f"backbone.{conv}.weight": shape, **_batch_norm(f"backbone.{norm}", shape[0], counts=True)}
-    shapes |= _neck(config, norm="gn", bias=False)
-    shapes |= _general_transformer("bbox_head.transformer", config) | _branches(config)
+    for conv, batch, shape in resnet(config, detectron2=False):
+        shapes |= {f"backbone.{conv}.weight": shape, **batch_norm(f"backbone.{batch}", shape[0], counts=True)}
+    shapes |= neck(config, norm_name="gn", bias=False)
+    shapes |= general_transformer("bbox_head.transformer", config)
+    shapes |= _starts("bbox_head.transformer", config) | branches(config)
     if not config.two_stage:
         shapes["bbox_head.query_embedding.weight"] = (config.num_queries, 2 * config.d_model)
     return shapes
@@ -50,16 +51,17 @@ def mmdetection_2(config: DeformableDETRConfig) -> Shapes:
 def detrex(config: DeformableDETRConfig) -> Shapes:
     """List detrex's DeformableDETR with detectron2's ResNet; its decoder names the heads it uses a second time."""
     d, shapes = config.d_model, {}
-    for conv, norm, shape in _resnet(config, detectron2=True):
-        shapes |= {f"backbone.{conv}.weight": shape, **_batch_norm(f"backbone.{norm}", shape[0], counts=False)}
-    shapes |= _neck(config, norm="norm", bias=True) | _general_transformer("transformer", config)
+    for conv, batch, shape in resnet(config, detectron2=True):
+        shapes |= {f"backbone.{conv}.weight": shape, **batch_norm(f"backbone.{batch}", shape[0], counts=False)}
+    shapes |= neck(config, norm_name="norm", bias=True)
+    shapes |= general_transformer("transformer", config) | _starts("transformer", config)
     for i in range(config.num_decoder_layers + config.two_stage):
         prefixes = ["", "transformer.decoder."] if config.with_box_refine else [""]
         for prefix in prefixes:
             for j, channels in enumerate((d, d, 4)):
-                shapes |= _linear(f"{prefix}bbox_embed.{i}.layers.{j}", d, channels)
+                shapes |= linear(f"{prefix}bbox_embed.{i}.layers.{j}", d, channels)
         for prefix in ["", "transformer.decoder."] if config.two_stage else [""]:
-            shapes |= _linear(f"{prefix}class_embed.{i}", d, config.num_classes)
+            shapes |= linear(f"{prefix}class_embed.{i}", d, config.num_classes)
     if not config.two_stage:
         shapes["query_embedding.weight"] = (config.num_queries, 2 * d)
     return shapes
@@ -72,7 +74,7 @@ FOREIGN_NAMES: dict[str, Callable[[DeformableDETRConfig], Shapes]] = {
 }
 
 
-def _resnet(config: DeformableDETRConfig, *, detectron2: bool) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+def resnet(config: DeformableDETRConfig, *, detectron2: bool) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Give the names of every convolution and of the norm after it, and the convolution's shape."""
     assert isinstance(config.backbone, ResNetConfig)
     blocks, expansion = {"resnet18": ((2, 2, 2, 2), 1), "resnet50": ((3, 4, 6, 3), 4)}[config.backbone.name]
@@ -95,7 +97,7 @@ def _resnet(config: DeformableDETRConfig, *, detectron2: bool) -> Iterator[tuple
             channels = out
 
 
-def _neck(config: DeformableDETRConfig, *, norm: str, bias: bool) -> Shapes:
+def neck(config: DeformableDETRConfig, *, norm_name: str, bias: bool) -> Shapes:
     assert isinstance(config.backbone, ResNetConfig)
     widths = [64 << stage for stage in range(1, 4)]
     if config.backbone.name == "resnet50":
@@ -110,73 +112,79 @@ def _neck(config: DeformableDETRConfig, *, norm: str, bias: bool) -> Shapes:
         shapes[f"{name}.conv.weight"] = (config.d_model, channels, kernel, kernel)
         if bias:
             shapes[f"{name}.conv.bias"] = (config.d_model,)
-        shapes |= _norm(f"{name}.{norm}", config.d_model)
+        shapes |= norm(f"{name}.{norm_name}", config.d_model)
     return shapes
 
 
-def _general_transformer(prefix: str, config: DeformableDETRConfig) -> Shapes:
+def general_transformer(prefix: str, config: DeformableDETRConfig) -> Shapes:
     """List a transformer made of layers that are lists of attentions, feed-forward layers and norms."""
     d = config.d_model
     shapes: Shapes = {f"{prefix}.level_embeds": (config.num_feature_levels, d)}
     for i in range(config.num_encoder_layers):
         layer = f"{prefix}.encoder.layers.{i}"
-        shapes |= _deformable_attention(f"{layer}.attentions.0", config, config.enc_n_points)
-        shapes |= _feed_forward(f"{layer}.ffns.0", config) | _norms(f"{layer}.norms", 2, d)
+        shapes |= deformable_attention(f"{layer}.attentions.0", config, config.enc_n_points)
+        shapes |= feed_forward(f"{layer}.ffns.0", config) | norms(f"{layer}.norms", 2, d)
     for i in range(config.num_decoder_layers):
         layer = f"{prefix}.decoder.layers.{i}"
-        shapes |= _attention(f"{layer}.attentions.0.attn", d)
-        shapes |= _deformable_attention(f"{layer}.attentions.1", config, config.dec_n_points)
-        shapes |= _feed_forward(f"{layer}.ffns.0", config) | _norms(f"{layer}.norms", 3, d)
-    if config.two_stage:
-        shapes |= _linear(f"{prefix}.enc_output", d, d) | _norm(f"{prefix}.enc_output_norm", d)
-        shapes |= _linear(f"{prefix}.pos_trans", 2 * d, 2 * d) | _norm(f"{prefix}.pos_trans_norm", 2 * d)
-    else:
-        shapes |= _linear(f"{prefix}.reference_points", d, 2)
+        shapes |= attention(f"{layer}.attentions.0.attn", d)
+        shapes |= deformable_attention(f"{layer}.attentions.1", config, config.dec_n_points)
+        shapes |= feed_forward(f"{layer}.ffns.0", config) | norms(f"{layer}.norms", 3, d)
     return shapes
 
 
-def _branches(config: DeformableDETRConfig) -> Shapes:
+def _starts(prefix: str, config: DeformableDETRConfig) -> Shapes:
+    """List what gives the queries of a Deformable DETR, in such a transformer."""
+    d, shapes = config.d_model, {}
+    if config.two_stage:
+        shapes |= linear(f"{prefix}.enc_output", d, d) | norm(f"{prefix}.enc_output_norm", d)
+        shapes |= linear(f"{prefix}.pos_trans", 2 * d, 2 * d) | norm(f"{prefix}.pos_trans_norm", 2 * d)
+    else:
+        shapes |= linear(f"{prefix}.reference_points", d, 2)
+    return shapes
+
+
+def branches(config: DeformableDETRConfig) -> Shapes:
     d, shapes = config.d_model, {}
     for i in range(config.num_decoder_layers + config.two_stage):
-        shapes |= _linear(f"bbox_head.cls_branches.{i}", d, config.num_classes)
+        shapes |= linear(f"bbox_head.cls_branches.{i}", d, config.num_classes)
         for place, channels in ((0, d), (2, d), (4, 4)):
-            shapes |= _linear(f"bbox_head.reg_branches.{i}.{place}", d, channels)
+            shapes |= linear(f"bbox_head.reg_branches.{i}.{place}", d, channels)
     return shapes
 
 
-def _deformable_attention(name: str, config: DeformableDETRConfig, n_points: int) -> Shapes:
+def deformable_attention(name: str, config: DeformableDETRConfig, n_points: int) -> Shapes:
     d, samples = config.d_model, config.n_heads * config.num_feature_levels * n_points
     return {
-        **_linear(f"{name}.sampling_offsets", d, 2 * samples),
-        **_linear(f"{name}.attention_weights", d, samples),
-        **_linear(f"{name}.value_proj", d, d),
-        **_linear(f"{name}.output_proj", d, d),
+        **linear(f"{name}.sampling_offsets", d, 2 * samples),
+        **linear(f"{name}.attention_weights", d, samples),
+        **linear(f"{name}.value_proj", d, d),
+        **linear(f"{name}.output_proj", d, d),
     }
 
 
-def _attention(name: str, d: int) -> Shapes:
-    return {f"{name}.in_proj_weight": (3 * d, d), f"{name}.in_proj_bias": (3 * d,), **_linear(f"{name}.out_proj", d, d)}
+def attention(name: str, d: int) -> Shapes:
+    return {f"{name}.in_proj_weight": (3 * d, d), f"{name}.in_proj_bias": (3 * d,), **linear(f"{name}.out_proj", d, d)}
 
 
-def _feed_forward(name: str, config: DeformableDETRConfig) -> Shapes:
+def feed_forward(name: str, config: DeformableDETRConfig) -> Shapes:
     return {
-        **_linear(f"{name}.layers.0.0", config.d_model, config.d_ffn),
-        **_linear(f"{name}.layers.1", config.d_ffn, config.d_model),
+        **linear(f"{name}.layers.0.0", config.d_model, config.d_ffn),
+        **linear(f"{name}.layers.1", config.d_ffn, config.d_model),
     }
 
 
-def _linear(name: str, channels: int, out: int) -> Shapes:
+def linear(name: str, channels: int, out: int) -> Shapes:
     return {f"{name}.weight": (out, channels), f"{name}.bias": (out,)}
 
 
-def _norm(name: str, channels: int) -> Shapes:
+def norm(name: str, channels: int) -> Shapes:
     return {f"{name}.weight": (channels,), f"{name}.bias": (channels,)}
 
 
-def _norms(name: str, count: int, channels: int) -> Shapes:
-    return {key: shape for index in range(count) for key, shape in _norm(f"{name}.{index}", channels).items()}
+def norms(name: str, count: int, channels: int) -> Shapes:
+    return {key: shape for index in range(count) for key, shape in norm(f"{name}.{index}", channels).items()}
 
 
-def _batch_norm(name: str, channels: int, *, counts: bool) -> Shapes:
+def batch_norm(name: str, channels: int, *, counts: bool) -> Shapes:
     parts: Shapes = {f"{name}.{part}": (channels,) for part in ("weight", "bias", "running_mean", "running_var")}
     return {**parts, **({f"{name}.num_batches_tracked": ()} if counts else {})}

@@ -14,7 +14,8 @@ from deformdetr.integrations import COCO_CATEGORY_IDS, CheckpointFormat, Convers
 class Convert(BaseModel):
     """Convert a checkpoint to the names and the layout of another implementation.
 
-    The format of SOURCE is recognised. What the other format has no place for is listed with its size.
+    The format of SOURCE is recognized. Where the other format has no place for something, that is listed with its
+    size, and nothing is written unless --allow_loss is given.
     """
 
     source: CliPositionalArg[Path] = Field(description="A .safetensors file, or one that torch.save has written.")
@@ -27,6 +28,12 @@ class Convert(BaseModel):
     backbone: Literal["timm_backbone", "resnet"] = Field(
         default="timm_backbone", description="Which ResNet a model of transformers has: timm's, or its own."
     )
+    share_heads: bool | None = Field(
+        default=None, description="Whether decoder layers share their heads, where SOURCE does not tell."
+    )
+    allow_loss: CliToggleFlag[bool] = Field(
+        default=False, description="Go on without what the other format has no place for."
+    )
     force: CliToggleFlag[bool] = Field(default=False, description="Replace TARGET if it exists.")
 
     def execute(self) -> int:
@@ -38,6 +45,8 @@ class Convert(BaseModel):
             overwrite=self.force,
             classes=COCO_CATEGORY_IDS if self.coco_91_to_80 else None,
             backbone=self.backbone,
+            share_heads=self.share_heads,
+            allow_loss=self.allow_loss,
         )
         _show(report)
         print(f"{self.target}: {self.target.stat().st_size / 1e6:.1f} MB")
@@ -46,7 +55,11 @@ class Convert(BaseModel):
 
 def _show(report: ConversionReport) -> None:
     console = Console(highlight=False)
-    console.print(f"recognised: {report.source}, {report.model}", markup=False)
+    console.print(f"recognized: {report.source}, {report.model}", markup=False)
+    if report.place:
+        console.print(f"weights from {report.place}", markup=False)
+    if report.left_aside:
+        console.print(f"other weights left aside: {'; '.join(report.left_aside)}", markup=False)
     steps = Table("step", "entries before", "after")
     for column in steps.columns[1:]:
         column.justify = "right"

@@ -19,10 +19,8 @@ from deformdetr.data import (
     ShapesConfig,
     build_dataset,
     draw_shapes,
-    eval_transforms,
     load_image,
-    make_sample,
-    split_sample,
+    prepare_for_evaluation,
 )
 from deformdetr.engine import load_run
 from deformdetr.integrations.export import ExportReport, Sampling, export_onnx
@@ -62,7 +60,7 @@ class Export(BaseModel):
             sampling=self.sampling,
             opset=self.opset,
             postprocess=checkpoint.experiment.model.build_postprocess() if self.postprocess else None,
-            images=[_prepare(load_image(path), data, data.eval_short_side) for path in self.images]
+            images=[prepare_for_evaluation(load_image(path), data) for path in self.images]
             or _own_images(data, checkpoint.label_map),
             tolerance=self.tolerance,
             metadata={
@@ -76,13 +74,6 @@ class Export(BaseModel):
         )
         _show(report)
         return 0
-
-
-def _prepare(image: Tensor, data: AnyDataConfig, short_side: int | None) -> Float[Tensor, "3 _ _"]:
-    """Resize and normalise an image as in evaluation."""
-    transforms = eval_transforms(short_side, data.eval_max_size, data.image_mean, data.image_std)
-    empty = make_sample(image, image.new_zeros(0, 4).float(), image.new_zeros(0).long())
-    return split_sample(transforms(empty))[0]
 
 
 def _own_images(data: AnyDataConfig, label_map: LabelMap) -> list[Float[Tensor, "3 _ _"]]:
@@ -102,8 +93,9 @@ def _shapes(data: AnyDataConfig) -> list[Float[Tensor, "3 _ _"]]:
     """Draw pictures of shapes in small sizes, which compare as much as large ones and sooner."""
     config = ShapesConfig(num_val=len(_SIZES), image_size=max(max(size) for size in _SIZES))
     _, pictures = draw_shapes(config, "val")
+    unresized = data.replace(eval_short_side=None)
     return [
-        _prepare(picture[:, :height, :width], data, None)
+        prepare_for_evaluation(picture[:, :height, :width], unresized)
         for picture, (height, width) in zip(pictures, _SIZES, strict=True)
     ]
 

@@ -1,13 +1,13 @@
 """Description of backbones from timm."""
 
 from pathlib import Path
-from pickle import UnpicklingError
 from textwrap import shorten
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from deformdetr._files import expand_path, reading_tensors
 from deformdetr.config._base import Config
 from deformdetr.nn import FeatureBackbone
 
@@ -63,6 +63,7 @@ class TimmConfig(Config):
         if len(indices) != len(out_layers):
             raise ValueError(f"the model takes {len(out_layers)} feature maps, but out_indices are {indices}")
         options: dict[str, Any] = dict(self.options)
+        state = None if self.weights in (None, "DEFAULT") else _read_weights(expand_path(self.weights))
         # The getter keeps the network's own names, and gives channels before height and width whatever the network.
         body: Any = timm.create_model(
             self.name,
@@ -72,8 +73,8 @@ class TimmConfig(Config):
             out_indices=indices,
             **options,
         )
-        if self.weights not in (None, "DEFAULT"):
-            _load_weights(body, self.name, Path(self.weights).expanduser())
+        if state is not None:
+            _load_weights(body, f"weights ({self.weights}) do not fit {self.name}", state)
         return FeatureBackbone(
             body,
             channels=body.feature_info.channels(),
@@ -82,23 +83,23 @@ class TimmConfig(Config):
         )
 
 
-def _load_weights(body: nn.Module, name: str, path: Path) -> None:
-    """Load what the features need; the classifier may be of any size, or absent."""
+def _read_weights(path: Path) -> dict[str, Tensor]:
     from timm.models import load_state_dict
 
-    if not path.is_file():
-        raise FileNotFoundError(f"there are no weights {path}")
-    try:
+    with reading_tensors(path):
         state: dict[str, Tensor] = load_state_dict(str(path), weights_only=True)
-    except (UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(f"weights ({path}) cannot be read: {shorten(str(error), 200)}") from error
+    return state
+
+
+def _load_weights(body: nn.Module, refusal: str, state: dict[str, Tensor]) -> None:
+    """Load what the features need; the classifier may be of any size, or absent."""
     prefix = "model."
     needed = [key.removeprefix(prefix) for key in body.state_dict()]
     missing = [key for key in needed if key not in state]
     if missing:
-        raise ValueError(f"weights ({path}) do not fit {name}: {len(missing)} are missing, such as {missing[0]}")
+        raise ValueError(f"{refusal}: {len(missing)} are missing, such as {missing[0]}")
     try:
         body.load_state_dict({prefix + key: state[key] for key in needed})
     except RuntimeError as error:
         reasons = "; ".join(shorten(line, 200) for line in str(error).splitlines()[1:4])
-        raise ValueError(f"weights ({path}) do not fit {name}: {reasons}") from error
+        raise ValueError(f"{refusal}: {reasons}") from error

@@ -1,5 +1,6 @@
 """Detection datasets: COCO-format files and synthetic shapes, checked, augmented and batched."""
 
+from deformdetr._files import expand_path
 from deformdetr.data._annotations import Annotations, DatasetReport
 from deformdetr.data._check import CheckReport, check
 from deformdetr.data._coco import read_coco
@@ -8,7 +9,6 @@ from deformdetr.data._dataset import Datasets, DetectionDataset, build_dataset, 
 from deformdetr.data._errors import DatasetError
 from deformdetr.data._images import ImageArray, ImageFiles, load_image
 from deformdetr.data._loader import build_loader, collate
-from deformdetr.data._paths import expand_path
 from deformdetr.data._sampler import SeededIndex, SeededSampler
 from deformdetr.data._shapes import draw_shapes, write_shapes
 from deformdetr.data._transforms import (
@@ -17,10 +17,11 @@ from deformdetr.data._transforms import (
     Sample,
     eval_transforms,
     make_sample,
-    resized_size,
+    prepare_for_evaluation,
     split_sample,
     train_transforms,
 )
+from deformdetr.models import resized_size
 
 __all__ = [
     "Annotations",
@@ -51,6 +52,7 @@ __all__ = [
     "expand_path",
     "load_image",
     "make_sample",
+    "prepare_for_evaluation",
     "read_coco",
     "resized_size",
     "split_sample",

@@ -7,14 +7,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from deformdetr.config import Config
+from deformdetr.models import IMAGENET_MEAN, IMAGENET_STD
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Split = Literal["train", "val"]
 Channels = tuple[float, float, float]
 PositiveChannels = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-
-IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
-IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
 
 class LabelMap(Config):

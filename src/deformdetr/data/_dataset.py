@@ -9,12 +9,12 @@ from pycocotools.coco import COCO
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from deformdetr._files import FileError, expand_path
 from deformdetr.data._annotations import Annotations, DatasetReport
 from deformdetr.data._coco import read_coco
 from deformdetr.data._config import AnyDataConfig, DataConfig, LabelMap, ShapesConfig, Split
 from deformdetr.data._errors import DatasetError, dataset_error
 from deformdetr.data._images import ImageArray, ImageFiles
-from deformdetr.data._paths import expand_path
 from deformdetr.data._sampler import SeededIndex
 from deformdetr.data._shapes import draw_shapes
 from deformdetr.data._transforms import (
@@ -178,7 +178,10 @@ def _coco_dataset(config: DataConfig, split: Split, label_map: LabelMap | None, 
         if split == "train"
         else (config.val_images, config.val_annotations)
     )
-    folder, file = (expand_path(path) for path in written)
+    try:
+        folder, file = (expand_path(path) for path in written)
+    except FileError as error:
+        raise DatasetError(str(error)) from error
     annotations = read_coco(
         folder,
         file,

@@ -1,6 +1,5 @@
 """The entries of a COCO annotation file, checked one by one."""
 
-import json
 import math
 import os
 import stat
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
 
+from deformdetr._files import FileError, read_json
 from deformdetr.data._errors import DatasetError
 
 _INT64 = range(-(2**63), 2**63)
@@ -53,17 +53,9 @@ def load_document(path: Path) -> dict[str, Any]:
         DatasetError: If it cannot be read, is empty, no JSON or not COCO's, or lists no images.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path}: is not JSON: {error}") from error
-    if not text.strip():
-        raise DatasetError(f"{path}: the file is empty")
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: is not JSON: {error}") from error
+        document = read_json(path)
+    except (FileError, FileNotFoundError) as error:
+        raise DatasetError(str(error)) from error
     if not isinstance(document, dict):
         raise DatasetError(
             f"{path}: is not a COCO annotation file: it holds a {type(document).__name__}, not an object"

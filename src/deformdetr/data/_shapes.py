@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float64, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from deformdetr._files import replacing, write_text
 from deformdetr.data._annotations import Annotations, DatasetReport
 from deformdetr.data._config import DataConfig, LabelMap, ShapesConfig, Split
 from deformdetr.data._segmentations import Segmentations, encode
@@ -78,17 +79,19 @@ def write_shapes(config: ShapesConfig, folder: Path) -> DataConfig:
     """Write both splits as PNG files and COCO annotations with masks, and give the config that reads them back.
 
     The files are `train/*.png`, `train.json`, `val/*.png` and `val.json`; existing ones are replaced.
+
+    Raises:
+        OSError: If a file cannot be written.
     """
     splits: tuple[Split, Split] = ("train", "val")
     for split in splits:
         annotations, pictures = draw_shapes(config, split, masks=True)
         (folder / split).mkdir(parents=True, exist_ok=True)
         for name, picture in zip(annotations.file_names, pictures, strict=True):
-            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / split / name, compress_level=1)
-        # Renamed into place, so that an interrupted run leaves no annotations of pictures that are not there.
-        unfinished = folder / f"{split}.json.part"
-        unfinished.write_text(json.dumps(annotations.to_coco()), encoding="utf-8")
-        unfinished.replace(folder / f"{split}.json")
+            with replacing(folder / split / name) as unfinished:
+                Image.fromarray(picture.permute(1, 2, 0).numpy()).save(unfinished, format="png", compress_level=1)
+        # Last, so that an interrupted run leaves no annotations of pictures that are not there.
+        write_text(folder / f"{split}.json", json.dumps(annotations.to_coco()))
     return DataConfig(
         train_images=folder / "train",
         train_annotations=folder / "train.json",

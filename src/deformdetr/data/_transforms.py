@@ -15,7 +15,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from deformdetr.boxes import xyxy_to_cxcywh
-from deformdetr.data._config import AugmentConfig
+from deformdetr.data._config import AnyDataConfig, AugmentConfig
+from deformdetr.models import normalize_image, prepare_image, resize_image, resized_size
 from deformdetr.structures import Target
 
 
@@ -64,18 +65,6 @@ def split_sample(sample: Sample) -> tuple[Real[Tensor, "3 height width"], Target
     return image, target
 
 
-def resized_size(height: int, width: int, short_side: int, max_size: int | None) -> tuple[int, int]:
-    """Give (height, width) after resizing as DETR does: the aspect is kept up to rounding.
-
-    The shorter side becomes `short_side`, or what keeps the longer side within `max_size` up to rounding.
-    """
-    shorter, longer = min(height, width), max(height, width)
-    if max_size is not None and longer * short_side > max_size * shorter:
-        short_side = max(1, round(max_size * shorter / longer))
-    long_side = short_side * longer // shorter
-    return (short_side, long_side) if height <= width else (long_side, short_side)
-
-
 class ResizeShortSide:
     """Resize to a shorter side drawn from `short_sides`: images with antialiasing, masks by the nearest pixel.
 
@@ -98,7 +87,7 @@ class ResizeShortSide:
         height, width = sample["image"].shape[-2:]
         size = resized_size(height, width, drawn, self.max_size)
         resized: Sample = {
-            "image": F.resize(sample["image"], size, antialias=True),
+            "image": tv_tensors.Image(resize_image(sample["image"].as_subclass(Tensor), size)),
             "boxes": F.resize(sample["boxes"], size),
             "labels": sample["labels"],
         }
@@ -161,7 +150,7 @@ def train_transforms(augment: AugmentConfig, mean: Sequence[float], std: Sequenc
         steps.append(v2.RandomChoice([v2.Compose(crop), _chain(resize)], p=[chance, 1 - chance]))
     else:
         steps.extend(resize)
-    return v2.Compose([*steps, *_normalise(mean, std)])  # type: ignore[no-any-return]
+    return v2.Compose([*steps, _Normalize(mean, std)])  # type: ignore[no-any-return]
 
 
 def eval_transforms(
@@ -169,7 +158,18 @@ def eval_transforms(
 ) -> SampleTransform:
     """Resize to one shorter side (`None` keeps the size) and normalise."""
     resize = _resize(() if short_side is None else (short_side,), max_size)
-    return v2.Compose([*resize, *_normalise(mean, std)])  # type: ignore[no-any-return]
+    return v2.Compose([*resize, _Normalize(mean, std)])  # type: ignore[no-any-return]
+
+
+def prepare_for_evaluation(image: UInt8[Tensor, "3 _height _width"], config: AnyDataConfig) -> Float32[Tensor, "3 _ _"]:
+    """Return an image as `eval_transforms` with a dataset's settings makes it."""
+    return prepare_image(
+        image,
+        short_side=config.eval_short_side,
+        max_size=config.eval_max_size,
+        mean=config.image_mean,
+        std=config.image_std,
+    )
 
 
 def _resize(short_sides: Sequence[int], max_size: int | None) -> list[Callable[..., Any]]:
@@ -181,5 +181,13 @@ def _chain(steps: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
     return v2.Compose(steps) if steps else v2.Identity()  # type: ignore[no-any-return]
 
 
-def _normalise(mean: Sequence[float], std: Sequence[float]) -> list[Callable[..., Any]]:
-    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+class _Normalize:
+    """Scale images to [0, 1] and normalize them."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self._mean = tuple(mean)
+        self._std = tuple(std)
+
+    def __call__(self, sample: Sample) -> Sample:
+        image = normalize_image(sample["image"].as_subclass(Tensor), self._mean, self._std)
+        return {**sample, "image": tv_tensors.Image(image)}

@@ -1,21 +1,33 @@
 """What a run saves: everything to predict with, and for the last one everything to go on training with."""
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor
 
+from deformdetr._files import FileError, read_tensor_file, write_tensor_file
 from deformdetr.data import LabelMap
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import RunError
-from deformdetr.engine._files import write_atomically
 from deformdetr.models import DETR, DeformableDETR
 
 _FORMAT = 1
+
+
+class _Content(BaseModel):
+    """What a file holds; fields are those of `Checkpoint`."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, strict=True)
+
+    model: dict[str, Tensor]
+    experiment: Experiment
+    label_map: LabelMap
+    epoch: NonNegativeInt
+    step: NonNegativeInt
+    metrics: dict[str, Any]
+    training: dict[str, Any] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +54,11 @@ class Checkpoint:
     training: dict[str, Any] | None = None
 
     def save(self, path: Path) -> None:
-        """Write the file atomically; it holds tensors and plain values only, so that it loads with `weights_only`."""
+        """Write the file atomically; it holds tensors and plain values only, so that it loads with `weights_only`.
+
+        Raises:
+            OSError: If the file cannot be written; an older one is left as it was.
+        """
         content = {
             "format": _FORMAT,
             "model": self.model,
@@ -53,7 +69,7 @@ class Checkpoint:
             "metrics": self.metrics,
             "training": self.training,
         }
-        write_atomically(path, lambda file: torch.save(content, file))
+        write_tensor_file(content, path)
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
@@ -63,37 +79,43 @@ class Checkpoint:
             RunError: If it cannot be read, or is not such a file.
         """
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except OSError as error:
-            raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise RunError(f"{path}: is not a checkpoint: {error}") from error
+            content = read_tensor_file(path)
+        except (FileError, FileNotFoundError) as error:
+            raise RunError(str(error)) from error
         if not isinstance(content, dict) or "experiment" not in content:
             raise RunError(
                 f"{path}: is not the checkpoint of a run; to train from the weights of another, name it in "
                 "train.init_checkpoint"
             )
-        if content["format"] != _FORMAT:
-            raise RunError(f"{path}: has format {content['format']}, but this version reads format {_FORMAT}")
+        version = content.get("format")
+        if not isinstance(version, int) or version != _FORMAT:
+            raise RunError(f"{path}: has format {version!r:.80}, but this version reads format {_FORMAT}")
         try:
-            return cls(
-                model=content["model"],
-                experiment=Experiment.model_validate(content["experiment"]),
-                label_map=LabelMap.model_validate(content["label_map"]),
-                epoch=content["epoch"],
-                step=content["step"],
-                metrics=content["metrics"],
-                training=content["training"],
-            )
-        except (KeyError, ValidationError) as error:
-            raise RunError(f"{path}: is not a checkpoint that this version reads: {error}") from error
+            fields = dict(_Content.model_validate(content))
+        except RecursionError as error:
+            raise RunError(f"{path}: is not a checkpoint of a run: it is nested too deeply") from error
+        except ValidationError as error:
+            first, *others = error.errors(include_url=False, include_input=False)
+            where = ".".join(map(str, first["loc"]))
+            more = f", and {len(others)} more" if others else ""
+            raise RunError(
+                f"{path}: is not a checkpoint that this version reads: {where}: {first['msg']}{more}"
+            ) from error
+        return cls(**fields)
 
     def build(self) -> DeformableDETR | DETR:
-        """Build the model with the saved weights, in evaluation mode."""
+        """Build the model with the saved weights, in evaluation mode.
+
+        Raises:
+            RunError: If the weights are not those of the model that `experiment` describes.
+        """
         # The weights that the backbone started from are replaced anyway, and may be gone.
         config = self.experiment.model
         if getattr(config.backbone, "weights", None) is not None:
             config = config.replace(backbone=config.backbone.replace(weights=None))
         model = config.build()
-        model.load_state_dict(self.model)
+        try:
+            model.load_state_dict(self.model)
+        except RuntimeError as error:
+            raise RunError(f"the checkpoint's weights do not fit the model that it describes: {error}") from error
         return model.eval()

@@ -100,7 +100,7 @@ def _complete_model(model: Any) -> Any:
     given = dict(model)
     name = given.pop("preset", None)
     default = DETRConfig() if given.get("kind") == "detr" else DeformableDETRConfig()
-    base = default if name is None else preset(name)
+    base = default if name is None else preset(str(name))
     return merge(base.model_dump(mode="json", exclude={"num_classes"}), given)
 
 

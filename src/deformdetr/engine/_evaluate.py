@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from deformdetr._files import write_text
 from deformdetr.data import AnyDataConfig, DataConfig, DetectionDataset, LabelMap, build_dataset
 from deformdetr.engine._errors import RunError
 from deformdetr.engine._experiment import validate_experiment
-from deformdetr.engine._files import write_text_atomically
 from deformdetr.engine._learner import autocast
 from deformdetr.engine._overrides import merge
 from deformdetr.engine._processes import Processes
@@ -178,7 +178,7 @@ def evaluate_run(
             "data": dataset.report.source,
             **evaluation.metrics,
         }
-        write_text_atomically(output or path.parent / "evaluation.json", json.dumps(record, indent=2) + "\n")
+        write_text(output or path.parent / "evaluation.json", json.dumps(record, indent=2) + "\n")
     return evaluation
 
 

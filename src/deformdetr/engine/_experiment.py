@@ -1,17 +1,16 @@
 """Reading experiments from files, and completing them with what their dataset decides."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from deformdetr._files import FileError, read_mapping
 from deformdetr.config import preset, preset_names
 from deformdetr.data import DataConfig, LabelMap
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import ConfigError
-from deformdetr.engine._extras import require_train_extra
 from deformdetr.engine._overrides import differences, merge
 from deformdetr.engine._settings import describe
 
@@ -20,13 +19,17 @@ def read_experiment(path: Path, overrides: Mapping[str, Any] | None = None) -> E
     """Read an experiment from a YAML or JSON file, put overrides over it, and validate the result.
 
     Args:
-        path: The file; a name that ends in `.json` is JSON.
+        path: The file, by its suffix `.yaml`, `.yml` or `.json`.
         overrides: Nested mappings like the file's; they take precedence.
 
     Raises:
         ConfigError: If the file cannot be read, or the settings are not valid; the message names every wrong one.
     """
-    return validate_experiment(merge(read_mapping(path), overrides or {}), source=str(path))
+    try:
+        settings = read_mapping(path)
+    except (FileError, FileNotFoundError) as error:
+        raise ConfigError(str(error)) from error
+    return validate_experiment(merge(settings, overrides or {}), source=str(path))
 
 
 def validate_experiment(settings: Mapping[str, Any], *, source: str) -> Experiment:
@@ -39,27 +42,6 @@ def validate_experiment(settings: Mapping[str, Any], *, source: str) -> Experime
         return Experiment.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(f"{source}: {describe(error, Experiment)}") from error
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a YAML or JSON file that holds a mapping.
-
-    Raises:
-        ConfigError: If it cannot be read, or holds something else.
-    """
-    require_train_extra()
-    import yaml
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds {content!r:.60}, but settings by name are needed (`train: ...`)")
-    return content
 
 
 def resolve(experiment: Experiment, label_map: LabelMap) -> Experiment:

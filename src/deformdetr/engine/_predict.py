@@ -5,21 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict
 
-import torch
-from torch import Tensor
-
-from deformdetr.data import (
-    AnyDataConfig,
-    DatasetError,
-    LabelMap,
-    eval_transforms,
-    load_image,
-    make_sample,
-    split_sample,
-)
+from deformdetr._files import write_text
+from deformdetr.data import DatasetError, LabelMap, load_image, prepare_for_evaluation
 from deformdetr.engine._errors import PredictionError
 from deformdetr.engine._evaluate import MASK_THRESHOLD, detect
-from deformdetr.engine._files import write_text_atomically
 from deformdetr.engine._processes import Processes
 from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._run_directory import load_run
@@ -94,7 +83,7 @@ def predict(
                 display.say(f"skipped: {error}")
                 continue
             height, width = image.shape[1:]
-            batch = ImageBatch.from_images([_prepare(image, checkpoint.experiment.data)])
+            batch = ImageBatch.from_images([prepare_for_evaluation(image, checkpoint.experiment.data)])
             (found,) = detect(
                 model,
                 postprocess,
@@ -116,7 +105,7 @@ def predict(
             save_image(drawn, picture)
             display.update(done, status=f"{int(keep.sum())} in {file.name}")
     content = {"run": str(run), "threshold": threshold, "images": result.images, "skipped": result.skipped}
-    write_text_atomically(out_dir / "predictions.json", json.dumps(content, indent=1) + "\n")
+    write_text(out_dir / "predictions.json", json.dumps(content, indent=1) + "\n")
     return result
 
 
@@ -160,13 +149,6 @@ def _name_pictures(files: Sequence[Path], out_dir: Path) -> list[Path]:
     if overwritten:
         raise PredictionError(f"{min(overwritten)} would be replaced by a picture: choose another folder to write to")
     return pictures
-
-
-def _prepare(image: Tensor, data: AnyDataConfig) -> Tensor:
-    """Resize and normalise an image as in evaluation."""
-    transforms = eval_transforms(data.eval_short_side, data.eval_max_size, data.image_mean, data.image_std)
-    empty = make_sample(image, image.new_zeros(0, 4, dtype=torch.float32), image.new_zeros(0, dtype=torch.int64))
-    return split_sample(transforms(empty))[0]
 
 
 def _listed(file: Path, size: tuple[int, int], found: Detections, label_map: LabelMap) -> ImageDetections:

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deformdetr._files import write_mapping, write_text
 from deformdetr.engine._checkpoint import Checkpoint
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import RunError
 from deformdetr.engine._experiment import changes_that_matter
-from deformdetr.engine._files import write_text_atomically
 
 
 class RunDirectory:
@@ -76,30 +76,31 @@ class RunDirectory:
 
     def create(self, experiment: Experiment, environment: Mapping[str, Any], *, epoch: int) -> None:
         """Make the directory with config and environment; drop metrics of epochs after `epoch`, which run again."""
-        import yaml
-
         self.path.mkdir(parents=True, exist_ok=True)
-        settings = experiment.model_dump(mode="json")
-        write_text_atomically(self.config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-        write_text_atomically(self.environment, json.dumps(environment, indent=2) + "\n")
-        kept = [row for row in self.read_metrics() if row["epoch"] <= epoch]
-        write_text_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+        write_mapping(self.config, experiment.model_dump(mode="json"))
+        write_mapping(self.environment, environment)
+        self._write_metrics([row for row in self.read_metrics() if row["epoch"] <= epoch])
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self._write_metrics([*self.read_metrics(), row])
+
+    def _write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Give all complete lines; an interrupted run may have left part of one at the end."""
+        """Return all lines up to the first that is no epoch's: other software may have cut or changed the file."""
         if not self.metrics.exists():
             return []
         rows = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics.read_bytes().splitlines():
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
                 break
+            if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+                break
+            rows.append(row)
         return rows
 
 

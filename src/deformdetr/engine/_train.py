@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from deformdetr.data import Datasets, build_datasets, expand_path
+from deformdetr._files import FileError, expand_path
+from deformdetr.data import Datasets, build_datasets
 from deformdetr.engine._checkpoint import Checkpoint
 from deformdetr.engine._config import Experiment
+from deformdetr.engine._errors import ConfigError, RunError
 from deformdetr.engine._evaluate import MASK_THRESHOLD, Evaluation, evaluate
 from deformdetr.engine._experiment import resolve
 from deformdetr.engine._learner import Learner
@@ -52,11 +54,13 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
         resume: Whether to go on with the run in the directory, after its last saved epoch; without one, from the start.
 
     Raises:
-        ConfigError: If model and dataset do not fit together.
+        ConfigError: If model and dataset do not fit together, or a variable in `train.init_checkpoint` is not set.
         DatasetError: If the dataset cannot be trained on, or an image turns out to be unreadable.
         RunError: If the directory holds something else.
         TrainingError: If a loss or a gradient is not finite.
         CheckpointError: If `train.init_checkpoint` does not fit the model.
+        FileNotFoundError: If there is no such file.
+        OSError: If the run cannot be written; what was saved before is intact.
     """
     processes = Processes(has_unused_parameters=not experiment.model.aux_loss)
     datasets = build_datasets(experiment.data, masks=experiment.model.masks)
@@ -108,8 +112,11 @@ class _Training:
         self._learner = Learner(model, experiment.model.build_criterion(), self._config, processes)
         self._postprocess = experiment.model.build_postprocess(mask_threshold=MASK_THRESHOLD)
         if checkpoint is not None and checkpoint.training is not None:
-            self._learner.load_state(checkpoint.training["learner"])
-            self._best = checkpoint.training["best"]
+            try:
+                self._learner.load_state(checkpoint.training["learner"])
+                self._best = checkpoint.training["best"]
+            except (LookupError, TypeError, ValueError) as error:
+                raise RunError(f"{run.last}: does not hold the state of this run's training: {error}") from error
 
     def run(self) -> TrainResult:
         """Go through the epochs that are left."""
@@ -242,7 +249,11 @@ def _build(experiment: Experiment, checkpoint: Checkpoint | None) -> tuple[Defor
     source = experiment.train.init_checkpoint
     if source is None:
         return model, []
-    report = load_checkpoint(model, expand_path(source), drop_class_head=True, new_mask_head=True)
+    try:
+        path = expand_path(source)
+    except FileError as error:
+        raise ConfigError(f"train.init_checkpoint: {error}") from error
+    report = load_checkpoint(model, path, drop_class_head=True, new_mask_head=True)
     return model, [f"{source}: {report}"]
 
 

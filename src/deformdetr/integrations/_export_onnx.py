@@ -4,7 +4,6 @@ import copy
 import importlib
 import importlib.util
 import logging
-import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
-from torch.utils._pytree import tree_unflatten
 
+from deformdetr import _compat
+from deformdetr._files import check_writable, replacing
 from deformdetr.integrations._export_check import Comparison, FileOutputs, Run, check_batches, compare
-from deformdetr.integrations._export_program import AnyPostProcess, ExportError, export_program
+from deformdetr.integrations._export_program import AnyPostProcess, ExportError, export_program, output_names
 from deformdetr.integrations._export_sampling import Sampling, decompositions
 
 _EXTRA = ("onnx", "onnxruntime", "onnxscript")
@@ -89,11 +89,12 @@ def export_onnx(
         ExportError: If the model cannot be exported, or the file does not compute the same; there is no file then.
         FileExistsError: If there is a file already, which must not be overwritten.
         FileNotFoundError: If there is no such folder.
+        OSError: If the file cannot be written; an older one is left as it was.
         ValueError: If the suffix or the opset is wrong, or there is no image.
     """
     path = Path(path)
     _require_extra()
-    _check_path(path, overwrite=overwrite)
+    check_writable(path, suffixes=[".onnx"], overwrite=overwrite)
     if opset < _OLDEST_OPSET:
         raise ValueError(f"opset must be {_OLDEST_OPSET} or newer, got {opset}")
     if images is not None and not images:
@@ -102,15 +103,11 @@ def export_onnx(
 
     model = copy.deepcopy(model).float().cpu().eval()
     content = _translate(model, postprocess, sampling, opset, metadata or {})
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
+    with replacing(path) as unfinished:
         unfinished.write_bytes(content.SerializeToString())
         run = _load(unfinished)
         comparisons = tuple(compare(model, run, batch, postprocess=postprocess) for batch in batches)
         _judge(comparisons, tolerance)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return ExportReport(
         path=path,
         opset=opset,
@@ -129,15 +126,6 @@ def _require_extra() -> None:
         )
 
 
-def _check_path(path: Path, *, overwrite: bool) -> None:
-    if path.suffix != ".onnx":
-        raise ValueError(f"{path} must end in .onnx")
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise FileExistsError(f"{path} exists already; overwrite=True, or --force, replaces a file")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent}")
-
-
 def _noise() -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(3, *size, generator=generator) for size in ((256, 320), (320, 224))]
@@ -152,8 +140,7 @@ def _translate(
     table = {**decompositions(sampling), torch.ops.aten.upsample_nearest2d.vec: _resize_to_nearest}
     program = export_program(model, postprocess=postprocess).run_decompositions(table)
     inputs = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
-    spec = program.call_spec.out_spec
-    outputs = list(tree_unflatten(range(spec.num_leaves), spec))
+    outputs = output_names(program, postprocess)
     newer = max(opset, _WRITTEN_OPSET)
     with _without_remarks():
         try:
@@ -246,8 +233,7 @@ def _load(path: Path) -> Run:
     import onnx
 
     onnxruntime: Any = importlib.import_module("onnxruntime")
-    state = onnxruntime.capi.onnxruntime_pybind11_state
-    failures = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.NotImplemented, state.RuntimeException)
+    failures = _compat.onnxruntime_failures()
     content = onnx.load(path)
     names = [output.name for output in content.graph.output]
     choices = [node.output[1] for node in content.graph.node if node.op_type == "TopK"]

@@ -1,59 +1,54 @@
 """Whose names a state dict has."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from torch import Tensor
-
-from deformdetr.integrations import _detrex, _hugging_face, _mmdetection, _original
+from deformdetr.integrations import _detrex, _hugging_face, _mmdetection, _original, _own
 from deformdetr.integrations._lineage import CheckpointFormat, Lineage
-from deformdetr.integrations._names import Rename, Rules
-
-
-def _own(original: Lineage, mark: str, further: tuple[str, ...] = ()) -> Lineage:
-    """Describe our own state dicts: the names that have a counterpart in the original, and further ones."""
-    names = (*(rule.ours for rule in original.rules), *further)
-    rules: Rules = tuple(Rename(name, name) for name in names)
-    return Lineage(
-        format="deformdetr", architecture=original.architecture, marks=(mark,), rules=rules, counts_batches=None
-    )
-
 
 LINEAGES = (
-    _own(_original.DEFORMABLE_DETR, "neck.levels.0.conv.weight", further=("queries.class_head", "queries.box_head")),
-    _own(_original.DETR, "query_position.weight"),
-    _original.DEFORMABLE_DETR,
-    _original.DETR,
+    *_own.LINEAGES,
+    *_original.LINEAGES,
     *_hugging_face.LINEAGES,
-    _mmdetection.VERSION_3,
-    _mmdetection.VERSION_2,
-    _detrex.DEFORMABLE_DETR,
+    *_mmdetection.LINEAGES,
+    *_detrex.LINEAGES,
 )
 
 
-def recognise(state_dict: Mapping[str, Tensor]) -> CheckpointFormat:
-    """Tell whose names a state dict has.
+def find_lineages(names: Mapping[str, object]) -> list[tuple[str, Lineage]]:
+    """Find out whose names a state dict has, and which prefix stands before all of them.
 
-    Raises:
-        ValueError: If it has none of the known ones; the message shows a few names.
+    A prefix is told by what follows it: where all marks of a lineage follow, it is no part of their names. The shortest
+    prefix counts, for some implementations' names are others' with a prefix. Models beside each other, such as a
+    student and its teacher, are found each.
+
+    Args:
+        names: The state dict.
+
+    Returns:
+        Prefixes and lineages, fewest parts first.
     """
-    return find_lineage(state_dict).format
+    found: list[tuple[str, Lineage]] = []
+    for prefix in sorted(dict.fromkeys(_possible_prefixes(names)), key=lambda prefix: prefix.count(".")):
+        if any(prefix.startswith(shorter) for shorter, _ in found):
+            continue
+        inside = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+        lineage = next((each for each in LINEAGES if each.recognises(inside)), None)
+        if lineage is not None:
+            found.append((prefix, lineage))
+    return found
 
 
-def find_lineage(state_dict: Mapping[str, Tensor]) -> Lineage:
-    """Find out whose names a state dict has, and of which architecture.
-
-    Raises:
-        ValueError: If it has none of the known ones; the message shows a few names.
-    """
-    for lineage in LINEAGES:
-        if lineage.recognises(state_dict):
-            return lineage
-    some = ", ".join(list(state_dict)[:5]) or "none at all"
-    raise ValueError(f"not a checkpoint of Deformable DETR or DETR in a known format; it has the entries {some}")
+def _possible_prefixes(names: Mapping[str, object]) -> Iterator[str]:
+    firsts = {prefix + lineage.marks[0] for lineage in LINEAGES for prefix in lineage.prefixes()}
+    endings = tuple(f".{first}" for first in firsts)
+    yield ""
+    for name in names:
+        if name.endswith(endings):
+            yield from (name.removesuffix(first) for first in firsts if name.endswith(f".{first}"))
 
 
 def get_lineage(format: CheckpointFormat, architecture: str) -> Lineage:  # noqa: A002 - the word for it.
-    """Give the names that a format has for an architecture.
+    """Return the names that a format has for an architecture.
 
     Raises:
         ValueError: If it has none.

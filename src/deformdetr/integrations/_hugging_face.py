@@ -5,9 +5,12 @@ from typing import Literal
 
 from torch import Tensor
 
+from deformdetr.integrations._changes import DetectorPrefix, NoBatchCounts, SecondNames, SplitProjections
+from deformdetr.integrations._heads import HeadsPerLayer
 from deformdetr.integrations._lineage import Lineage
 from deformdetr.integrations._names import Rename, Rules, within
 from deformdetr.integrations._original import MASK_HEAD
+from deformdetr.integrations._own import architecture_of
 
 _ENCODER = within(
     "encoder.layers.#",
@@ -117,38 +120,39 @@ def _of_version_4(rules: Rules) -> Rules:
     return tuple(Rename(rule.ours, name(rule.theirs)) for rule in rules)
 
 
-def _lineage(architecture: Literal["deformable_detr", "detr"], version: Literal[4, 5]) -> Lineage:
-    rules, mark, heads_repeat = {
-        "deformable_detr": (_DEFORMABLE_DETR, "model.level_embed", True),
-        "detr": (_DETR, "class_labels_classifier.weight", False),
-    }[architecture]
-    has_masks = architecture == "detr"
-    newer = (_RESNET, (*rules, *_MASK_HEAD) if has_masks else rules)
-    older = (_of_version_4(_RESNET), (*_of_version_4(rules), *MASK_HEAD) if has_masks else _of_version_4(rules))
-    resnet, written = newer if version == 5 else older
-    # The other version's names are understood too, alone or mixed in.
-    other = older if version == 5 else newer
+def _deformable_detr(version: Literal[4, 5]) -> Lineage:
+    older, older_resnet = _of_version_4(_DEFORMABLE_DETR), _of_version_4(_RESNET)
+    newest = version == 5
     return Lineage(
-        format="hugging_face_5" if version == 5 else "hugging_face_4",
-        architecture=architecture,
-        marks=(mark, "model.decoder.layers.0.mlp.fc1.weight") if version == 5 else (mark,),
-        rules=written,
-        synonyms=(*other[0], *other[1]),
-        own_resnet=resnet,
-        repeats_heads=heads_repeat,
-        aliases="model.decoder." if heads_repeat else None,
-        detector_prefix="detr." if has_masks else None,
-        splits_projections=True,
+        format="hugging_face_5" if newest else "hugging_face_4",
+        architecture="deformable_detr",
+        marks=("model.level_embed", f"model.decoder.layers.0.{'mlp.' if newest else ''}fc1.weight"),
+        rules=_DEFORMABLE_DETR if newest else older,
+        # The other version's names are understood too, mixed in.
+        synonyms=(*older_resnet, *older) if newest else (*_RESNET, *_DEFORMABLE_DETR),
+        own_resnet=_RESNET if newest else older_resnet,
+        changes=(NoBatchCounts(), HeadsPerLayer()),
+        late_changes=(SplitProjections(), SecondNames("model.decoder.")),
     )
 
 
-# The newer first, because the older are known by one name of both.
-LINEAGES = (
-    _lineage("deformable_detr", 5),
-    _lineage("detr", 5),
-    _lineage("deformable_detr", 4),
-    _lineage("detr", 4),
-)
+def _detr(version: Literal[4, 5]) -> Lineage:
+    newer, older, older_resnet = (*_DETR, *_MASK_HEAD), (*_of_version_4(_DETR), *MASK_HEAD), _of_version_4(_RESNET)
+    newest = version == 5
+    return Lineage(
+        format="hugging_face_5" if newest else "hugging_face_4",
+        architecture="detr",
+        marks=("class_labels_classifier.weight", f"model.decoder.layers.0.{'mlp.' if newest else ''}fc1.weight"),
+        rules=newer if newest else older,
+        synonyms=(*older_resnet, *older) if newest else (*_RESNET, *newer),
+        own_resnet=_RESNET if newest else older_resnet,
+        changes=(NoBatchCounts(),),
+        late_changes=(SplitProjections(),),
+        masks=DetectorPrefix("detr."),
+    )
+
+
+LINEAGES = (_deformable_detr(5), _detr(5), _deformable_detr(4), _detr(4))
 
 
 def from_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -160,8 +164,8 @@ def from_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: If it holds a head under two names with different values.
     """
-    architecture = "detr" if _find("detr", 4).recognises(state_dict) else "deformable_detr"
-    return _find(architecture, 5).read(state_dict).tensors
+    is_detr = any(_find("detr", version).recognises(state_dict) for version in (4, 5))
+    return _find("detr" if is_detr else "deformable_detr", 5).read(state_dict).everything
 
 
 def to_hugging_face(
@@ -177,11 +181,17 @@ def to_hugging_face(
         backbone: The `model_type` of transformers' `backbone_config`: a timm model, as in the published checkpoints, or
             its own ResNet.
         version: Whose names in memory; files have those of version 4 in either version.
+
+    Raises:
+        ValueError: If transformers has no such model.
     """
-    architecture = "detr" if "query_position.weight" in state_dict else "deformable_detr"
-    return _find(architecture, version).write(state_dict, own_resnet=backbone == "resnet").tensors
+    architecture = architecture_of(state_dict)
+    return _find(architecture, version).write(state_dict, own_resnet=backbone == "resnet").everything
 
 
 def _find(architecture: str, version: int) -> Lineage:
     wanted = (architecture, f"hugging_face_{version}")
-    return next(each for each in LINEAGES if (each.architecture, each.format) == wanted)
+    found = next((each for each in LINEAGES if (each.architecture, each.format) == wanted), None)
+    if found is None:
+        raise ValueError(f"transformers has no model like {architecture}")
+    return found

@@ -1,5 +1,7 @@
-"""The names of mmdetection's DeformableDETR, versions 2 and 3."""
+"""The names of mmdetection's DeformableDETR and DINO, versions 2 and 3."""
 
+from deformdetr.integrations._changes import BatchCounts, LabelRows, NeckWithoutBiases
+from deformdetr.integrations._heads import HeadsPerLayer
 from deformdetr.integrations._lineage import Lineage
 from deformdetr.integrations._names import Rename, Rules, within
 
@@ -51,8 +53,6 @@ _VERSION_3: Rules = (
         },
     ),
     *_HEADS,
-    Rename("queries.embedding", "query_embedding"),
-    Rename("queries.reference_points", "reference_points_fc"),
     Rename("queries.memory_projection", "memory_trans_fc"),
     Rename("queries.memory_norm", "memory_trans_norm"),
     Rename("queries.position_projection", "pos_trans_fc"),
@@ -106,30 +106,76 @@ def transformer_rules(prefix: str) -> Rules:
     )
 
 
-VERSION_3 = Lineage(
+_CHANGES = (BatchCounts(), NeckWithoutBiases())
+_DINO_CHANGES = (*_CHANGES, LabelRows(spare=False), HeadsPerLayer(never_shared=True))
+_TWO_STAGE = {"queries.memory_projection.weight": "two_stage=True"}
+
+_DEFORMABLE_DETR_3 = Lineage(
     format="mmdetection_3",
     architecture="deformable_detr",
     marks=("level_embed", "bbox_head.cls_branches.0.weight"),
-    rules=_VERSION_3,
-    repeats_heads=True,
-    has_neck_biases=False,
-    counts_batches=True,
+    rules=(
+        *_VERSION_3,
+        Rename("queries.embedding", "query_embedding"),
+        Rename("queries.reference_points", "reference_points_fc"),
+    ),
+    changes=(*_CHANGES, HeadsPerLayer()),
     container="state_dict",
 )
 
-VERSION_2 = Lineage(
+_DINO_3 = Lineage(
+    format="mmdetection_3",
+    architecture="dino",
+    marks=(*_DEFORMABLE_DETR_3.marks, "decoder.ref_point_head.layers.0.weight", "decoder.norm.weight"),
+    rules=(
+        *_VERSION_3,
+        Rename("queries.content", "query_embedding"),
+        Rename("decoder.position.encoding", "decoder.ref_point_head"),
+        Rename("decoder.norm", "decoder.norm"),
+        Rename("denoising.label_embedding", "dn_query_generator.label_embedding"),
+    ),
+    changes=_DINO_CHANGES,
+    needs=_TWO_STAGE,
+    container="state_dict",
+)
+
+_VERSION_2: Rules = (
+    Rename("backbone", "backbone"),
+    *_NECK,
+    *transformer_rules("bbox_head.transformer"),
+    *_HEADS,
+)
+
+_DEFORMABLE_DETR_2 = Lineage(
     format="mmdetection_2",
     architecture="deformable_detr",
     marks=("bbox_head.transformer.level_embeds",),
-    rules=(
-        Rename("backbone", "backbone"),
-        *_NECK,
-        *transformer_rules("bbox_head.transformer"),
-        *_HEADS,
-        Rename("queries.embedding", "bbox_head.query_embedding"),
-    ),
-    repeats_heads=True,
-    has_neck_biases=False,
-    counts_batches=True,
+    rules=(*_VERSION_2, Rename("queries.embedding", "bbox_head.query_embedding")),
+    changes=(*_CHANGES, HeadsPerLayer()),
     container="state_dict",
 )
+
+_DINO_2 = Lineage(
+    format="mmdetection_2",
+    architecture="dino",
+    marks=(
+        *_DEFORMABLE_DETR_2.marks,
+        "bbox_head.transformer.decoder.ref_point_head.0.weight",
+        "bbox_head.transformer.decoder.norm.weight",
+    ),
+    rules=(
+        *_VERSION_2,
+        # A sequence, in which the activation has a number too.
+        Rename("decoder.position.encoding.layers.0", "bbox_head.transformer.decoder.ref_point_head.0"),
+        Rename("decoder.position.encoding.layers.1", "bbox_head.transformer.decoder.ref_point_head.2"),
+        Rename("decoder.norm", "bbox_head.transformer.decoder.norm"),
+        Rename("queries.content", "bbox_head.transformer.query_embed"),
+        Rename("denoising.label_embedding", "bbox_head.label_embedding"),
+    ),
+    changes=_DINO_CHANGES,
+    needs=_TWO_STAGE,
+    container="state_dict",
+)
+
+# The more special first.
+LINEAGES = (_DINO_3, _DINO_2, _DEFORMABLE_DETR_3, _DEFORMABLE_DETR_2)

@@ -20,6 +20,17 @@ class Replacements:
         self._made.append((namespace, name, namespace.get(name, _ABSENT), value))
         namespace[name] = value
 
+    def replace_everywhere(self, value: Any, other: Any) -> None:
+        """Replace an object under whatever names the modules that are imported now hold it."""
+        if value is other:
+            return
+        for module in list(sys.modules.values()):
+            if isinstance(module, ModuleType):
+                # Not `vars`, for which modules that load at first use would load.
+                namespace = object.__getattribute__(module, "__dict__")
+                for name in [name for name, held in list(namespace.items()) if held is value]:
+                    self.replace(namespace, name, other)
+
     def place(self, module: ModuleType) -> None:
         """Let imports find a module, also as an attribute of its package where that is imported already."""
         self.replace(sys.modules, module.__name__, module)

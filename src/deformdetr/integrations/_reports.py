@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from deformdetr.integrations._lineage import CheckpointFormat, Loss, Step
+from deformdetr.integrations._lineage import CheckpointFormat
+from deformdetr.integrations._translation import Loss, Step
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class CheckpointReport:
     """How to build a model that the checkpoint fits, where its variant is another one."""
     remarks: tuple[str, ...] = ()
     """How predictions may differ from those of the implementation that the checkpoint comes from."""
+    place: str = ""
+    """Entry and prefix under which the weights were; empty for a state dict by itself."""
+    left_aside: list[str] = field(default_factory=list)
+    """Places of other weights, such as an average."""
 
     @property
     def fits(self) -> bool:
@@ -49,7 +54,7 @@ class CheckpointReport:
                     for name, (theirs, ours) in shapes.items()
                 ]
                 lines += [f"{len(shapes)} {title}:", *_shorten(rows)]
-        return "\n".join([*lines, *self.remarks, *self.advice])
+        return "\n".join([*lines, *_say_place(self.place, self.left_aside), *self.remarks, *self.advice])
 
 
 @dataclass(frozen=True)
@@ -68,14 +73,23 @@ class ConversionReport:
     steps: list[Step]
     """What was done in between, by way of this library's names."""
     losses: list[Loss]
-    """What the result has no place for."""
+    """What is not in the result."""
     remarks: tuple[str, ...] = ()
     """How predictions may differ between the implementations."""
+    place: str = ""
+    """Entry and prefix under which the weights were; empty for a state dict by itself."""
+    left_aside: list[str] = field(default_factory=list)
+    """Places of other weights, such as an average."""
 
     @property
     def lossless(self) -> bool:
-        """Whether every value is in the result, values of zero that it has no place for aside."""
-        return all(loss.largest == 0 for loss in self.losses)
+        """Whether every value that a model uses is in the result, values of zero aside."""
+        return all(loss.largest == 0 or loss.why == "unused" for loss in self.losses)
+
+    @property
+    def unasked(self) -> list[Loss]:
+        """What is lost though the caller did not ask for it."""
+        return [loss for loss in self.losses if loss.largest != 0 and loss.why == "no place"]
 
     def __str__(self) -> str:
         lines = [f"{self.source} to {self.target}, {self.model}", f"{self.read} entries read, {self.written} written"]
@@ -84,7 +98,12 @@ class ConversionReport:
             lines.append(f"left out: {loss.what}, {len(loss.names)} entries, largest value {loss.largest:.3g}")
             lines += _shorten([f"  {name}" for name in loss.names], limit=8)
         lines += ["nothing lost"] * self.lossless
-        return "\n".join([*lines, *self.remarks])
+        return "\n".join([*lines, *_say_place(self.place, self.left_aside), *self.remarks])
+
+
+def _say_place(place: str, left_aside: list[str]) -> list[str]:
+    lines = [f"weights from {place}"] * bool(place)
+    return lines + [f"other weights left aside: {'; '.join(left_aside)}"] * bool(left_aside)
 
 
 def _shorten(rows: list[str], limit: int = 20) -> list[str]:

@@ -1,9 +1,11 @@
 """The operator under the signatures that other code calls it by.
 
-All of them are told where the levels start in `value`, which here follows from the shapes and is only checked, and an
-`im2col_step`, into how many images the compiled kernels cut a batch, which is not needed.
+Most of them are told where the levels start in `value`, which here follows from the shapes and is only checked. All are
+told an `im2col_step`, how many images the compiled kernels take at once, which is not needed.
 """
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -37,8 +39,32 @@ def ms_deform_attn_backward(
     grad_output: Float[Tensor, "batch queries heads*channels"],
     im2col_step: int,
 ) -> list[Tensor]:
-    """Give the gradients by value, locations and weights, as the function of this name of a compiled extension."""
+    """Return the gradients by value, locations and weights, as the function of this name of a compiled extension."""
     _check_level_starts(spatial_shapes, level_start_index)
+    grads = kernels.ms_deform_attn_backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights)
+    return list(grads)
+
+
+def ms_deform_attn_forward_without_starts(
+    value: Float[Tensor, "batch pixels heads channels"],
+    spatial_shapes: Int[Tensor, "levels 2"],
+    sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
+    attention_weights: Float[Tensor, "batch queries heads levels points"],
+    im2col_step: int,
+) -> Float[Tensor, "batch queries heads*channels"]:
+    """Compute what `ms_deform_attn_forward` of the first extension computed, which TrackFormer and TransTrack carry."""
+    return ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
+
+
+def ms_deform_attn_backward_without_starts(
+    value: Float[Tensor, "batch pixels heads channels"],
+    spatial_shapes: Int[Tensor, "levels 2"],
+    sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
+    attention_weights: Float[Tensor, "batch queries heads levels points"],
+    grad_output: Float[Tensor, "batch queries heads*channels"],
+    im2col_step: int,
+) -> list[Tensor]:
+    """Return the gradients by value, locations and weights, as the first extension's function of this name did."""
     grads = kernels.ms_deform_attn_backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights)
     return list(grads)
 
@@ -63,12 +89,31 @@ def ms_deform_attn_backward_into(
         place.copy_(grad)
 
 
+def by_number_of_arguments(*functions: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that calls the one of several that takes as many arguments as it is given."""
+    name = functions[0].__name__
+    by_number = {len(inspect.signature(function).parameters): function for function in functions}
+
+    @functools.wraps(functions[0])
+    def call(*arguments: Any, **named: Any) -> Any:
+        number = len(arguments) + len(named)
+        if number not in by_number:
+            known = " or ".join(str(count) for count in sorted(by_number))
+            raise TypeError(f"{name} takes {known} arguments, got {number}")
+        return by_number[number](*arguments, **named)
+
+    return call
+
+
 EXTENSION: dict[str, Callable[..., Any]] = {
-    "ms_deform_attn_forward": ms_deform_attn_forward,
-    "ms_deform_attn_backward": ms_deform_attn_backward,
+    "ms_deform_attn_forward": by_number_of_arguments(ms_deform_attn_forward, ms_deform_attn_forward_without_starts),
+    "ms_deform_attn_backward": by_number_of_arguments(ms_deform_attn_backward, ms_deform_attn_backward_without_starts),
 }
-"""What a compiled extension holds."""
-EXTENSION_OF_MMCV = EXTENSION | {"ms_deform_attn_backward": ms_deform_attn_backward_into}
+"""What a compiled extension holds, of either generation."""
+EXTENSION_OF_MMCV: dict[str, Callable[..., Any]] = {
+    "ms_deform_attn_forward": ms_deform_attn_forward,
+    "ms_deform_attn_backward": ms_deform_attn_backward_into,
+}
 
 
 class MultiScaleDeformableAttnFunction:

@@ -1,12 +1,12 @@
 """Which model a state dict belongs to, and how to build it."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from deformdetr.integrations._names import count_numbered
-from deformdetr.integrations._steps import has_masks, is_two_stage, refines_boxes
+from deformdetr.integrations._structure import has_anchors, has_masks, is_two_stage, shares_heads
 
 
 class Variant(NamedTuple):
@@ -14,6 +14,12 @@ class Variant(NamedTuple):
 
     with_box_refine: bool | None
     two_stage: bool | None
+    query_selection: Literal["pure", "mixed"] | None
+    anchor_queries: bool | None
+    query_scale: bool | None
+    decoder_norm: bool | None
+    share_heads: bool | None
+    denoising: Literal["dn", "cdn", "no denoising"] | None
     num_feature_levels: int | None
     num_encoder_layers: int
     num_decoder_layers: int
@@ -27,14 +33,25 @@ class Variant(NamedTuple):
     def read(cls, state: Mapping[str, Tensor]) -> "Variant":
         """Read them off a state dict in our names."""
         deformable = "query_position.weight" not in state
+        anchors, two_stage = has_anchors(state), is_two_stage(state)
+        layers = count_numbered(state, "decoder.layers.")
+        # One layer has one head in any case.
+        shared = shares_heads(state) if layers > 1 else None
         logits = _size(state, "class_heads.0.weight" if deformable else "class_head.weight", 0)
+        queries = "queries.content.weight" if anchors else "queries.embedding.weight"
         return cls(
-            with_box_refine=refines_boxes(state) if deformable else None,
-            two_stage=is_two_stage(state) if deformable else None,
+            with_box_refine=None if not deformable or shared is None else anchors or not shared,
+            two_stage=two_stage if deformable else None,
+            query_selection=("mixed" if anchors and two_stage else "pure") if deformable else None,
+            anchor_queries=anchors if deformable else None,
+            query_scale="decoder.position.scale.layers.0.weight" in state if anchors else None,
+            decoder_norm="decoder.norm.weight" in state if anchors else None,
+            share_heads=shared if anchors else None,
+            denoising=_denoising(state) if anchors else None,
             num_feature_levels=count_numbered(state, "neck.levels.") if deformable else None,
             num_encoder_layers=count_numbered(state, "encoder.layers."),
-            num_decoder_layers=count_numbered(state, "decoder.layers."),
-            num_queries=_size(state, "queries.embedding.weight" if deformable else "query_position.weight", 0),
+            num_decoder_layers=layers,
+            num_queries=_size(state, queries if deformable else "query_position.weight", 0),
             d_model=_size(state, "level_embed" if deformable else "query_position.weight", 1),
             d_ffn=_size(state, "decoder.layers.0.feed_forward.linear1.weight", 0),
             # The last logit of DETR is no class.
@@ -44,11 +61,20 @@ class Variant(NamedTuple):
 
     def describe(self) -> str:
         """Say in one line which model it is."""
-        numbers = [
+        told = {
+            "box refinement": self.with_box_refine,
+            "two-stage": self.two_stage,
+            "boxes as queries": self.anchor_queries,
+            "query scale": self.query_scale,
+            "decoder norm": self.decoder_norm,
+            "shared heads": self.share_heads,
+            "denoising": self.denoising in ("dn", "cdn"),
+            "masks": self.masks,
+        }
+        parts = [part for part, is_so in told.items() if is_so]
+        parts += [
             f"{value} {_NOUNS[name]}" for name, value in self._asdict().items() if name in _NOUNS and value is not None
         ]
-        parts = ["box refinement"] * bool(self.with_box_refine) + ["two-stage"] * bool(self.two_stage)
-        parts += ["masks"] * self.masks + numbers
         return f"{'DETR' if self.two_stage is None else 'Deformable DETR'}: {', '.join(parts)}"
 
     def advise(self, model: "Variant") -> list[str]:
@@ -60,7 +86,7 @@ class Variant(NamedTuple):
         advice = []
         for name, theirs in self._asdict().items():
             ours = getattr(model, name)
-            # A two-stage checkpoint does not tell the number of queries, which it computes.
+            # A two-stage checkpoint of Deformable DETR does not tell the number of queries, which it computes.
             if theirs is None or ours is None or theirs == ours:
                 continue
             instead = ""
@@ -70,7 +96,7 @@ class Variant(NamedTuple):
                 instead = " or load it with new_mask_head=True"
             advice.append(
                 f"the checkpoint {_say(name, theirs)}, the model {_say(name, ours)}: "
-                f"build it with {name}={theirs}{instead}"
+                f"build it with {name}={_SETTINGS.get(theirs, repr(theirs))}{instead}"
             )
         return advice
 
@@ -84,16 +110,34 @@ _NOUNS = {
     "d_ffn": "channels in its feed-forward layers",
     "num_classes": "classes",
 }
+_SAYINGS = {
+    "with_box_refine": ("does not refine boxes", "refines boxes"),
+    "two_stage": ("is not two-stage", "is two-stage"),
+    "anchor_queries": ("has no boxes as queries", "has boxes as queries"),
+    "query_scale": ("has no query scale", "has a query scale"),
+    "decoder_norm": ("has no norm after its decoder", "has a norm after its decoder"),
+    "share_heads": ("has heads of every decoder layer", "has heads that all decoder layers share"),
+    "masks": ("predicts no masks", "predicts masks"),
+}
+_SETTINGS = {"dn": "DenoisingConfig()", "cdn": "ContrastiveDenoisingConfig()", "no denoising": "None"}
 
 
-def _say(name: str, value: int) -> str:
-    if name == "with_box_refine":
-        return "refines boxes" if value else "does not refine boxes"
-    if name == "two_stage":
-        return "is two-stage" if value else "is not two-stage"
-    if name == "masks":
-        return "predicts masks" if value else "predicts no masks"
+def _say(name: str, value: int | str) -> str:
+    if name in _SAYINGS:
+        return _SAYINGS[name][bool(value)]
+    if name == "query_selection":
+        return f"has {value} query selection"
+    if name == "denoising":
+        return f"has {str(value).removesuffix(' denoising')} denoising"
     return f"has {value} {_NOUNS[name]}"
+
+
+def _denoising(state: Mapping[str, Tensor]) -> Literal["dn", "cdn", "no denoising"]:
+    """Tell DN-DETR's from DINO's, which has no channel that tells denoised queries from others."""
+    channels, d_model = _size(state, "denoising.label_embedding.weight", 1), _size(state, "level_embed", 1)
+    if channels is None:
+        return "no denoising"
+    return "cdn" if channels == d_model else "dn"
 
 
 def _size(state: Mapping[str, Tensor], name: str, axis: int) -> int | None:

@@ -16,8 +16,8 @@ def install(*, names: Iterable[str] = (), replace: bool = False) -> None:
 
     Call it before the first import of the code that needs the extension. The module has the compiled one's two
     functions, `ms_deform_attn_forward` and `ms_deform_attn_backward`, with their arguments: `im2col_step` may be
-    anything, and `level_start_index` is checked where that does not make the host wait for a GPU. A compiled extension
-    that is installed and not imported yet is passed over.
+    anything, and `level_start_index` is checked where that does not make the host wait for a GPU, or not passed at all,
+    as by TrackFormer and TransTrack. A compiled extension that is installed and not imported yet is passed over.
 
     Args:
         names: More modules to stand in for, such as `groundingdino._C`.

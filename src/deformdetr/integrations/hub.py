@@ -13,6 +13,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from deformdetr._files import read_mapping, write_text
 from deformdetr.config import DeformableDETRConfig, DETRConfig, ModelConfig, ResNetConfig, TimmConfig, save_config
 from deformdetr.integrations._checkpoints import load_checkpoint
 from deformdetr.integrations._conversion import save_checkpoint
@@ -39,10 +40,11 @@ def save_pretrained(model: nn.Module, config: DeformableDETRConfig | DETRConfig,
     folder = Path(folder)
     _check_described(model, config)
     folder.mkdir(parents=True, exist_ok=True)
-    save_config(_without_backbone_weights(config), folder / _CONFIG)
+    # The weights first: they may be refused, or find no room on the disk, and the folder is then as it was.
     save_checkpoint(model, folder / _WEIGHTS, overwrite=True)
+    save_config(_without_backbone_weights(config), folder / _CONFIG)
     if not (folder / _CARD).exists():
-        (folder / _CARD).write_text(_card(config), encoding="utf-8")
+        write_text(folder / _CARD, _card(config))
 
 
 def from_pretrained(
@@ -167,7 +169,7 @@ def _locate(
 
 def _read_config(path: Path) -> DeformableDETRConfig | DETRConfig:
     try:
-        config: DeformableDETRConfig | DETRConfig = TypeAdapter(ModelConfig).validate_json(path.read_bytes())
+        config: DeformableDETRConfig | DETRConfig = TypeAdapter(ModelConfig).validate_python(read_mapping(path))
     except ValidationError as error:
         raise ValueError(f"{path} is not a config of this library: {error}") from error
     # A config may come from anywhere: it must not name files to read or to download.

@@ -1,13 +1,23 @@
-"""Whole detectors, their post-processing, and a wrapper with torchvision's detection contract."""
+"""Whole detectors, what comes before and after them, and a wrapper with torchvision's detection contract."""
 
 from deformdetr.models._deformable_detr import DeformableDETR
 from deformdetr.models._denoising import needs_targets
 from deformdetr.models._detector import Detector
 from deformdetr.models._detr import DETR
 from deformdetr.models._postprocess import PostProcess, Selection, SigmoidPostProcess, SoftmaxPostProcess
+from deformdetr.models._preprocess import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    normalize_image,
+    prepare_image,
+    resize_image,
+    resized_size,
+)
 
 __all__ = [
     "DETR",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "DeformableDETR",
     "Detector",
     "PostProcess",
@@ -15,4 +25,8 @@ __all__ = [
     "SigmoidPostProcess",
     "SoftmaxPostProcess",
     "needs_targets",
+    "normalize_image",
+    "prepare_image",
+    "resize_image",
+    "resized_size",
 ]

@@ -11,18 +11,18 @@ from deformdetr.boxes import scale_boxes, xyxy_to_cxcywh
 from deformdetr.losses import SetCriterion
 from deformdetr.models._denoising import needs_targets
 from deformdetr.models._postprocess import PostProcess
+from deformdetr.models._preprocess import IMAGENET_MEAN, IMAGENET_STD, prepare_image
 from deformdetr.structures import Detections, ImageBatch, Target
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Detector(nn.Module):
     """Detect objects with the inputs and outputs of torchvision's detectors, so that loops written for those work.
 
     In training it takes images and targets and returns a dict of losses to add up; in evaluation it takes images and
-    returns their detections. Images are normalised, resized with antialiasing (as the training data is, and unlike
-    torchvision's detectors) and padded here.
+    returns their detections. Images are resized with antialiasing (unlike by torchvision's detectors), normalised and
+    padded here, by the functions that prepare images for evaluation and prediction: a uint8 image gives the same
+    numbers, bit for bit. A floating-point one, whose pixels are not rounded to 8 bits after resizing, gives them up to
+    that rounding.
 
     Labels are the channels of the model's logits, from 0, and mean the same in targets and detections: unlike with
     torchvision, 0 is not set aside for the background.
@@ -35,7 +35,7 @@ class Detector(nn.Module):
         image_mean: Of red, green and blue, in [0, 1], subtracted from images.
         image_std: Of red, green and blue; images are divided by it.
         min_size: Pixels of the shorter side after resizing; None leaves images as they are.
-        max_size: Most pixels of the longer side after resizing, which takes precedence; None sets no limit.
+        max_size: Limit of the longer side, up to rounding, to which the shorter side gives way; None sets none.
 
     Raises:
         ValueError: If a size or a deviation is not positive or `max_size` is less than `min_size`.
@@ -73,7 +73,7 @@ class Detector(nn.Module):
         """Give the weighted losses in training, the detections of every image in evaluation.
 
         Args:
-            images: (3, height, width) each, in [0, 1], of any sizes.
+            images: (3, height, width) each, of any sizes: uint8, or floating-point in [0, 1].
             targets: Needed in training, otherwise ignored: "boxes" (n, 4), xyxy in pixels of the image, and "labels"
                 (n,), int64; for a model with masks also "masks" (n, height, width) of the image, not 0 inside objects.
 
@@ -84,12 +84,21 @@ class Detector(nn.Module):
         Raises:
             ValueError: If images have another shape; in training also if targets are missing or do not fit the images,
                 or a box has no width or height.
-            TypeError: If images or boxes do not have a floating-point dtype, or labels are not int64.
+            TypeError: If images are neither uint8 nor floating-point, boxes not floating-point, or labels not int64.
         """
         for index, image in enumerate(images):
             _check_image(index, image)
-        resized = [self._resize(self._normalize(image)) for image in images]
-        batch = ImageBatch.from_images(resized)
+        prepared = [
+            prepare_image(
+                image,
+                short_side=self.min_size,
+                max_size=self.max_size,
+                mean=self.image_mean,
+                std=self.image_std,
+            )
+            for image in images
+        ]
+        batch = ImageBatch.from_images(prepared)
         if not self.training:
             return self.postprocess(self.model(*batch), [_size(image) for image in images])
         if targets is None:
@@ -98,7 +107,7 @@ class Detector(nn.Module):
             raise ValueError(f"there are {len(images)} images, but targets for {len(targets)}")
         fractions = [
             _to_fractions(index, target, _size(image), _size(input_image))
-            for index, (target, image, input_image) in enumerate(zip(targets, images, resized, strict=True))
+            for index, (target, image, input_image) in enumerate(zip(targets, images, prepared, strict=True))
         ]
         outputs = self.model(*batch, targets=fractions) if needs_targets(self.model) else self.model(*batch)
         try:
@@ -108,22 +117,6 @@ class Detector(nn.Module):
             raise
         return self.criterion.weighted(losses)
 
-    def _normalize(self, image: Float[Tensor, "3 height width"]) -> Float[Tensor, "3 height width"]:
-        return (image - self.image_mean.to(image.dtype)) / self.image_std.to(image.dtype)
-
-    def _resize(self, image: Float[Tensor, "3 _ _"]) -> Float[Tensor, "3 _ _"]:
-        height, width = _size(image)
-        if self.min_size is None:
-            return image
-        short, long = min(height, width), max(height, width)
-        new_short, new_long = self.min_size, int(self.min_size * long / short)
-        if self.max_size is not None and new_long > self.max_size:
-            new_short, new_long = max(1, int(self.max_size * new_short / new_long)), self.max_size
-        size = (new_short, new_long) if height <= width else (new_long, new_short)
-        if size == (height, width):
-            return image
-        return F.interpolate(image.unsqueeze(0), size, mode="bilinear", antialias=True, align_corners=False).squeeze(0)
-
 
 def _size(image: Tensor) -> tuple[int, int]:
     return image.shape[-2], image.shape[-1]
@@ -132,8 +125,8 @@ def _size(image: Tensor) -> tuple[int, int]:
 def _check_image(index: int, image: Tensor) -> None:
     if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
         raise ValueError(f"image {index} must have shape (3, height, width), got {tuple(image.shape)}")
-    if not image.is_floating_point():
-        raise TypeError(f"image {index} must be of a floating-point dtype, in [0, 1], got {image.dtype}")
+    if not image.is_floating_point() and image.dtype != torch.uint8:
+        raise TypeError(f"image {index} must be uint8 or of a floating-point dtype, in [0, 1], got {image.dtype}")
 
 
 def _to_fractions(

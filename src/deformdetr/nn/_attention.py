@@ -3,11 +3,13 @@
 import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from deformdetr._tracing import compares_sizes
 from deformdetr.kernels import (
     SpatialShapes,
     fused_ms_deform_attn,
@@ -16,7 +18,7 @@ from deformdetr.kernels import (
     sampling_locations,
 )
 from deformdetr.nn._geometry import at_least_float32
-from deformdetr.nn._linear import Linear
+from deformdetr.nn._linear import apply_linear
 
 
 class MSDeformAttn(nn.Module):
@@ -30,18 +32,31 @@ class MSDeformAttn(nn.Module):
         n_levels: Levels of the feature pyramid.
         n_heads: Attention heads.
         n_points: Sampling points per head and level; where levels differ, the number of each.
+        ratio: Channels of the projected features as a multiple of `d_model`, rounded down: with 0.5, heads sample and
+            sum half as many. mmcv's name for it is `value_proj_ratio`.
 
     Raises:
-        ValueError: If `d_model` is not a positive multiple of `n_heads`, a count is not positive, or there are numbers
-            of points for another number of levels.
+        ValueError: If `d_model` is not a positive multiple of `n_heads`, a count is not positive, there are numbers of
+            points for another number of levels, or `ratio` gives channels that are not a positive multiple of
+            `n_heads`.
 
     References:
         Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", ICLR 2021, equation 3
-        and appendix A.4 for the initialisation; Lv et al., "RT-DETRv2", 2024, for points that differ between levels.
+        and appendix A.4 for the initialisation; Lv et al., "RT-DETRv2", 2024, for points that differ between levels;
+        Chen et al., "Vision Transformer Adapter for Dense Predictions", ICLR 2023, for the ratio.
     """
 
+    im2col_step = 64
+    """Read by callers of the original, whose kernel cuts a batch into pieces of so many images; not used here."""
+
     def __init__(
-        self, d_model: int = 256, n_levels: int = 4, n_heads: int = 8, n_points: int | Sequence[int] = 4
+        self,
+        d_model: int = 256,
+        n_levels: int = 4,
+        n_heads: int = 8,
+        n_points: int | Sequence[int] = 4,
+        *,
+        ratio: float = 1.0,
     ) -> None:
         super().__init__()
         points = (n_points,) * n_levels if isinstance(n_points, int) else tuple(n_points)
@@ -54,16 +69,23 @@ class MSDeformAttn(nn.Module):
             raise ValueError(f"n_points ({points}) must have a number for each of n_levels ({n_levels})")
         if d_model % n_heads:
             raise ValueError(f"d_model ({d_model}) must be divisible by n_heads ({n_heads})")
+        d_value = int(d_model * ratio) if 0 < ratio < math.inf else 0
+        if d_value < 1 or d_value % n_heads:
+            raise ValueError(
+                f"ratio ({ratio}) must give a positive multiple of n_heads ({n_heads}), got {d_value} channels of "
+                f"d_model ({d_model})"
+            )
         self.d_model = d_model
         self.n_levels = n_levels
         self.n_heads = n_heads
         # Equal numbers are one number, because only levels that differ need to be apart.
         self.n_points: int | tuple[int, ...] = points[0] if len(set(points)) == 1 else points
+        self.ratio = ratio
         self._points_per_level = points
-        self.sampling_offsets = Linear(d_model, n_heads * sum(points) * 2)
-        self.attention_weights = Linear(d_model, n_heads * sum(points))
-        self.value_proj = Linear(d_model, d_model)
-        self.output_proj = Linear(d_model, d_model)
+        self.sampling_offsets = nn.Linear(d_model, n_heads * sum(points) * 2)
+        self.attention_weights = nn.Linear(d_model, n_heads * sum(points))
+        self.value_proj = nn.Linear(d_model, d_value)
+        self.output_proj = nn.Linear(d_value, d_model)
         self.reset_parameters()
         if "torch.utils.flop_counter" in sys.modules:
             register_flop_formulas()
@@ -92,7 +114,7 @@ class MSDeformAttn(nn.Module):
         reference_points: Float[Tensor, "#batch queries #levels coordinates"],
         input_flatten: Float[Tensor, "batch pixels d_model"],
         input_spatial_shapes: SpatialShapes,
-        input_level_start_index: Int[Tensor, " levels"] | None = None,
+        input_level_start_index: Int[Tensor, " levels"] | Sequence[int] | None = None,
         input_padding_mask: Bool[Tensor, "batch pixels"] | None = None,
     ) -> Float[Tensor, "batch queries d_model"]:
         """Sample the features around each query's reference and project the weighted sum.
@@ -103,14 +125,17 @@ class MSDeformAttn(nn.Module):
                 One that holds for every image, or for every level, may have a single one there.
             input_flatten: Features of all levels, flattened row by row and concatenated.
             input_spatial_shapes: (height, width) of every level, as ints or as a tensor.
-            input_level_start_index: Accepted for the original's callers and not needed: it follows from the shapes.
+            input_level_start_index: Where every level starts in `input_flatten`, for callers of the original. Must be
+                an integer per level; the values follow from the shapes and are not read.
             input_padding_mask: True at padded pixels, whose projected features count as zero.
 
         Raises:
             ValueError: If `reference_points` has neither 2 nor 4 coordinates, or neither one level nor the layer's, or
-                the spatial shapes do not fit the layer or the features.
+                the spatial shapes do not fit the layer or the features, or `input_level_start_index` is anything but an
+                integer per level, such as a padding mask.
         """
-        value = self.value_proj(input_flatten).unflatten(-1, (self.n_heads, -1))
+        _check_level_starts(input_level_start_index, self.n_levels)
+        value = _split(apply_linear(self.value_proj, input_flatten), self.n_heads, -1)
         offsets, logits = self._offsets_and_logits(query, reference_points, input_spatial_shapes)
         if isinstance(self.n_points, int):
             sampled = fused_ms_deform_attn(
@@ -126,8 +151,7 @@ class MSDeformAttn(nn.Module):
                 at_least_float32(logits).softmax(-1),
                 points_per_level=self.n_points,
             )
-        out: Tensor = self.output_proj(sampled)
-        return out
+        return apply_linear(self.output_proj, sampled)
 
     def sampling_locations_and_weights(
         self,
@@ -163,6 +187,15 @@ class MSDeformAttn(nn.Module):
     def _offsets_and_logits(
         self, query: Tensor, reference_points: Tensor, spatial_shapes: SpatialShapes
     ) -> tuple[Tensor, Tensor]:
+        self._check(reference_points, spatial_shapes)
+        points = (self.n_levels, self.n_points) if isinstance(self.n_points, int) else (sum(self.n_points),)
+        return (
+            _split(apply_linear(self.sampling_offsets, query), self.n_heads, *points, 2),
+            _split(apply_linear(self.attention_weights, query), self.n_heads, *points),
+        )
+
+    @compares_sizes
+    def _check(self, reference_points: Tensor, spatial_shapes: SpatialShapes) -> None:
         levels, coordinates = reference_points.shape[-2:]
         if coordinates not in (2, 4):
             raise ValueError(f"reference_points must have 2 (x, y) or 4 (cx, cy, w, h) coordinates, got {coordinates}")
@@ -170,12 +203,32 @@ class MSDeformAttn(nn.Module):
             raise ValueError(f"reference_points has {levels} levels, but the layer has {self.n_levels}")
         if len(spatial_shapes) != self.n_levels:
             raise ValueError(f"spatial_shapes has {len(spatial_shapes)} levels, but the layer has {self.n_levels}")
-        points = (self.n_levels, self.n_points) if isinstance(self.n_points, int) else (sum(self.n_points),)
-        return (
-            self.sampling_offsets(query).unflatten(-1, (self.n_heads, *points, 2)),
-            self.attention_weights(query).unflatten(-1, (self.n_heads, *points)),
-        )
 
     def extra_repr(self) -> str:
         """Name the sizes that the linear layers do not show."""
         return f"n_levels={self.n_levels}, n_heads={self.n_heads}, n_points={self.n_points}"
+
+
+@compares_sizes
+def _check_level_starts(starts: Any, n_levels: int) -> None:
+    """Refuse what cannot be level starts by its kind and shape, which the host knows without reading it."""
+    if starts is None:
+        return
+    if isinstance(starts, Tensor):
+        whole = not (starts.is_floating_point() or starts.is_complex() or starts.dtype == torch.bool)
+        fits = whole and tuple(starts.shape) == (n_levels,)
+    else:
+        fits = len(starts) == n_levels
+    if not fits:
+        found = f"{starts.dtype} of shape {tuple(starts.shape)}" if isinstance(starts, Tensor) else repr(starts)
+        raise ValueError(
+            f"input_level_start_index must be None or an integer for each of {n_levels} levels, got {found}. A padding "
+            "mask has this place in the call of early Deformable DETR, which TrackFormer and TransTrack kept, (query, "
+            "reference_points, input_flatten, input_spatial_shapes, input_padding_mask): pass it as "
+            "input_padding_mask=mask"
+        )
+
+
+def _split(projected: Tensor, *sizes: int) -> Tensor:
+    """Split the last axis; `unflatten` would keep the batch of the traced inputs in PyTorch's older ONNX exporter."""
+    return projected.view(*projected.shape[:-1], *sizes)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from textwrap import shorten
 from types import ModuleType
 from typing import Any, Literal, TypeAlias
@@ -11,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deformdetr._files import expand_path, read_tensor_file
 from deformdetr.nn._residual import FrozenBatchNorm2d, ResidualBlock, convolve_and_normalize
 
 ResNetName: TypeAlias = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
@@ -73,12 +73,13 @@ class ResNetBackbone(nn.Module):
         if not 0 <= trainable_layers <= 5:
             raise ValueError(f"trainable_layers must lie in 0..5, got {trainable_layers}")
         self.out_layers = _ascending_stages(out_layers)
+        state = None if weights is None else _read_weights(name, norm, weights)
         resnet = torchvision.models.get_model(
             name, weights=None, norm_layer=_norm_layer(norm), replace_stride_with_dilation=[False, False, dilation]
         )
         added = _replace_convolutions(resnet, convolutions or {})
-        if weights is not None:
-            _load_weights(resnet, name, norm, weights, added)
+        if state is not None:
+            _load_weights(resnet, f"weights ({weights}) do not fit {name}", state, added)
         self.conv1 = resnet.conv1
         self.bn1 = resnet.bn1
         self.relu = resnet.relu
@@ -257,12 +258,13 @@ def _replace_convolutions(resnet: nn.Module, convolutions: Mapping[int, Callable
     return resnet.state_dict().keys() - plain
 
 
-def _load_weights(
-    resnet: nn.Module, name: str, norm: ResNetNorm, weights: str | Path, optional: Collection[str]
-) -> None:
+def _read_weights(name: str, norm: ResNetNorm, weights: str | Path) -> dict[str, Tensor]:
     if norm == "group":
         raise ValueError(f"weights ({weights}) are of a batch-norm network and do not fit norm='group'")
-    state = _default_state_dict(name) if weights == "DEFAULT" else _read_state_dict(Path(weights).expanduser())
+    return _default_state_dict(name) if weights == "DEFAULT" else _read_state_dict(expand_path(weights))
+
+
+def _load_weights(resnet: nn.Module, refusal: str, state: dict[str, Tensor], optional: Collection[str]) -> None:
     # The classifier is not part of the backbone, and may have any number of classes, or be absent.
     state = {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}
     own = resnet.state_dict()
@@ -272,7 +274,7 @@ def _load_weights(
     except RuntimeError as error:
         # One line for each kind of difference, and one for each size: enough of them to see what was given.
         reasons = "; ".join(shorten(line, 200) for line in str(error).splitlines()[1:4])
-        raise ValueError(f"weights ({weights}) do not fit {name}: {reasons}") from error
+        raise ValueError(f"{refusal}: {reasons}") from error
 
 
 def _default_state_dict(name: str) -> dict[str, Tensor]:
@@ -283,10 +285,9 @@ def _default_state_dict(name: str) -> dict[str, Tensor]:
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(f"weights ({path}) cannot be read: {shorten(str(error), 200)}") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError(f"weights ({path}) hold no state dict of tensors: the file has a {type(state).__name__}")
-    return state
+    content = read_tensor_file(path)
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in content.items()
+    ):
+        raise ValueError(f"weights ({path}) hold no state dict of tensors: the file has a {type(content).__name__}")
+    return content

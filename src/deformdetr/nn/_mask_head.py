@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from math import gcd
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deformdetr.nn._linear import Linear
+from deformdetr.nn._linear import apply_linear
 
 # At stride 4, the widest tensor of a query and an image of 800 x 1333 pixels takes 8.5 MB, and three live at once.
 _QUERIES_AT_ONCE = 25
@@ -34,8 +35,8 @@ class AttentionMaps(nn.Module):
         if n_heads < 1 or d_model % n_heads:
             raise ValueError(f"d_model ({d_model}) must be divisible by n_heads ({n_heads})")
         self.n_heads = n_heads
-        self.query_proj = Linear(d_model, d_model)
-        self.key_proj = Linear(d_model, d_model)
+        self.query_proj = nn.Linear(d_model, d_model)
+        self.key_proj = nn.Linear(d_model, d_model)
         for layer in (self.query_proj, self.key_proj):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -54,8 +55,8 @@ class AttentionMaps(nn.Module):
             padding_mask: True at padded pixels, which get no weight.
         """
         pixels = memory.flatten(2).transpose(1, 2)
-        queries = self.query_proj(query).view(*query.shape[:2], self.n_heads, -1)
-        keys = self.key_proj(pixels).view(*pixels.shape[:2], self.n_heads, -1)
+        queries = apply_linear(self.query_proj, query).view(*query.shape[:2], self.n_heads, -1)
+        keys = apply_linear(self.key_proj, pixels).view(*pixels.shape[:2], self.n_heads, -1)
         weights = torch.einsum("bqmc,bpmc->bqmp", queries * queries.shape[-1] ** -0.5, keys)
         if padding_mask is not None:
             weights = weights.masked_fill(padding_mask.flatten(1)[:, None, None], -torch.inf)
@@ -150,8 +151,8 @@ class _MaskConvolutions(nn.Module):
 
     def of_features(self, features: Tensor) -> Tensor:
         """Convolve what is the same for all queries of an image: most channels of the first convolution."""
-        weight, bias = self.convs[0].parameters()
-        return F.conv2d(features, weight[:, : self.d_model], bias, padding=1)
+        first: Any = self.convs[0]
+        return F.conv2d(features, first.weight[:, : self.d_model], first.bias, padding=1)
 
     def forward(
         self,
@@ -166,8 +167,8 @@ class _MaskConvolutions(nn.Module):
             shared: What `of_features` gave.
             added: Lateral features by their 1x1 convolutions, coarsest first.
         """
-        weight, _ = self.convs[0].parameters()
-        x = _add_to_all(F.conv2d(maps.flatten(0, 1), weight[:, self.d_model :], padding=1), shared)
+        first: Any = self.convs[0]
+        x = _add_to_all(F.conv2d(maps.flatten(0, 1), first.weight[:, self.d_model :], padding=1), shared)
         x = self.norms[0](x).relu()
         x = self.norms[1](self.convs[1](x)).relu()
         for feature, conv, norm in zip(added, self.convs[2:], self.norms[2:], strict=True):
@@ -179,5 +180,5 @@ class _MaskConvolutions(nn.Module):
 
 def _add_to_all(of_queries: Tensor, of_images: Tensor) -> Tensor:
     """Add an image's features to those of each of its queries, (batch * queries, channels, height, width)."""
-    by_image = of_queries.view(len(of_images), -1, *of_queries.shape[1:])
+    by_image = of_queries.view(of_images.shape[0], -1, *of_queries.shape[1:])
     return (by_image + of_images.unsqueeze(1)).flatten(0, 1)

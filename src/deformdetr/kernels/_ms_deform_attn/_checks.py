@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deformdetr.kernels._ms_deform_attn._levels import Pyramid, check_sizes, sizes_of
+from deformdetr._tracing import compares_sizes
+from deformdetr.kernels._ms_deform_attn._levels import Pyramid, check_range, check_sizes, sizes_of
 
 _FLOATING = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 
 
+@compares_sizes
 def check_samples(
     value: Any,
     locations: Any,
@@ -24,7 +26,7 @@ def check_samples(
     """Check value, locations and weights, which may be offsets and logits by other names.
 
     Raises:
-        TypeError: If one is no tensor, or not of float64, float32, bfloat16 or float16.
+        TypeError: If one is no dense tensor of float64, float32, bfloat16 or float16.
         ValueError: If their shapes or devices disagree.
     """
     where, what = names
@@ -44,6 +46,7 @@ def check_samples(
         )
 
 
+@compares_sizes
 def check_levels(pyramid: Pyramid, value: Tensor, levels: int) -> None:
     """Check that there is a level for every one that is sampled, and that they hold the pixels of the value.
 
@@ -53,29 +56,17 @@ def check_levels(pyramid: Pyramid, value: Tensor, levels: int) -> None:
         TypeError: If sizes in a tensor are not integers.
         ValueError: If there are none, more or fewer levels, or known sizes do not hold as many pixels as `value`.
     """
-    on_device, on_host, repeats = pyramid
+    on_host, repeats = pyramid.on_host, pyramid.repeats
     if not levels:
         raise ValueError("there must be at least one level to sample, got none")
-    if on_device is not None:
-        if on_device.is_floating_point() or on_device.is_complex() or on_device.dtype == torch.bool:
-            raise TypeError(f"spatial_shapes must hold integers, got {on_device.dtype}")
-        expected = (len(repeats) or levels, 2)
-        if tuple(on_device.shape) != expected:
-            raise ValueError(f"spatial_shapes must have shape {expected}, got {tuple(on_device.shape)}")
-        # On the CPU it is read by the host.
-        if on_device.device.type != "cpu":
-            _check_device("spatial_shapes", on_device, value)
-    elif len(on_host) != 2 * (len(repeats) or levels):
-        raise ValueError(
-            f"spatial_shapes must be {len(repeats) or levels} pairs (height, width), got "
-            f"{on_host if len(on_host) % 2 else sizes_of(on_host)}"
-        )
+    _check_shapes(pyramid, len(repeats) or levels, value)
     if repeats and (min(repeats) < 1 or sum(repeats) != levels):
         raise ValueError(f"{repeats} groups of points on the levels must be {levels} in all, at least one each")
-    if on_device is None:
+    if pyramid.on_device is None:
         check_sizes(sizes_of(on_host), value.shape[1])
 
 
+@compares_sizes
 def check_offsets(references: Any, offsets: Any, pyramid: Pyramid) -> None:
     """Check offsets against the reference points and levels that they belong to.
 
@@ -88,12 +79,13 @@ def check_offsets(references: Any, offsets: Any, pyramid: Pyramid) -> None:
         raise ValueError(
             f"sampling_offsets must have shape (batch, queries, heads, levels, points, 2), got {tuple(offsets.shape)}"
         )
-    levels = len(pyramid.on_host) // 2 if pyramid.on_device is None else len(pyramid.on_device)
-    if levels != offsets.shape[3]:
-        raise ValueError(f"sampling_offsets {tuple(offsets.shape)} are for {offsets.shape[3]} levels, not {levels}")
+    _check_shapes(pyramid, offsets.shape[3], offsets)
+    if pyramid.on_device is None:
+        check_range(sizes_of(pyramid.on_host))
     check_references(references, offsets)
 
 
+@compares_sizes
 def check_references(references: Any, offsets: Tensor) -> None:
     """Check reference points against the offsets from them, or their logits.
 
@@ -120,6 +112,7 @@ def check_references(references: Any, offsets: Tensor) -> None:
         )
 
 
+@compares_sizes
 def check_padding(mask: Any, value: Tensor) -> None:
     """Check a padding mask, if there is one.
 
@@ -137,6 +130,7 @@ def check_padding(mask: Any, value: Tensor) -> None:
         raise ValueError(f"padding_mask {tuple(mask.shape)} must be {tuple(value.shape[:2])} (batch, pixels)")
 
 
+@compares_sizes
 def check_output(name: str, output: Any, value: Tensor, weights: Tensor) -> None:
     """Check an output, or its gradient.
 
@@ -164,27 +158,47 @@ def check_floating(name: str, tensor: Any) -> None:
         )
 
 
-def check_storage(tensor: Tensor) -> None:
-    """Check that the memory of a tensor holds all of its elements: storages can be shrunk below their views.
+def check_storages(*tensors: Tensor | None) -> None:
+    """Check that the memory of tensors holds all of their elements: storages can be shrunk below their views.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If one does not.
     """
-    if not tensor.numel():
+    for tensor in tensors:
+        if tensor is None or not tensor.numel():
+            continue
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        end = (tensor.storage_offset() + last + 1) * tensor.element_size()
+        held = tensor.untyped_storage().nbytes()
+        if end > held:
+            raise ValueError(
+                f"a tensor of shape {tuple(tensor.shape)} and {tensor.dtype} needs {end} bytes, but its storage was "
+                f"resized to {held}"
+            )
+
+
+def _check_shapes(pyramid: Pyramid, levels: int, like: Tensor) -> None:
+    """Check that there are as many sizes as levels, which are integers where a kernel reads them."""
+    on_device, on_host, _ = pyramid
+    if on_device is None:
+        if len(on_host) != 2 * levels:
+            got = on_host if len(on_host) % 2 else sizes_of(on_host)
+            raise ValueError(f"spatial_shapes must be {levels} pairs (height, width), got {got}")
         return
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    end = (tensor.storage_offset() + last + 1) * tensor.element_size()
-    held = tensor.untyped_storage().nbytes()
-    if end > held:
-        raise ValueError(
-            f"a tensor of shape {tuple(tensor.shape)} and {tensor.dtype} needs {end} bytes, but its storage was "
-            f"resized to {held}"
-        )
+    if on_device.is_floating_point() or on_device.is_complex() or on_device.dtype == torch.bool:
+        raise TypeError(f"spatial_shapes must hold integers, got {on_device.dtype}")
+    if tuple(on_device.shape) != (levels, 2):
+        raise ValueError(f"spatial_shapes must have shape {(levels, 2)}, got {tuple(on_device.shape)}")
+    # On the CPU it is read by the host.
+    if on_device.device.type != "cpu":
+        _check_device("spatial_shapes", on_device, like)
 
 
 def _check_tensor(name: str, tensor: Any) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, got {tensor.layout}")
 
 
 def _check_device(name: str, tensor: Tensor, value: Tensor) -> None:

@@ -6,8 +6,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from deformdetr.kernels._ms_deform_attn._checks import check_storage
-
 
 class Job(ctypes.Structure):
     """Counts, and addresses of contiguous tensors and of lists of int64, which live as long as this.
@@ -50,19 +48,14 @@ class Job(ctypes.Structure):
     ]
 
     def __init__(self, **fields: int | Tensor | Sequence[int]) -> None:
-        kept: list[object] = []
+        kept = []
         for name, field in fields.items():
             if isinstance(field, int):
                 setattr(self, name, field)
                 continue
-            if isinstance(field, Tensor):
-                check_storage(field)
-                kept.append(field)
-                setattr(self, name, field.data_ptr())
-                continue
-            numbers = (ctypes.c_int64 * len(field))(*field)
-            kept.append(numbers)
-            setattr(self, name, ctypes.addressof(numbers))
+            memory = field if isinstance(field, Tensor) else (ctypes.c_int64 * len(field))(*field)
+            kept.append(memory)
+            setattr(self, name, memory.data_ptr() if isinstance(memory, Tensor) else ctypes.addressof(memory))
         self._kept = kept
 
     @property

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from deformdetr.kernels._ms_deform_attn import _cpu, _gather, _reference
+from deformdetr.kernels._ms_deform_attn._checks import check_storages
 from deformdetr.kernels._ms_deform_attn._levels import Pyramid, place_levels, settle
 from deformdetr.kernels._ms_deform_attn._probe import has_kernels
 
 
 def forward(value: Tensor, pyramid: Pyramid, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
     """Run the forward on the device of the value."""
+    check_storages(value, sampling_locations, attention_weights)
     if runs_triton(value, sampling_locations, attention_weights):
         # Imported here, because triton takes longer to import than the whole of this library.
         from deformdetr.kernels._ms_deform_attn import _gpu
@@ -35,6 +37,7 @@ def backward(
     deterministic: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Run the backward; gradients of value, locations and weights that are not needed are None."""
+    check_storages(grad_output, value, sampling_locations, attention_weights)
     if runs_triton(value, sampling_locations, attention_weights):
         from deformdetr.kernels._ms_deform_attn import _gpu
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from deformdetr._tracing import compares_sizes, fixed_size, is_tracing
 from deformdetr.kernels._ms_deform_attn import _dispatch, _fused_op, _op, _reference
 from deformdetr.kernels._ms_deform_attn._checks import (
     check_floating,
@@ -78,7 +79,8 @@ def ms_deform_attn(
         pyramid = pyramid._replace(repeats=repeats)
     check_samples(value, sampling_locations, attention_weights)
     check_levels(pyramid, value, attention_weights.shape[3])
-    if _is_auto(backend):
+    # A trace has to serve other sizes, which it does not keep as numbers.
+    if _is_auto(backend) and not is_tracing():
         return _op.attend(
             value, pyramid, sampling_locations, attention_weights, deterministic=_is_deterministic(deterministic)
         )
@@ -151,7 +153,7 @@ def fused_ms_deform_attn(
         ValueError: If shapes disagree.
     """
     pyramid = split_by_home(spatial_shapes)
-    check_samples(value, sampling_offsets, attention_logits, names=("sampling_offsets", "attention_logits"))
+    check_samples(value, sampling_offsets, attention_logits, names=_fused_op.NAMES)
     check_levels(pyramid, value, attention_logits.shape[3])
     check_references(reference_points, attention_logits)
     check_padding(padding_mask, value)
@@ -161,6 +163,7 @@ def fused_ms_deform_attn(
     if (
         _is_auto(backend)
         and not deterministic
+        and not is_tracing()
         and attention_logits.shape[4] <= MOST_POINTS
         and _dispatch.runs_triton(*tensors)
         and not _op.is_transformed()
@@ -200,17 +203,21 @@ def _locate(reference_points: Tensor, sampling_offsets: Tensor, spatial_shapes: 
 
     references = reference_points.to(_at_least_float32(reference_points))[:, :, None, :, None]
     offsets = sampling_offsets.to(_at_least_float32(sampling_offsets)).flatten(3)
-    if references.shape[-1] == 2:
-        locations = torch.addcdiv(spread(references), offsets, spread(level_sizes(spatial_shapes, offsets)))
+    if fixed_size(references.shape[-1]) == 2:
+        sizes = spread(level_sizes(spatial_shapes, offsets))
+        # PyTorch's older exporter, which traces, has no form for the faster one.
+        shifts = spread(references)
+        locations = shifts + offsets / sizes if is_tracing() else torch.addcdiv(shifts, offsets, sizes)
     else:
-        locations = torch.addcmul(spread(references[..., :2]), offsets, spread(references[..., 2:]) * (0.5 / points))
-    return locations.view(sampling_offsets.shape)
+        half_sizes = spread(references[..., 2:]) * (0.5 / max(fixed_size(points), 1))
+        locations = torch.addcmul(spread(references[..., :2]), offsets, half_sizes)
+    return locations.view(*sampling_offsets.shape[:3], levels, points, 2)
 
 
 def _softmax(logits: Float[Tensor, "batch queries heads levels points"]) -> Tensor:
     """Share attention among levels and points, in float32 or better."""
     flat, dtype = logits.flatten(3), _at_least_float32(logits)
-    if logits.device.type == "cpu" and flat.shape[3] < 16 and not torch.compiler.is_compiling():
+    if logits.device.type == "cpu" and fixed_size(flat.shape[3]) < 16 and not torch.compiler.is_compiling():
         # PyTorch takes several times as long for so few numbers that lie beside each other; compilers do not.
         return flat.movedim(3, 0).softmax(0, dtype=dtype).movedim(0, 3).reshape(logits.shape)
     return flat.softmax(3, dtype=dtype).view(logits.shape)
@@ -230,6 +237,7 @@ def _is_deterministic(wanted: bool | None) -> bool:  # noqa: FBT001
     return torch.are_deterministic_algorithms_enabled() if wanted is None else wanted
 
 
+@compares_sizes
 def _group_points(
     locations: Tensor, weights: Tensor, points_per_level: Sequence[int]
 ) -> tuple[Tensor, Tensor, list[int]]:

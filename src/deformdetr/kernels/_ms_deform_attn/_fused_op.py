@@ -11,10 +11,14 @@ from deformdetr.kernels._ms_deform_attn._checks import (
     check_padding,
     check_references,
     check_samples,
+    check_storages,
 )
 from deformdetr.kernels._ms_deform_attn._dispatch import runs_triton
 from deformdetr.kernels._ms_deform_attn._levels import MOST_POINTS, Pyramid
 from deformdetr.kernels._ms_deform_attn._op import choose_way, eager_function
+
+# What locations and weights are called where they are made inside.
+NAMES = ("sampling_offsets", "attention_logits")
 
 
 def attend(
@@ -46,6 +50,7 @@ def _run_forward(
     # Imported here, because triton takes longer to import than the whole of this library.
     from deformdetr.kernels._ms_deform_attn import _gpu
 
+    check_storages(value, reference_points, sampling_offsets, attention_logits, padding_mask)
     pyramid = Pyramid(spatial_shapes, spatial_shapes_on_host, [])
     sampling = _gpu.Sampling(sampling_offsets, attention_logits, reference_points, padding_mask)
     return _gpu.forward(value, pyramid, sampling)
@@ -66,13 +71,19 @@ def _check_and_run_forward(
     return _run_forward(value, spatial_shapes, spatial_shapes_on_host, *tensors)
 
 
+def _check_tensors(
+    value: Tensor, references: Tensor, offsets: Tensor, logits: Tensor, padding_mask: Tensor | None
+) -> None:
+    check_samples(value, offsets, logits, names=NAMES)
+    check_references(references, logits)
+    check_padding(padding_mask, value)
+
+
 def _check(
     value: Tensor, pyramid: Pyramid, references: Tensor, offsets: Tensor, logits: Tensor, padding_mask: Tensor | None
 ) -> None:
-    check_samples(value, offsets, logits, names=("sampling_offsets", "attention_logits"))
+    _check_tensors(value, references, offsets, logits, padding_mask)
     check_levels(pyramid, value, logits.shape[3])
-    check_references(references, logits)
-    check_padding(padding_mask, value)
     if logits.shape[4] > MOST_POINTS:
         raise ValueError(f"the fused op takes at most {MOST_POINTS} points per level, got {logits.shape[4]}")
     if not runs_triton(value, references, offsets, logits):
@@ -101,6 +112,7 @@ def _run_backward(
     _check(value, pyramid, reference_points, sampling_offsets, attention_logits, padding_mask)
     check_output("output", output, value, attention_logits)
     check_output("grad_output", grad_output, value, attention_logits)
+    check_storages(grad_output, output, value, reference_points, sampling_offsets, attention_logits, padding_mask)
     sampling = _gpu.Sampling(sampling_offsets, attention_logits, reference_points, padding_mask)
     needs = _gpu.Needs(needs_value, needs_offsets, needs_logits, needs_references)
     grads = _gpu.backward(grad_output, output, value, pyramid, sampling, needs, deterministic=False)
@@ -117,7 +129,10 @@ fused_backward_op = torch.library.custom_op("deformdetr::fused_ms_deform_attn_ba
 
 
 @fused_forward_op.register_fake
-def _(value: Tensor, on_device: Any, on_host: Any, references: Tensor, offsets: Tensor, *rest: Any) -> Tensor:
+def _(
+    value: Tensor, on_device: Any, on_host: Any, references: Tensor, offsets: Tensor, logits: Tensor, mask: Any
+) -> Tensor:
+    _check_tensors(value, references, offsets, logits, mask)
     batch, queries = offsets.shape[:2]
     return value.new_empty(batch, queries, value.shape[2] * value.shape[3])
 
@@ -135,6 +150,7 @@ def _(
     padding_mask: Any,
     *needs: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_tensors(value, references, offsets, logits, padding_mask)
     by_value, by_references, by_offsets, by_logits = (
         like.new_empty(like.shape if need else (0,))
         for like, need in zip((value, references, offsets, logits), needs, strict=True)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from deformdetr.kernels._ms_deform_attn import _launch, _triton
-from deformdetr.kernels._ms_deform_attn._checks import check_storage
 from deformdetr.kernels._ms_deform_attn._gpu_tables import WIDE_FROM, level_table, sort_by_cell, tile_order
 from deformdetr.kernels._ms_deform_attn._levels import MOST_POINTS, Pyramid, settle
 
@@ -194,7 +193,6 @@ class _Problem(NamedTuple):
         strides = (0, 0, 0)
         if references is not None:
             references = references if references.stride(-1) == 1 else references.contiguous()
-            check_storage(references)
             # Along an axis of size one every index reads the same.
             image, query, level = (
                 0 if size == 1 else stride
@@ -265,7 +263,6 @@ def _is_empty(value: Tensor, weights: Tensor) -> bool:
 def _dense(tensor: Tensor) -> Tensor:
     """Copy what is not contiguous or not aligned, so that kernels need no variants."""
     tensor = tensor.contiguous().resolve_neg()
-    check_storage(tensor)
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone(memory_format=torch.contiguous_format)
 
 

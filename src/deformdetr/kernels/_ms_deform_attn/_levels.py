@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from deformdetr._tracing import is_tracing
+
 SpatialShapes: TypeAlias = Sequence[Sequence[int]] | Int[Tensor, "levels 2"]
 
 # Kernels for GPUs unroll the points of a level; more than these are split into groups, which they do not unroll.
@@ -45,9 +47,11 @@ def split_by_home(spatial_shapes: Any, repeats: Sequence[int] = ()) -> Pyramid:
         return Pyramid(spatial_shapes, [], list(repeats))
     try:
         pairs = [tuple(shape) for shape in spatial_shapes]
-        # Symbolic sizes stay symbolic.
+        # Sizes that are symbols, or tensors in a trace, stay that.
         sizes: list[Any] = [
-            size if isinstance(size, int | torch.SymInt) else operator.index(size) for pair in pairs for size in pair
+            size if isinstance(size, int | torch.SymInt) or is_tracing() else operator.index(size)
+            for pair in pairs
+            for size in pair
         ]
     except TypeError as error:
         raise TypeError(f"spatial_shapes must be pairs of ints (height, width), got {spatial_shapes!r}") from error
@@ -83,7 +87,8 @@ def place_levels(pyramid: Pyramid, pixels: int) -> list[Level]:
         start = 0
         for height, width in sizes_of(on_host):
             levels.append(Level(height, width, start))
-            start += height * width
+            # Not in place: sizes in a trace are tensors.
+            start = start + height * width
     else:
         levels = [Level(*row.unbind()) for row in fit_levels(on_device, pixels).unbind()]
     if not repeats:
@@ -111,13 +116,22 @@ def check_sizes(sizes: Sequence[tuple[int, int]], pixels: int) -> None:
     Raises:
         ValueError: If a height or width is negative or beyond what kernels can tell apart, or the pixels differ.
     """
+    check_range(sizes)
+    held = sum(height * width for height, width in sizes)
+    if held != pixels:
+        raise ValueError(f"spatial_shapes {list(sizes)} hold {held} pixels, but value holds {pixels}")
+
+
+def check_range(sizes: Sequence[tuple[int, int]]) -> None:
+    """Refuse heights and widths that are negative or beyond what kernels can tell apart.
+
+    Raises:
+        ValueError: If there is such a one.
+    """
     if any(not 0 <= size <= MOST_PIXELS_IN_LINE for pair in sizes for size in pair):
         raise ValueError(
             f"spatial_shapes must hold heights and widths from 0 to {MOST_PIXELS_IN_LINE}, got {list(sizes)}"
         )
-    held = sum(height * width for height, width in sizes)
-    if held != pixels:
-        raise ValueError(f"spatial_shapes {list(sizes)} hold {held} pixels, but value holds {pixels}")
 
 
 def level_sizes(spatial_shapes: SpatialShapes, like: Tensor) -> Tensor:

@@ -38,10 +38,9 @@ def corners(
         pixels: Number of value positions over all levels.
 
     Yields:
-        `Corner`s whose `row` indexes the matrix that `_rows` makes of the value; its last row lies outside all levels.
+        `Corner`s whose `row` indexes the matrix that `_rows` makes of the value; its first row lies outside all levels.
     """
     batch, _, heads = sampling_locations.shape[:3]
-    outside = batch * pixels * heads
     device = sampling_locations.device
     image = torch.arange(batch, device=device).view(-1, 1, 1, 1)
     head = torch.arange(heads, device=device).view(-1, 1)
@@ -62,7 +61,7 @@ def corners(
                 pixel = start + line * width + column
                 yield Corner(
                     level=level,
-                    row=torch.where(inside, (image * pixels + pixel) * heads + head, outside),
+                    row=torch.where(inside, (image * pixels + pixel) * heads + head + 1, 0),
                     x_weight=x - left if right else 1 - (x - left),
                     y_weight=y - top if bottom else 1 - (y - top),
                     x_sign=1 if right else -1,
@@ -132,7 +131,7 @@ def backward(
         grad_x[level] = grad_x[level] + corner.x_sign * corner.y_weight * weight * dot
         grad_y[level] = grad_y[level] + corner.y_sign * corner.x_weight * weight * dot
         share = weight * corner.x_weight * corner.y_weight
-        grad_rows.index_add_(0, corner.row.flatten(), (share.unsqueeze(-1) * grad).reshape(-1, channels))
+        grad_rows.index_add_(0, corner.row.flatten(), (share.unsqueeze(-1) * grad).flatten(0, -2))
 
     grad_locations = torch.stack(
         [
@@ -142,13 +141,13 @@ def backward(
         dim=3,
     )
     return (
-        grad_rows[:-1].view(value.shape).to(value.dtype),
+        grad_rows[1:].view(value.shape).to(value.dtype),
         grad_locations.to(sampling_locations.dtype),
         torch.stack(grad_weights, dim=3).to(attention_weights.dtype),
     )
 
 
 def _rows(value: Tensor) -> Float[Tensor, "rows channels"]:
-    """Return a row per pixel and head, and a last one of zeros, which stands for all that lies outside the levels."""
+    """Return a row of zeros, which stands for all that lies outside the levels, and one for every pixel and head."""
     rows = value.flatten(0, 2).to(torch.promote_types(value.dtype, torch.float32))
-    return torch.cat([rows, rows.new_zeros(1, value.shape[3])])
+    return torch.cat([rows.new_zeros(1, value.shape[3]), rows])

@@ -108,12 +108,14 @@ def load_level(shapes, level, start, pixels, GROUPED: tl.constexpr):
     width = tl.load(shapes + level * COLUMNS + 1).to(tl.int64)
     if GROUPED:
         start = tl.load(shapes + level * COLUMNS + 2).to(tl.int64)
-    is_level = (height > 0) & (height <= MOST_PIXELS_IN_LINE) & (width > 0) & (width <= MOST_PIXELS_IN_LINE)
-    area = tl.where(is_level, height * width, 0)
-    fits = is_level & (start >= 0) & (start <= pixels - area)
-    height = tl.where(fits, height, -1).to(tl.int32)
-    width = tl.where(fits, width, -1).to(tl.int32)
-    return height, width, tl.where(fits, start, 0).to(tl.int32), start + area
+    # Both from 1 to the most, which is a power of two: one less is smaller, and has no sign.
+    is_level = ((height - 1) | (width - 1)).to(tl.uint64) < MOST_PIXELS_IN_LINE
+    # A product of 32 bits each is one instruction.
+    area = tl.where(is_level, height.to(tl.int32).to(tl.int64) * width.to(tl.int32).to(tl.int64), 0)
+    fits = is_level & (start <= pixels - area)
+    height = tl.where(fits, height.to(tl.int32), -1)
+    width = tl.where(fits, width.to(tl.int32), -1)
+    return height, width, tl.where(fits, start.to(tl.int32), 0), start + area
 
 
 @triton.jit

@@ -1,1 +1,0 @@
-"""Files: reading tensors, YAML and JSON, writing atomically, expanding paths."""

@@ -1,0 +1,75 @@
+"""Paths as people write them, and what is there before a file is read or written."""
+
+import os
+import re
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from deformdetr._files._errors import FileError
+
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
+
+
+def expand_path(path: str | Path) -> Path:
+    """Replace `~`, `$VARIABLE` and `${VARIABLE}`; a relative path stays relative to the current directory.
+
+    Raises:
+        FileError: If a variable is unset or empty, or if the user of `~user` is unknown.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        found = os.environ.get(name, "")
+        if not found:
+            raise FileError(f"{path}: the environment variable {name!r} is not set (or is empty)")
+        return found
+
+    expanded = _VARIABLE.sub(value, str(path))
+    try:
+        return Path(expanded).expanduser()
+    except RuntimeError as error:
+        raise FileError(f"{path}: {error}") from error
+
+
+def check_readable(path: Path) -> None:
+    """Check that a regular file is there: opening a pipe would wait for a writer, and a device may have no end.
+
+    Raises:
+        FileNotFoundError: If there is nothing.
+        FileError: If there is something else, or the system does not say what.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"there is no file {path}") from error
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} cannot be read: {reason_of(error)}") from error
+    if stat.S_ISDIR(mode):
+        raise FileError(f"{path} is a folder; name a file in it")
+    if not stat.S_ISREG(mode):
+        raise FileError(f"{path} is not a regular file")
+
+
+def check_writable(path: Path, *, suffixes: Sequence[str], overwrite: bool) -> None:
+    """Check that a file can be written there, before the work that makes its content.
+
+    Raises:
+        ValueError: If the suffix is none of `suffixes`.
+        FileExistsError: If there is a folder, or a file that must not be overwritten.
+        FileNotFoundError: If there is no such folder to put it in.
+    """
+    if path.suffix not in suffixes:
+        choice = suffixes[0] if len(suffixes) == 1 else f"one of {', '.join(suffixes)}"
+        raise ValueError(f"{path} must end in {choice}")
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a folder")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists already; overwrite=True, or --force, replaces it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}")
+
+
+def reason_of(error: Exception) -> str:
+    """Return what the system says of a failure, without the name of the file."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

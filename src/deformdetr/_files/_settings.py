@@ -1,0 +1,167 @@
+"""Settings as YAML or JSON, and JSON of any content."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from deformdetr._files._errors import FileError
+from deformdetr._files._paths import check_readable, reason_of
+from deformdetr._files._replacing import write_text
+
+_SUFFIXES = (".yaml", ".yml", ".json")
+# Aliases make a few lines of YAML stand for any number of values.
+_MOST_VALUES = 200_000
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return the mapping that a YAML or JSON file holds, by its suffix.
+
+    A YAML file that is empty, or holds comments alone, is an empty mapping. A key that stands twice is an error.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        FileError: If the suffix is none of `.yaml`, `.yml` and `.json`, or the file cannot be read or holds something
+            else.
+        ImportError: If it is YAML and pyyaml is not installed.
+    """
+    content = _parse_yaml(path, _yaml(path)) if _is_yaml(path) else read_json(path)
+    if not isinstance(content, dict):
+        raise FileError(f"{path} must hold a mapping of fields, got a {type(content).__name__}: {content!r:.80}")
+    return content
+
+
+def write_mapping(path: Path, fields: Mapping[str, Any]) -> None:
+    """Write a YAML or JSON file, by its suffix, as `replacing` does.
+
+    Raises:
+        FileError: If the suffix is none of `.yaml`, `.yml` and `.json`.
+        ImportError: If it is YAML and pyyaml is not installed.
+        OSError: If the file cannot be written.
+    """
+    if _is_yaml(path):
+        text: str = _yaml(path).safe_dump(dict(fields), sort_keys=False, allow_unicode=True)
+    else:
+        text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+    write_text(path, text)
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds, whatever its suffix. A key that stands twice is an error.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        FileError: If it cannot be read.
+    """
+    text = _read_text(path)
+    if not text.strip():
+        raise FileError(f"{path} is not valid JSON: the file is empty")
+    try:
+        return json.loads(text, object_pairs_hook=_unrepeated)
+    except RecursionError as error:
+        raise FileError(f"{path} is not valid JSON: it is nested too deeply") from error
+    except ValueError as error:
+        raise FileError(f"{path} is not valid JSON: {error}") from error
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return content
+
+
+def _parse_yaml(path: Path, yaml: ModuleType) -> Any:
+    text = _read_text(path)
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return {}
+        _count_values(node, {}, yaml)
+        content = loader.construct_document(node)
+        return {} if content is None else content
+    except RecursionError as error:
+        raise FileError(f"{path} is not valid YAML: it is nested too deeply") from error
+    # Of wrong numbers and dates, the parser raises whatever Python's own functions raise.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
+        raise FileError(f"{path} is not valid YAML: {_yaml_reason(error)}") from error
+
+
+def _count_values(node: Any, counts: dict[Any, int | None], yaml: ModuleType) -> int:
+    """Return how many values a node stands for with its aliases written out, before any of them is.
+
+    Args:
+        node: Of the parsed document.
+        counts: Those of the nodes seen before; None: the node is being counted.
+        yaml: The package.
+
+    Raises:
+        yaml.YAMLError: If they are too many, or infinitely many, or a mapping has wrong keys.
+    """
+    if node in counts:
+        known = counts[node]
+        return _refuse(yaml, "it contains itself", node) if known is None else known
+    counts[node] = None
+    children = []
+    if isinstance(node, yaml.MappingNode):
+        _check_keys(node, yaml)
+        children = [value for _, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    total = 1 + sum(_count_values(each, counts, yaml) for each in children)
+    if total > _MOST_VALUES:
+        _refuse(yaml, f"with its aliases it has more than {_MOST_VALUES:,} values", node)
+    counts[node] = total
+    return total
+
+
+def _check_keys(node: Any, yaml: ModuleType) -> None:
+    seen = set()
+    for key, _ in node.value:
+        if key.tag == "tag:yaml.org,2002:merge":
+            continue
+        if key.tag != "tag:yaml.org,2002:str":
+            _refuse(yaml, "a key must be text; quote it", key)
+        if key.value in seen:
+            _refuse(yaml, f"the key {key.value!r} stands twice in one mapping", key)
+        seen.add(key.value)
+
+
+def _refuse(yaml: ModuleType, problem: str, node: Any) -> NoReturn:
+    raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+def _yaml_reason(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = "" if mark is None else f", line {mark.line + 1} column {mark.column + 1}"
+    return (getattr(error, "problem", None) or " ".join(str(error).split())) + where
+
+
+def _read_text(path: Path) -> str:
+    check_readable(path)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {reason_of(error)}") from error
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _is_yaml(path: Path) -> bool:
+    if path.suffix.lower() not in _SUFFIXES:
+        raise FileError(f"{path} must end in .yaml, .yml or .json")
+    return path.suffix.lower() != ".json"
+
+
+def _yaml(path: Path) -> ModuleType:
+    # Imported here, because settings in Python and JSON do without.
+    try:
+        import yaml
+    except ImportError as error:
+        message = f"{path} needs pyyaml: pip install pyyaml, or use a .json file"
+        raise ModuleNotFoundError(message, name="yaml") from error
+    return yaml

@@ -1,0 +1,166 @@
+"""Files of tensors: read without running what they hold."""
+
+import argparse
+import pickle
+import re
+import struct
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deformdetr._files._errors import FileError
+from deformdetr._files._paths import check_readable
+from deformdetr._files._replacing import replacing
+
+# What the readers of PyTorch and safetensors raise on files that are cut short, damaged, or something else altogether.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    AssertionError,
+    AttributeError,
+    TypeError,
+    ArithmeticError,
+    struct.error,
+    # A length that is damaged.
+    MemoryError,
+    # Seeking to where a file that is cut short no longer is; and files that may not be read.
+    OSError,
+)
+
+
+def read_tensor_file(path: Path) -> Any:
+    """Return what a file holds, with its tensors on the CPU; nothing but tensors and plain values is unpickled.
+
+    Args:
+        path: `.safetensors`, or else in PyTorch's format.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        FileError: If it cannot be read, or holds tensors that are not dense or not of plain numbers.
+    """
+    with reading_tensors(path):
+        if _is_safetensors(path):
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        # The original keeps its command line in the file; a namespace of plain values is harmless.
+        with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    _check_tensors(path, content)
+    return content
+
+
+@contextmanager
+def reading_tensors(path: Path) -> Iterator[None]:
+    """Refuse a file that a reader of tensors cannot read.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        FileError: For anything that the block raises because of what is in the file.
+    """
+    check_readable(path)
+    unreadable: tuple[type[Exception], ...] = _UNREADABLE
+    if _is_safetensors(path):
+        # Imported here, because only files of this format need the package.
+        from safetensors import SafetensorError
+
+        unreadable = (*unreadable, SafetensorError)
+    try:
+        with warnings.catch_warnings():
+            # What readers remark on a foreign file: the reason for refusing it is enough.
+            warnings.simplefilter("ignore")
+            yield
+    except unreadable as error:
+        raise FileError(f"{path} cannot be read: {_reason(error, path)}") from error
+
+
+def write_tensors(state: Mapping[str, Tensor], path: Path, *, container: str | None = None) -> None:
+    """Write a state dict, as `replacing` does.
+
+    Args:
+        state: What to write; its tensors may be views and lie on any device.
+        path: `.safetensors`, or else PyTorch's format.
+        container: The entry of a file in PyTorch's format that holds the state dict; None: it is the whole content.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    if not _is_safetensors(path):
+        write_tensor_file(plain if container is None else {container: plain}, path)
+        return
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with replacing(path) as unfinished:
+        # Copies, because tensors of this format cannot share memory.
+        copies = {name: tensor.clone() for name, tensor in plain.items()}
+        try:
+            save_file(copies, unfinished, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def write_tensor_file(content: Any, path: Path) -> None:
+    """Write tensors and plain values in PyTorch's format, as `replacing` does.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    # Given a path instead of a file, PyTorch does not say why it cannot write.
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        torch.save(content, file)
+
+
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix.lower() == ".safetensors"
+
+
+def _check_tensors(path: Path, content: Any) -> None:
+    """Refuse tensors that copying into a model would fail on.
+
+    Raises:
+        FileError: If one is sparse, quantized or without values.
+    """
+    # Neither recursive nor twice at the same place, because a file can nest its values in any depth and in themselves.
+    left, seen = [("", content)], set()
+    while left:
+        name, value = left.pop()
+        if isinstance(value, Tensor):
+            if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+                kind = "quantized" if value.is_quantized else f"{value.layout} on {value.device}"
+                raise FileError(f"{path} holds a tensor that is not plain: {name.lstrip('.')!r} is {kind}")
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            left += [(f"{name}.{key!s:.80}", each) for key, each in _entries(value)]
+
+
+def _entries(values: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
+    yield from values.items() if isinstance(values, dict) else enumerate(values)
+
+
+def _reason(error: BaseException, path: Path) -> str:
+    """Return in one line why a file was refused; PyTorch's own message advises to run the code in it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    unsafe = re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module \S+ is blocked)", str(error))
+    if unsafe:
+        return (
+            f"it holds a {unsafe[1]}, and only tensors and plain values are unpickled, because anything else may run "
+            "code; save the state dict alone"
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return error.strerror or str(error)
+    written = "not a safetensors file" if _is_safetensors(path) else "not a file that torch.save has written"
+    said = re.search(r"WeightsUnpickler error:\s*(.*)", str(error)) or re.match(r"(.*?)(?:\.\s|\n|$)", str(error))
+    details = shorten(said[1], 200) if said else ""
+    return f"{written}, or cut short or damaged ({type(error).__name__}: {details})"

@@ -1,0 +1,71 @@
+"""Paths as people write them, and what is there."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from deformdetr._files import FileError, check_writable, expand_path
+from deformdetr._files._paths import check_readable
+
+
+def test_home_and_variables_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("DATA", "/data")
+    monkeypatch.setenv("SPLIT_1", "val")
+    assert expand_path(Path("~/x")) == Path("/home/someone/x")
+    assert expand_path(Path("$DATA/${SPLIT_1}2/$SPLIT_1.json")) == Path("/data/val2/val.json")
+    assert expand_path(Path("plain/x.json")) == Path("plain/x.json")
+
+
+@pytest.mark.parametrize("written", ["$MISSING/x", "y/${MISSING}/x"])
+def test_a_variable_without_value_is_named(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    monkeypatch.delenv("MISSING", raising=False)
+    with pytest.raises(FileError, match="'MISSING' is not set") as caught:
+        expand_path(Path(written))
+    assert written in str(caught.value)
+    monkeypatch.setenv("MISSING", "")
+    with pytest.raises(FileError, match="MISSING"):
+        expand_path(Path(written))
+
+
+def test_an_unknown_user_is_named() -> None:
+    with pytest.raises(FileError, match="~nobody-of-this-name/x"):
+        expand_path(Path("~nobody-of-this-name/x"))
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone").symlink_to("nowhere")
+    for name, reason in {
+        "pipe": "pipe is not a regular file",
+        "device": "device is not a regular file",
+        "": "is a folder; name a file in it",
+        "loop": "loop cannot be read: Too many levels of symbolic links",
+        "a" * 300: "cannot be read: File name too long",
+        "a\0b": "cannot be read: embedded null byte",
+    }.items():
+        with pytest.raises(FileError, match=reason):
+            check_readable(tmp_path / name)
+    (tmp_path / "file").touch()
+    for name in ("nothing", "gone", "file/nothing"):
+        with pytest.raises(FileNotFoundError, match=f"there is no file .*{name}"):
+            check_readable(tmp_path / name)
+    check_readable(tmp_path / "file")
+
+
+def test_places_where_nothing_can_be_written_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "old.pth").touch()
+    (tmp_path / "folder.pth").mkdir()
+    for name, error, reason in (
+        ("new.txt", ValueError, r"new\.txt must end in one of \.pth, \.pt"),
+        ("old.pth", FileExistsError, r"old\.pth exists already"),
+        ("folder.pth", FileExistsError, r"folder\.pth is a folder"),
+        ("nowhere/new.pth", FileNotFoundError, "there is no folder .*nowhere"),
+    ):
+        with pytest.raises(error, match=reason):
+            check_writable(tmp_path / name, suffixes=[".pth", ".pt"], overwrite=False)
+    check_writable(tmp_path / "old.pth", suffixes=[".pth"], overwrite=True)
+    check_writable(tmp_path / "new.pth", suffixes=[".pth"], overwrite=False)

@@ -1,0 +1,67 @@
+"""Tensors from files: what is read, and why something is not."""
+
+import argparse
+import pathlib
+import warnings
+
+import pytest
+import safetensors.torch
+import torch
+
+from deformdetr._files import FileError, read_tensor_file, reading_tensors, write_tensor_file, write_tensors
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".SafeTensors"])
+def test_written_tensors_are_read_again(suffix, tmp_path, rng):
+    state = {"a": torch.randn(3, 4, generator=rng).T, "b": torch.arange(5), "c": torch.tensor(True)}
+    write_tensors(state, tmp_path / f"file{suffix}")
+    content = read_tensor_file(tmp_path / f"file{suffix}")
+    assert content.keys() == state.keys()
+    assert all(torch.equal(content[name], state[name]) for name in state)
+
+
+def test_plain_values_are_read_beside_tensors(tmp_path):
+    content = {"epoch": 3, "args": argparse.Namespace(lr=1e-4), "nested": [{"a": torch.zeros(2)}, (None, "text")]}
+    write_tensor_file(content, tmp_path / "file.pt")
+    assert str(read_tensor_file(tmp_path / "file.pt")) == str(content)
+
+
+def test_a_container_holds_the_state_dict(tmp_path):
+    write_tensors({"a": torch.ones(1)}, tmp_path / "file.pth", container="model")
+    assert read_tensor_file(tmp_path / "file.pth") == {"model": {"a": torch.ones(1)}}
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        (torch.eye(3).to_sparse(), "'deep.0.a' is torch.sparse_coo on cpu"),
+        (torch.zeros(3, device="meta"), "'deep.0.a' is torch.strided on meta"),
+    ],
+)
+def test_tensors_that_are_not_plain_are_named(tensor, kind, tmp_path):
+    torch.save({"deep": [{"a": tensor}], "fine": torch.zeros(1)}, tmp_path / "file.pth")
+    with pytest.raises(FileError, match=rf"file\.pth holds a tensor that is not plain: {kind}"):
+        read_tensor_file(tmp_path / "file.pth")
+
+
+def test_a_reason_is_one_line_without_advice_to_run_code(tmp_path):
+    torch.save({"a": pathlib.PurePosixPath("/")}, tmp_path / "path.pth")
+    (tmp_path / "text.pth").write_text("<html>")
+    for name, reason in (("path", r"it holds a pathlib\.PurePosixPath"), ("text", "Unsupported operand 60")):
+        with pytest.raises(FileError, match=rf"{name}\.pth cannot be read: .*{reason}") as caught:
+            read_tensor_file(tmp_path / f"{name}.pth")
+        assert "\n" not in str(caught.value)
+        assert "weights_only" not in str(caught.value)
+
+
+def test_remarks_of_readers_are_left_out(tmp_path):
+    (tmp_path / "a.pth").touch()
+    with reading_tensors(tmp_path / "a.pth"):
+        warnings.warn("this file is old", UserWarning, stacklevel=1)
+
+
+def test_tensors_that_share_memory_are_written_apart_where_the_format_cannot_share(tmp_path):
+    shared = torch.arange(6.0)
+    write_tensors({"a": shared, "b": shared[2:]}, tmp_path / "file.safetensors")
+    content = safetensors.torch.load_file(tmp_path / "file.safetensors")
+    assert content["b"].tolist() == [2, 3, 4, 5]

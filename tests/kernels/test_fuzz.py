@@ -1,0 +1,319 @@
+"""Calls of the operator drawn at random: those that fit equal the reference in float64, and no other one gets through.
+
+`pytest --examples 20000 tests/kernels/test_fuzz.py` looks longer than usual. With `TRITON_INTERPRET=1` the calls go to
+Triton's kernels.
+"""
+
+import multiprocessing
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from deformdetr.kernels import fused_ms_deform_attn, ms_deform_attn, ms_deform_attn_backward, sampling_locations
+from sampling import TOLERANCE, assert_close, away_from_pixel_borders
+
+# What no annotation lets through is what these tests are about.
+pytestmark = pytest.mark.unchecked
+
+# The interpreter takes a hundred times as long, and computes with NumPy, which warns of what is meant to overflow.
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+warns = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+
+HALF = (torch.float16, torch.bfloat16)
+DTYPES = (torch.float32, torch.float64, *HALF)
+SEEDS = st.integers(0, 2**63 - 1)
+
+
+@dataclass
+class Call:
+    """Arguments that fit, in float64, and how they are passed on."""
+
+    value: Tensor
+    shapes: list[tuple[int, int]]
+    locations: Tensor
+    weights: Tensor
+    grad: Tensor
+    dtypes: tuple[torch.dtype, torch.dtype, torch.dtype]
+    needs: tuple[bool, bool, bool]
+    as_tensor: bool
+
+
+def draw_call(seed: int) -> Call:
+    """Draw a call whose locations are exact in every dtype, or away from where rounding decides between pixels."""
+    choose = random.Random(seed)
+    rng = torch.Generator().manual_seed(seed)
+    batch, queries, heads = choose.choice([0, 1, 1, 2, 3]), choose.choice([0, 1, 2, 5, 33]), choose.choice([1, 2, 3])
+    channels, points = choose.choice([0, 1, 2, 3, 4, 7, 8, 16, 24, 33, 70]), choose.choice([0, 1, 2, 3, 5, 17])
+    is_exact = choose.random() < 0.5
+    sides = [0, 1, 2, 4, 8] if is_exact else [0, 1, 2, 3, 5, 6, 7, 11]
+    shapes = [(choose.choice(sides), choose.choice(sides)) for _ in range(choose.choice([1, 1, 2, 3]))]
+    pixels = sum(height * width for height, width in shapes)
+    value = torch.randn(batch, pixels, heads, channels, generator=rng, dtype=torch.float64)
+    weights = torch.randn(batch, queries, heads, len(shapes), points, generator=rng, dtype=torch.float64)
+    grad = torch.randn(batch, queries, heads * channels, generator=rng, dtype=torch.float64)
+    precision = choose.choice(DTYPES)
+    dtypes = (precision, choose.choice(DTYPES if is_exact else DTYPES[:2]), choose.choice(DTYPES))
+    locations = torch.rand(*weights.shape, 2, generator=rng, dtype=torch.float64) * 1.5 - 0.25
+    if is_exact:
+        locations = (locations * 16).round() / 16
+    else:
+        locations = away_from_pixel_borders(
+            locations.float().double(), [(max(height, 1), max(width, 1)) for height, width in shapes]
+        )
+    nowhere = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, -1e30, 300.0], dtype=torch.float64)
+    is_nowhere = torch.rand(locations.shape, generator=rng) < choose.choice([0, 0.1])
+    locations = torch.where(is_nowhere, nowhere[torch.randint(len(nowhere), locations.shape, generator=rng)], locations)
+    value, weights = value.to(dtypes[0]).double(), weights.to(dtypes[2]).double()
+    locations = locations.to(dtypes[1]).double()
+    needs = (choose.random() < 0.7, choose.random() < 0.7, choose.random() < 0.7)
+    return Call(value, shapes, locations, weights, grad.to(dtypes[0]).double(), dtypes, needs, choose.random() < 0.5)
+
+
+def lay_out(tensor: Tensor, seed: int) -> Tensor:
+    """Give the same numbers other strides, or a place inside of memory that is NaN everywhere else."""
+    choose = random.Random(seed)
+    kind = choose.choice(["plain", "reversed", "inside", "strided"])
+    if kind == "reversed":
+        return tensor.permute(*reversed(range(tensor.ndim))).contiguous().permute(*reversed(range(tensor.ndim)))
+    if kind == "inside":
+        memory = torch.full((tensor.numel() + 14,), torch.nan, dtype=tensor.dtype)
+        memory[7 : 7 + tensor.numel()] = tensor.flatten()
+        return memory[7 : 7 + tensor.numel()].view(tensor.shape)
+    if kind == "strided":
+        memory = torch.full((*tensor.shape, 3), torch.nan, dtype=tensor.dtype)
+        memory[..., 1] = tensor
+        return memory[..., 1]
+    return tensor
+
+
+def compare(call: Call, seed: int) -> None:
+    """Compare output and gradients of a call with the reference in float64."""
+    expected_leaves = [tensor.clone().requires_grad_() for tensor in (call.value, call.locations, call.weights)]
+    expected = ms_deform_attn(expected_leaves[0], call.shapes, *expected_leaves[1:], "reference")
+    expected_grads = torch.autograd.grad(expected, expected_leaves, call.grad)
+
+    leaves = [
+        lay_out(tensor.to(dtype), seed + index).requires_grad_(needed)
+        for index, (tensor, dtype, needed) in enumerate(
+            zip((call.value, call.locations, call.weights), call.dtypes, call.needs, strict=True)
+        )
+    ]
+    shapes = torch.tensor(call.shapes) if call.as_tensor else call.shapes
+    out = ms_deform_attn(leaves[0], shapes, *leaves[1:])
+    tolerances = [TOLERANCE[_accuracy(dtype, call)] for dtype in call.dtypes]
+    assert out.dtype == call.dtypes[0]
+    assert_close(out, expected, tolerances[0])
+    if any(call.needs):
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        grads = iter(torch.autograd.grad(out, wanted, lay_out(call.grad.to(out.dtype), seed + 3)))
+        for leaf, exact, tolerance in zip(leaves, expected_grads, tolerances, strict=True):
+            if leaf.requires_grad:
+                got = next(grads)
+                assert got.dtype == leaf.dtype
+                assert_close(got, exact, tolerance)
+
+
+def _accuracy(dtype: torch.dtype, call: Call) -> torch.dtype:
+    """Sums are formed in the precision of the value, in float32 at least."""
+    return torch.float32 if dtype == torch.float64 and call.dtypes[0] != torch.float64 else dtype
+
+
+@warns
+@given(SEEDS)
+def test_a_call_that_fits_equals_the_reference(seed: int):
+    compare(draw_call(seed), seed)
+
+
+def _compare_all(seeds: list[int], threads: int) -> None:
+    torch.set_num_threads(threads)
+    for seed in seeds:
+        compare(draw_call(seed), seed)
+
+
+@pytest.mark.skipif(IS_INTERPRETED, reason="the interpreter belongs to one process")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_calls_in_other_processes_equal_the_reference(method: str, seed: int):
+    seeds = [seed + offset for offset in range(20)]
+    # The parent has called, and so has threads and compiled kernels, before it forks. What OpenMP knows of its threads
+    # is lost then: one thread is what PyTorch itself can use after that.
+    _compare_all(seeds[:2], torch.get_num_threads())
+    threads = 1 if method == "fork" else 2
+    process = multiprocessing.get_context(method).Process(target=_compare_all, args=(seeds, threads), daemon=True)
+    process.start()
+    process.join(120)
+    if process.exitcode is None:
+        process.kill()
+    assert process.exitcode == 0
+
+
+@warns
+@given(st.lists(SEEDS, min_size=2, max_size=4))
+@settings(max_examples=10)
+def test_calls_in_several_threads_equal_the_reference(seeds: list[int]):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(len(seeds)) as pool:
+        list(pool.map(lambda seed: compare(draw_call(seed), seed), seeds))
+
+
+NO_TENSORS = [None, "a tensor", 3, [1.0, 2.0], torch.float32]
+ANY_DTYPE = [
+    *DTYPES, torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2,
+]  # fmt: skip
+
+
+def break_tensor(tensor: Tensor, choose: random.Random) -> Any:
+    """Replace a tensor by something that may not fit the others."""
+    kind = choose.choice(["shape", "axis", "ndim", "dtype", "device", "sparse", "other"])
+    if kind == "shape":
+        return torch.randn([choose.choice([0, 1, 2, size, size + 1]) for size in tensor.shape]).to(tensor.dtype)
+    if kind == "axis":
+        axis = choose.randrange(tensor.ndim)
+        return tensor.narrow(axis, 0, choose.randint(0, tensor.shape[axis]))
+    if kind == "ndim":
+        return choose.choice([tensor[None], tensor.flatten(), tensor.sum()])
+    if kind == "dtype":
+        return tensor.to(choose.choice(ANY_DTYPE))
+    if kind == "device":
+        return tensor.to("meta")
+    if kind == "sparse":
+        return tensor.to_sparse()
+    return choose.choice(NO_TENSORS)
+
+
+def break_shapes(shapes: list[tuple[int, int]], choose: random.Random) -> Any:
+    """Replace sizes by some that may not fit, also such whose sum does."""
+    kind = choose.choice(["sum", "huge", "more", "fewer", "nothing", "floats", "flat", "tensor"])
+    pixels = sum(height * width for height, width in shapes)
+    if kind == "sum":
+        return [(100, 100), (pixels - 10000, 1)][: len(shapes)] + [(0, 5)] * (len(shapes) - 2)
+    if kind == "huge":
+        return [(choose.choice([2**24, 2**31, 2**32, 2**63, 2**70]), choose.choice([0, 1, 2**31]))] * len(shapes)
+    if kind == "more":
+        return [*shapes, (choose.randint(-3, 3), choose.randint(-3, 3))]
+    if kind == "fewer":
+        return shapes[:-1]
+    if kind == "floats":
+        return [(float(height), float(width)) for height, width in shapes]
+    if kind == "flat":
+        return [size for shape in shapes for size in shape]
+    if kind == "tensor":
+        return (torch.tensor(shapes) - choose.randint(-1, 3)).to(choose.choice(ANY_DTYPE))
+    return choose.choice(NO_TENSORS)
+
+
+def draw_broken(seed: int) -> dict[str, Any]:
+    """Draw the arguments of all forms of the operator, one to three of which may not fit the others."""
+    choose = random.Random(seed)
+    call = draw_call(seed)
+    value, locations, weights, grad = (
+        tensor.to(choose.choice((torch.float32, torch.bfloat16)))
+        for tensor in (call.value, call.locations, call.weights, call.grad)
+    )
+    references = torch.rand(*weights.shape[:2], weights.shape[3], choose.choice([2, 4]))
+    padding = torch.rand(value.shape[:2]) < 0.3
+    arguments: dict[str, Any] = {
+        "value": value, "shapes": call.shapes, "locations": locations, "weights": weights, "grad": grad,
+        "references": references, "padding": padding,
+    }  # fmt: skip
+    for name in choose.sample(sorted(arguments), choose.randint(1, 3)):
+        broken = break_shapes if name == "shapes" else break_tensor
+        arguments[name] = broken(arguments[name], choose)
+    return arguments
+
+
+def shrink_storage(tensor: Any, choose: random.Random) -> None:
+    """Take memory from below a tensor, at times; operations of PyTorch itself do not look."""
+    if isinstance(tensor, Tensor) and tensor.layout == torch.strided and choose.random() < 0.2:
+        tensor.untyped_storage().resize_(choose.randint(0, tensor.untyped_storage().nbytes()))
+
+
+REFUSALS = (TypeError, ValueError)
+
+
+@warns
+@given(SEEDS, st.sampled_from(["auto", "reference"]))
+def test_any_other_call_is_refused_or_has_a_result(seed: int, backend: str):
+    given = draw_broken(seed)
+    value, shapes, locations, weights = given["value"], given["shapes"], given["locations"], given["weights"]
+    calls: list[Callable[[], Any]] = [
+        lambda: ms_deform_attn(value, shapes, locations, weights, backend),
+        lambda: ms_deform_attn_backward(given["grad"], value, shapes, locations, weights),
+        lambda: fused_ms_deform_attn(
+            value, shapes, given["references"], locations, weights, given["padding"], backend=backend
+        ),
+        lambda: sampling_locations(given["references"], locations, shapes),
+    ]
+    for call in calls:
+        try:
+            result = call()
+        except REFUSALS as error:
+            note(f"{type(error).__name__}: {error}")
+        else:
+            assert all(isinstance(each, Tensor) for each in (result if isinstance(result, tuple) else (result,)))
+
+
+@warns
+@given(SEEDS)
+def test_any_call_of_a_registered_op_is_refused_or_has_a_result(seed: int):
+    given = draw_broken(seed)
+    choose = random.Random(seed)
+    shapes = given["shapes"]
+    homes: tuple[Any, ...] = (shapes, []) if isinstance(shapes, Tensor) else (None, shapes)
+    if isinstance(homes[1], list) and choose.random() < 0.9:
+        homes = (homes[0], [size for pair in homes[1] for size in (pair if isinstance(pair, tuple) else (pair,))])
+    repeats = choose.choice([[], [], [1], [2, 1], [0], [-1, 4], [10**12]])
+    value, locations, weights = given["value"], given["locations"], given["weights"]
+    for tensor in given.values():
+        shrink_storage(tensor, choose)
+    ops = torch.ops.deformdetr
+    needs = tuple(choose.random() < 0.7 for _ in range(4))
+    fused = (given["references"], locations, weights, given["padding"])
+    calls: list[Callable[[], Any]] = [
+        lambda: ops.ms_deform_attn(value, *homes, repeats, locations, weights, False),
+        lambda: ops.ms_deform_attn_backward(
+            given["grad"], value, *homes, repeats, locations, weights, False, *needs[:3]
+        ),
+        lambda: ops.fused_ms_deform_attn(value, *homes, *fused),
+        lambda: ops.fused_ms_deform_attn_backward(given["grad"], given["grad"], value, *homes, *fused, *needs),
+    ]
+    for call in calls:
+        try:
+            call()
+        # Arguments of another kind than the op's are PyTorch's to refuse, as are sparse ones.
+        except (*REFUSALS, RuntimeError, OverflowError) as error:
+            note(f"{type(error).__name__}: {error}")
+
+
+@warns
+@given(SEEDS)
+def test_tensors_that_change_before_the_backward_are_refused_or_have_gradients(seed: int):
+    choose = random.Random(seed)
+    call = draw_call(seed)
+    leaves = [tensor.float().requires_grad_() for tensor in (call.value, call.locations, call.weights)]
+    shapes = torch.tensor(call.shapes)
+    out = ms_deform_attn(leaves[0], shapes, *leaves[1:])
+    for leaf in choose.sample(leaves, choose.randint(1, 2)):
+        changed = break_tensor(leaf.detach(), choose)
+        # PyTorch lets no other kind of tensor take the place of one.
+        is_dense = isinstance(changed, Tensor) and changed.layout == torch.strided
+        if is_dense and changed.is_floating_point() and changed.device == leaf.device:
+            leaf.data = changed
+        shrink_storage(leaf.data, choose)
+    if choose.random() < 0.3:
+        broken = break_shapes(call.shapes, choose)
+        if isinstance(broken, Tensor) and broken.dtype == torch.int64:
+            shapes.data = broken
+    try:
+        torch.autograd.grad(out, leaves, call.grad.float())
+    # PyTorch itself refuses tensors of another kind than was saved.
+    except (*REFUSALS, RuntimeError) as error:
+        note(f"{type(error).__name__}: {error}")

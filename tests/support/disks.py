@@ -1,0 +1,16 @@
+"""Disks that run full."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def disk_space(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond `size` bytes: writing fails midway, as on a full disk."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
