@@ -96,6 +96,7 @@ def test_damaged_files_do_not_keep_kernels_from_being_compiled(left: int, suffix
     assert compile_again().address
 
 
+@pytest.mark.slow
 def test_several_processes_may_compile_at_once(folder: Path):
     kinds = [(8, "float32"), (8, "float32"), (8, "bfloat16")]
     environment = os.environ | {"NUMBA_CACHE_DIR": str(folder)}
