@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deformdetr.kernels import fused_ms_deform_attn, ms_deform_attn, ms_deform_attn_backward, sampling_locations
+from deformdetr.kernels._ms_deform_attn import _dispatch
 from sampling import TOLERANCE, assert_close, away_from_pixel_borders
 
 # What no annotation lets through is what these tests are about.
@@ -130,6 +132,13 @@ def _accuracy(dtype: torch.dtype, call: Call) -> torch.dtype:
 @given(SEEDS)
 def test_a_call_that_fits_equals_the_reference(seed: int):
     compare(draw_call(seed), seed)
+
+
+@pytest.mark.skipif(IS_INTERPRETED, reason="Triton's kernels need no Numba")
+@given(SEEDS)
+def test_a_call_that_fits_equals_the_reference_without_numba(seed: int):
+    with patch.object(_dispatch, "has_kernels", lambda channels, dtype: False):
+        compare(draw_call(seed), seed)
 
 
 def _compare_all(seeds: list[int], threads: int) -> None:
