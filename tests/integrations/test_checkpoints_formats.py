@@ -1,5 +1,6 @@
 """Every format in both directions: names and shapes, values, and what a format has no place for."""
 
+import random
 import re
 
 import pytest
@@ -9,6 +10,7 @@ from checkpoints import VARIANTS, tiny_config, tiny_detr_config
 from deformdetr import preset
 from deformdetr.config import LearnedPositionConfig, ResNetConfig
 from deformdetr.integrations import (
+    CheckpointError,
     from_original,
     load_checkpoint,
     recognise,
@@ -355,3 +357,22 @@ def test_the_steps_are_counted():
     assert steps["second names of heads added"] == (len(state) + 12, len(state) + 12 + 18)
     assert f"{len(state)} entries read, {len(state) + 30} written" in str(report)
     assert "nothing lost" in str(report)
+
+
+@pytest.mark.parametrize("name", ["deformdetr", *FORMATS])
+def test_entries_of_impossible_shapes_are_refused_with_a_message(name, seed):
+    draw = random.Random(seed)
+    config = tiny_config(two_stage=True, with_box_refine=draw.random() < 0.5)
+    theirs, _ = translate_state_dict(config.build().state_dict(), name, allow_loss=True)
+    odd = (torch.tensor(1.0), torch.zeros(0), torch.zeros(0, 3), torch.zeros(3, 2, 2), torch.tensor([True]))
+    model = config.build()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    for _ in range(15):
+        damaged = dict(theirs)
+        for key in draw.sample(sorted(theirs), draw.choice([1, 3, 30])):
+            damaged[key] = draw.choice(odd)
+        with pytest.raises(CheckpointError):
+            load_checkpoint(model, damaged)
+        with pytest.raises(CheckpointError):
+            load_checkpoint(model, damaged, classes=[0, 2])
+    assert_equal(model.state_dict(), before)

@@ -63,7 +63,7 @@ class SplitProjections:
         done.apply("projections of queries, keys and values split", _split_projections)
 
     def read(self, done: Translation) -> None:
-        """Stack them; where one of the three is missing, the others stay."""
+        """Stack them; where one of the three is missing or of another shape, they stay."""
         done.apply("projections of queries, keys and values stacked", _stack_projections)
 
 
@@ -109,14 +109,16 @@ class NoEmbeddingOfOneLevel:
 
     def write(self, done: Translation, ours: Mapping[str, Tensor]) -> None:
         """Leave the embedding of the only level out, which is a loss where it is not zero."""
-        if len(ours["level_embed"]) == 1:
-            done.lose("embedding of the only level, which its model lacks", {"level_embed": ours["level_embed"]})
+        embedding = {
+            name: tensor for name, tensor in ours.items() if name == "level_embed" and tensor.shape[:1] == (1,)
+        }
+        done.lose("embedding of the only level, which its model lacks", embedding)
 
     def read(self, done: Translation) -> None:
         """Add an embedding of zeros."""
         norm = done.tensors.get("neck.levels.0.norm.weight")
         if norm is not None and "level_embed" not in done.tensors:
-            zeros = {"level_embed": norm.new_zeros(1, len(norm))}
+            zeros = {"level_embed": norm.new_zeros(1, *norm.shape)}
             done.apply("embedding of the only level added", lambda state: zeros | state)
 
 
@@ -129,13 +131,15 @@ class LabelRows:
 
     def write(self, done: Translation, ours: Mapping[str, Tensor]) -> None:
         """Cut the row of padding off, unless there is one."""
-        if _LABELS in done.tensors and not self.spare:
-            self._cut(done, len(done.tensors[_LABELS]) - 1)
+        labels = done.tensors.get(_LABELS)
+        if labels is not None and labels.ndim == 2 and len(labels) and not self.spare:
+            self._cut(done, len(labels) - 1)
 
     def read(self, done: Translation) -> None:
         """Put zeros in the place of rows that no label has."""
         labels, head = done.tensors.get(_LABELS), done.tensors.get("class_heads.0.weight")
-        if labels is not None and head is not None and len(labels) >= len(head):
+        # What has no such shape is left to be reported where it does not fit.
+        if labels is not None and labels.ndim == 2 and head is not None and head.ndim and len(labels) >= len(head):
             self._cut(done, len(head))
             kept = done.tensors[_LABELS]
             done.tensors[_LABELS] = torch.cat([kept, kept.new_zeros(1, kept.shape[1])])
@@ -176,7 +180,7 @@ def _neck(kind: str) -> str:
 
 def _add_neck_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     added = {
-        name.removesuffix("weight") + "bias": tensor.new_zeros(len(tensor))
+        name.removesuffix("weight") + "bias": tensor.new_zeros(tensor.shape[:1])
         for name, tensor in state.items()
         if re.fullmatch(_neck("weight"), name)
     }
@@ -196,6 +200,8 @@ def _split_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     split: dict[str, Tensor] = {}
     for name, tensor in state.items():
         stem, found, kind = name.rpartition("in_proj_")
+        if found and (not tensor.ndim or len(tensor) % 3):
+            raise ValueError(f"{name} of shape {tuple(tensor.shape)} is not three projections")
         if found:
             split |= {f"{stem}{part}_proj.{kind}": share for part, share in zip("qkv", tensor.chunk(3), strict=True)}
         else:
@@ -205,9 +211,9 @@ def _split_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _stack_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     stacked = dict(state)
-    for name in state:
+    for name, tensor in state.items():
         match = re.fullmatch(r"(.+\.)q_proj\.(weight|bias)", name)
         names = [f"{match[1]}{part}_proj.{match[2]}" for part in "qkv"] if match else []
-        if match and all(part in state for part in names):
+        if match and len({state[part].shape if part in state else None for part in names}) == 1 and tensor.ndim:
             stacked[f"{match[1]}in_proj_{match[2]}"] = torch.cat([stacked.pop(part) for part in names])
     return stacked

@@ -59,6 +59,8 @@ _HEAD = re.compile(
 
 def _rows(name: str, state_dict: Mapping[str, Tensor], classes: Sequence[int]) -> list[int]:
     """Choose the rows of a class head, or of the embedding of labels."""
+    if not state_dict[name].ndim:
+        raise ValueError(f"{name} is a single number, not a row for each class")
     # The last row is that of no object, or of padding.
     has_last = name.startswith(("class_head.", "denoising."))
     count = len(state_dict[name]) - has_last

@@ -100,7 +100,8 @@ def encoder_heads_apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for name in state:
                 shared = state.get(f"{theirs}.0{name.removeprefix(ours)}")
                 if name.startswith(f"{ours}.") and shared is not None and not are_equal(state[name], shared):
-                    apart[name] = state[name] - shared
+                    same_shape = state[name].shape == shared.shape
+                    apart[name] = state[name].double() - shared.double() if same_shape else state[name]
     return apart
 
 

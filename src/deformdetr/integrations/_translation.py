@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deformdetr.integrations._names import Rules, rename
+from deformdetr.integrations._values import largest_value
 
 
 class Step(NamedTuple):
@@ -34,10 +35,9 @@ class Loss:
         cls, what: str, tensors: Mapping[str, Tensor], why: Literal["no place", "asked for", "unused"] = "no place"
     ) -> "Loss":
         """Measure the loss of some entries."""
-        sizes = [tensor.detach().cpu().to(torch.float64).abs().max() for tensor in tensors.values() if tensor.numel()]
         # PyTorch's maximum, unlike Python's, is NaN where any of them is.
-        largest = float(torch.stack(sizes).max()) if sizes else 0.0
-        return cls(what, sorted(tensors), largest, why)
+        largest = torch.stack([largest_value(tensor) for tensor in tensors.values()]).max()
+        return cls(what, sorted(tensors), float(largest), why)
 
 
 @dataclass
