@@ -91,7 +91,7 @@ def test_base_commands_run_on_base_dependencies(tmp_path: Path):
         ("--version",): __version__,
         ("presets",): "deformable_detr_r50_two_stage",
         ("train", "--help"): "--output",
-        ("convert", str(source), str(target), "--to", "detrex"): "recognised",
+        ("convert", str(source), str(target), "--to", "detrex"): "recognized",
     }
     for (status, out, err), expected in zip(run_commands(*map(list, words)), words.values(), strict=True):
         assert status == 0, err

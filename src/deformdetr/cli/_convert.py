@@ -22,13 +22,13 @@ class Convert(BaseModel):
     to: CheckpointFormat = Field(description="Whose names it gets.")
     coco_91_to_80: CliToggleFlag[bool] = Field(
         default=False,
-        description="Turn heads of 91 classes, which are COCO's category ids, into heads of its 80 categories.",
+        description="Turn heads of COCO's 91 category ids into heads of its 80 categories.",
     )
     backbone: Literal["timm_backbone", "resnet"] = Field(
         default="timm_backbone", description="Which ResNet a model of transformers has: timm's, or its own."
     )
     share_heads: bool | None = Field(
-        default=None, description="Whether decoder layers share their heads, where SOURCE does not tell."
+        default=None, description="Whether layers share heads, where SOURCE does not tell."
     )
     allow_loss: CliToggleFlag[bool] = Field(
         default=False, description="Go on without what the other format has no place for."
