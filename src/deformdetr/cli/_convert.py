@@ -17,12 +17,12 @@ class Convert(BaseModel):
     size, and nothing is written unless --allow_loss is given.
     """
 
-    source: CliPositionalArg[Path] = Field(description="A .safetensors file, or one that torch.save has written.")
+    source: CliPositionalArg[Path] = Field(description="File in .safetensors or of torch.save.")
     target: CliPositionalArg[Path] = Field(description="File to write: .safetensors, or .pth, .pt, .bin or .ckpt.")
     to: CheckpointFormat = Field(description="Whose names it gets.")
     coco_91_to_80: CliToggleFlag[bool] = Field(
         default=False,
-        description="Turn heads of COCO's 91 category ids into heads of its 80 categories.",
+        description="Turn heads of COCO's 91 ids into ones of its 80.",
     )
     backbone: Literal["timm_backbone", "resnet"] = Field(
         default="timm_backbone", description="Which ResNet a model of transformers has: timm's, or its own."
