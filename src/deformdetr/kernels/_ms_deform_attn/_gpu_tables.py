@@ -1,7 +1,9 @@
 """What the kernels for GPUs look up: sizes of levels, orders of pixels and samples; made without waiting."""
 
 import functools
+import inspect
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -43,13 +45,13 @@ def tile_order(pyramid: Pyramid, device: torch.device) -> Tensor | None:
     return _remember(_sort_into_tiles, tuple(pyramid.on_host), device)
 
 
-def _remember(make: "functools._lru_cache_wrapper[Tensor]", numbers: tuple[int, ...], device: torch.device) -> Tensor:
+def _remember(make: Callable[..., Tensor], numbers: tuple[int, ...], device: torch.device) -> Tensor:
     """Keep small tensors on the device, by the stream that fills them; none that a graph being captured would own."""
     if device.type != "cuda":
         return make(numbers, device, 0)
     stream = torch.cuda.current_stream(device).cuda_stream
     if torch.cuda.is_current_stream_capturing():
-        return make.__wrapped__(numbers, device, stream)
+        return inspect.unwrap(make)(numbers, device, stream)
     return make(numbers, device, stream)
 
 
