@@ -96,7 +96,7 @@ def measure_choice(choice: Choice, case: OperatorCase, rounds: int) -> dict[str,
 
 def measure_compiled_layer(case: OperatorCase, rounds: int) -> dict[str, tuple[float, float]]:
     """Give milliseconds of the layer around the operator, compiled and not."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     d_model = case.heads * case.channels
     layer = MSDeformAttn(d_model, len(case.levels), case.heads, case.points)
     reference = torch.rand(case.batch, case.n_queries, len(case.levels), 2)

@@ -24,7 +24,7 @@ def prepare_operator(
 ) -> Problem:
     """Draw inputs; the right results are computed when the first contender needs them."""
     # What was compiled for other cases counts against what compilers keep of one function.
-    torch._dynamo.reset()
+    torch.compiler.reset()
     inputs = draw_inputs(case, getattr(torch, dtype), device, seed)
     shape = (case.batch, case.n_queries, case.heads * case.channels)
     rng = torch.Generator(device).manual_seed(seed + 1)

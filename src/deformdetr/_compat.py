@@ -1,1 +1,117 @@
-"""Names of PyTorch that it does not document, each with a public fallback that gives the same result."""
+"""Names that PyTorch and its neighbors do not document, each with a public fallback that gives the same result.
+
+Every name is looked up once, when this module is imported, and used nowhere else. Where a release has taken one away,
+the library computes the same with it gone, by a slower route.
+"""
+
+import ctypes
+import importlib
+from collections.abc import Callable
+from typing import Any, TypeGuard, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_count_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
+_find_transform = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
+_has_global_hook = getattr(nn.modules.module, "_has_any_global_hook", None)
+_linear_pointwise = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_mkldnn_convolution = getattr(torch, "mkldnn_convolution", None)
+_extension = getattr(getattr(torch, "_C", None), "__file__", None)
+
+_Layer = TypeVar("_Layer", bound=nn.Module)
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# As they were before anything else could replace them.
+_FORWARDS: dict[type[nn.Module], Any] = {kind: kind.forward for kind in (nn.Conv2d, nn.Dropout, nn.Linear)}
+
+
+def is_tracing() -> bool:
+    """Return whether `torch.jit.trace` records, for which sizes of tensors are tensors themselves."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
+def has_dispatch_modes() -> bool | None:
+    """Return whether a `TorchDispatchMode`, such as a counter of operations, is active; None if PyTorch hides it."""
+    return None if _count_dispatch_modes is None else _count_dispatch_modes() > 0
+
+
+def is_transformed() -> bool:
+    """Return whether a transform of `torch.func` is active; True if PyTorch hides it."""
+    return _find_transform is None or _find_transform() is not None
+
+
+def is_plain(layer: nn.Module, kind: type[_Layer]) -> TypeGuard[_Layer]:
+    """Return whether calling the layer does what `kind.forward` does and nothing else: no hook, no other `forward`.
+
+    False if PyTorch hides its hooks.
+    """
+    return (
+        type(layer) is kind
+        and "forward" not in vars(layer)
+        and kind.forward is _FORWARDS.get(kind, kind.forward)
+        and _has_global_hook is not None
+        and not _has_global_hook()
+        and not any(getattr(layer, hooks, True) for hooks in _HOOKS)
+    )
+
+
+def multiply_by_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute `a @ b.T + bias` by oneDNN, as `torch.compile` does for constant weights."""
+    if _linear_pointwise is None:
+        return F.linear(a, b, bias)
+    product: Tensor = _linear_pointwise(a, b, bias, "none", [], "")
+    return product
+
+
+def convolve_by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, like: nn.Conv2d) -> Tensor:
+    """Convolve by oneDNN with the settings of `like`."""
+    if _mkldnn_convolution is None:
+        return F.conv2d(x, weight, bias, like.stride, like.padding, like.dilation, like.groups)
+    settings: Any = like.padding, like.stride, like.dilation, like.groups
+    out: Tensor = _mkldnn_convolution(x, weight, bias, *settings)
+    return out
+
+
+def find_static_value() -> Callable[[Any], bool]:
+    """Return the function that tells whether a size is the same at every call of what is being compiled.
+
+    Found on demand, because it needs sympy, which only compilers load. If PyTorch hides it, no size is known to be.
+    """
+    shapes = importlib.import_module("torch.fx.experimental.symbolic_shapes")
+    function: Callable[[Any], bool] = getattr(shapes, "has_static_value", lambda size: False)
+    return function
+
+
+def find_openmp() -> Callable[..., Any] | None:
+    """Return the function that GCC and Clang call for a parallel region, from the runtime that PyTorch is linked with.
+
+    Its arguments are a function, the argument of that function, the number of threads and flags. None if PyTorch has
+    no such runtime, or hides it.
+    """
+    function = None if _extension is None else getattr(ctypes.CDLL(_extension), "GOMP_parallel", None)
+    if function is not None:
+        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        function.restype = None
+    return function
+
+
+def onnxruntime_failures() -> tuple[type[Exception], ...]:
+    """Return the exceptions by which onnxruntime refuses a file or its inputs; all of them if it hides which."""
+    try:
+        state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    except ModuleNotFoundError:
+        return (Exception,)
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "NotImplemented", "RuntimeException")
+    return tuple(getattr(state, name, Exception) for name in names)
+
+
+def forward_attribute(part: nn.Module) -> str | None:
+    """Return the attribute to set for another `forward` of this part alone; None if something unknown wraps it.
+
+    The package accelerate wraps forwards to move tensors between devices, and calls the one that it keeps.
+    """
+    if "_old_forward" in vars(part):
+        return "_old_forward"
+    return None if hasattr(vars(part).get("forward"), "__wrapped__") else "forward"

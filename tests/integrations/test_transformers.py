@@ -433,7 +433,7 @@ def test_accelerated_layers_compile_into_one_graph(family: str, rng):
     inputs = layer_inputs(layer, rng)
     expected = layer(**inputs)[0]
     with accelerate(layer):
-        torch._dynamo.reset()
+        torch.compiler.reset()
         out = torch.compile(layer, fullgraph=True, backend="aot_eager")(**inputs)[0]
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 

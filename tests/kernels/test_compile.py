@@ -32,7 +32,7 @@ def random_inputs(height: int, width: int, queries: int, rng: torch.Generator) -
 
 
 def test_new_image_sizes_do_not_recompile_forward_or_backward(rng: torch.Generator):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     counter = CompileCounterWithBackend("inductor")
     compiled = torch.compile(attend, fullgraph=True, backend=counter)
     for queries, (height, width) in enumerate(SIZES, start=5):
@@ -45,7 +45,7 @@ def test_new_image_sizes_do_not_recompile_forward_or_backward(rng: torch.Generat
 
 
 def test_shapes_in_a_tensor_do_not_break_the_graph(rng: torch.Generator):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(ms_deform_attn, fullgraph=True)
     for height, width in SIZES[:3]:
         value = torch.randn(2, height * width, 2, 4, generator=rng)

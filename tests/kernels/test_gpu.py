@@ -136,7 +136,7 @@ def test_memory_of_training_is_that_of_inputs_gradients_and_one_sum(rng: torch.G
 
 @pytest.mark.compile
 def test_compiled_layer_serves_twenty_image_sizes_with_one_more_compilation(rng: torch.Generator):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     layer = MSDeformAttn(64, 2, 2, 4).cuda()
     counter = CompileCounterWithBackend("inductor")
 

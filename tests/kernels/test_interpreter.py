@@ -26,7 +26,7 @@ def attend(value: Tensor, references: Tensor, offsets: Tensor, logits: Tensor, h
 
 
 def test_new_sizes_do_not_recompile_forward_or_backward(rng: torch.Generator):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(attend, fullgraph=True, backend=counter)
     for queries, (height, width) in enumerate([(3, 4), (5, 6), (4, 9), (7, 2)], start=5):

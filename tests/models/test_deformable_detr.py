@@ -345,7 +345,7 @@ def padded_batch(height: int, width: int, rng: torch.Generator) -> tuple[Tensor,
 @pytest.mark.compile
 @pytest.mark.parametrize("training", [False, True])
 def test_compiled_demo_has_one_graph_and_the_same_results(training, rng):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     model = PRESETS["demo"].build().train(training)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     batch = padded_batch(128, 96, rng)
@@ -360,7 +360,7 @@ def test_compiled_demo_has_one_graph_and_the_same_results(training, rng):
 @pytest.mark.compile
 @pytest.mark.slow
 def test_compiled_demo_does_not_recompile_for_every_image_size(rng):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     model = PRESETS["demo"].build().eval()
     compiled = torch.compile(model, fullgraph=True, backend=counter)

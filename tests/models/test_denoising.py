@@ -258,7 +258,7 @@ def test_denoising_never_waits_for_the_gpu(variant, rng):
 @pytest.mark.compile
 @pytest.mark.slow
 def test_compiled_model_denoises_in_training_and_agrees_in_evaluation(rng):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     config = tiny(VARIANTS["cdn"], num_encoder_layers=1, num_decoder_layers=2, num_feature_levels=2)
     model, targets = randomize(config.build()), random_targets([3, 1], 5, rng)
     images = torch.randn(2, 3, 64, 96, generator=rng)

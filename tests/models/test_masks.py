@@ -348,7 +348,7 @@ def test_detector_names_masks_that_do_not_fit(rng: torch.Generator) -> None:
 @pytest.mark.parametrize("name", ["two_stage", "detr_softmax"])
 @pytest.mark.parametrize("training", [False, True])
 def test_compiled_models_have_one_graph_and_the_same_masks(name: str, training: bool, rng: torch.Generator) -> None:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     model = CONFIGS[name].replace(dropout=0.0).build().train(training)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     batch = ImageBatch.from_images([torch.randn(3, *size, generator=rng) for size in SIZES])

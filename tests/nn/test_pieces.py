@@ -44,7 +44,7 @@ def test_other_devices_stay_whole(rows):
 @pytest.mark.compile
 @pytest.mark.parametrize(("most", "pieces"), [(4, 4), (3, 1)])
 def test_compilers_cut_known_sizes_into_few_pieces_and_leave_others_whole(most, pieces, rows, rng, monkeypatch):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     monkeypatch.setattr(_pieces, "_MOST_UNROLLED", most)
     backend = EagerAndRecordGraphs()
 

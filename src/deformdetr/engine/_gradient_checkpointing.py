@@ -3,10 +3,11 @@
 from functools import partial
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from deformdetr.models import DETR, DeformableDETR
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def enable_gradient_checkpointing(model: DeformableDETR | DETR) -> None:
@@ -21,7 +22,7 @@ def enable_gradient_checkpointing(model: DeformableDETR | DETR) -> None:
         _checkpoint(layer)
     if model.mask_head is not None:
         _checkpoint(model.mask_head.convolutions)
-    if any(isinstance(part, _BatchNorm) for part in model.backbone.modules()):
+    if any(isinstance(part, _BATCH_NORMS) for part in model.backbone.modules()):
         return
     for block in getattr(model.backbone, "blocks", ()):
         _checkpoint(block)

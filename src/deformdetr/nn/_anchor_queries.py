@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deformdetr.nn._geometry import LevelShapes, at_least_float32
+from deformdetr.nn._linear import apply_linear
 from deformdetr.nn._queries import Queries, proposal_logits
 
 
@@ -100,8 +101,8 @@ class MixedQueries(nn.Module):
         """
         grid = proposal_logits(spatial_shapes, padding_mask)
         usable = grid.isfinite().all(-1, keepdim=True)
-        memory = self.memory_norm(self.memory_projection(memory.masked_fill(~usable, 0)))
-        logits = self.class_head(memory)
+        memory = self.memory_norm(apply_linear(self.memory_projection, memory.masked_fill(~usable, 0)))
+        logits = apply_linear(self.class_head, memory)
         best = logits.amax(-1).topk(min(self.num_queries, logits.shape[1]), dim=1).indices[..., None]
 
         # The head of three layers sees the chosen pixels alone, a fraction of all.

@@ -16,7 +16,7 @@ from deformdetr.kernels import (
     sampling_locations,
 )
 from deformdetr.nn._geometry import at_least_float32
-from deformdetr.nn._linear import Linear
+from deformdetr.nn._linear import apply_linear
 
 
 class MSDeformAttn(nn.Module):
@@ -60,10 +60,10 @@ class MSDeformAttn(nn.Module):
         # Equal numbers are one number, because only levels that differ need to be apart.
         self.n_points: int | tuple[int, ...] = points[0] if len(set(points)) == 1 else points
         self._points_per_level = points
-        self.sampling_offsets = Linear(d_model, n_heads * sum(points) * 2)
-        self.attention_weights = Linear(d_model, n_heads * sum(points))
-        self.value_proj = Linear(d_model, d_model)
-        self.output_proj = Linear(d_model, d_model)
+        self.sampling_offsets = nn.Linear(d_model, n_heads * sum(points) * 2)
+        self.attention_weights = nn.Linear(d_model, n_heads * sum(points))
+        self.value_proj = nn.Linear(d_model, d_model)
+        self.output_proj = nn.Linear(d_model, d_model)
         self.reset_parameters()
         if "torch.utils.flop_counter" in sys.modules:
             register_flop_formulas()
@@ -110,7 +110,7 @@ class MSDeformAttn(nn.Module):
             ValueError: If `reference_points` has neither 2 nor 4 coordinates, or neither one level nor the layer's, or
                 the spatial shapes do not fit the layer or the features.
         """
-        value = self.value_proj(input_flatten).unflatten(-1, (self.n_heads, -1))
+        value = torch.unflatten(apply_linear(self.value_proj, input_flatten), -1, (self.n_heads, -1))
         offsets, logits = self._offsets_and_logits(query, reference_points, input_spatial_shapes)
         if isinstance(self.n_points, int):
             sampled = fused_ms_deform_attn(
@@ -126,8 +126,7 @@ class MSDeformAttn(nn.Module):
                 at_least_float32(logits).softmax(-1),
                 points_per_level=self.n_points,
             )
-        out: Tensor = self.output_proj(sampled)
-        return out
+        return apply_linear(self.output_proj, sampled)
 
     def sampling_locations_and_weights(
         self,
@@ -172,8 +171,8 @@ class MSDeformAttn(nn.Module):
             raise ValueError(f"spatial_shapes has {len(spatial_shapes)} levels, but the layer has {self.n_levels}")
         points = (self.n_levels, self.n_points) if isinstance(self.n_points, int) else (sum(self.n_points),)
         return (
-            self.sampling_offsets(query).unflatten(-1, (self.n_heads, *points, 2)),
-            self.attention_weights(query).unflatten(-1, (self.n_heads, *points)),
+            torch.unflatten(apply_linear(self.sampling_offsets, query), -1, (self.n_heads, *points, 2)),
+            torch.unflatten(apply_linear(self.attention_weights, query), -1, (self.n_heads, *points)),
         )
 
     def extra_repr(self) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deformdetr.boxes import inverse_sigmoid
 from deformdetr.kernels import SpatialShapes
 from deformdetr.nn._attention import MSDeformAttn
-from deformdetr.nn._dropout import Dropout
+from deformdetr.nn._dropout import apply_dropout
 from deformdetr.nn._feed_forward import FeedForward
 from deformdetr.nn._geometry import at_least_float32
 
@@ -54,7 +54,7 @@ class DeformableDecoderLayer(nn.Module):
         self.cross_attn_norm = nn.LayerNorm(cross_attn.d_model)
         self.feed_forward = feed_forward
         self.feed_forward_norm = nn.LayerNorm(cross_attn.d_model)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         nn.init.xavier_uniform_(self_attn.out_proj.weight)
 
     def forward(
@@ -80,12 +80,12 @@ class DeformableDecoderLayer(nn.Module):
         """
         asking = query + query_position
         attended, _ = self.self_attn(asking, asking, query, attn_mask=attention_mask, need_weights=False)
-        query = self.self_attn_norm(query + self.dropout(attended))
+        query = self.self_attn_norm(query + apply_dropout(self.dropout, attended))
         attended = self.cross_attn(
             query + query_position, reference_points, memory, spatial_shapes, input_padding_mask=padding_mask
         )
-        query = self.cross_attn_norm(query + self.dropout(attended))
-        out: Tensor = self.feed_forward_norm(query + self.dropout(self.feed_forward(query)))
+        query = self.cross_attn_norm(query + apply_dropout(self.dropout, attended))
+        out: Tensor = self.feed_forward_norm(query + apply_dropout(self.dropout, self.feed_forward(query)))
         return out
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from deformdetr.kernels import SpatialShapes
 from deformdetr.nn._attention import MSDeformAttn
-from deformdetr.nn._dropout import Dropout
+from deformdetr.nn._dropout import apply_dropout
 from deformdetr.nn._feed_forward import FeedForward
 from deformdetr.nn._geometry import LevelShapes, pixel_centers
 from deformdetr.nn._pieces import apply_by_pieces
@@ -28,7 +28,7 @@ class DeformableEncoderLayer(nn.Module):
         self.self_attn_norm = nn.LayerNorm(self_attn.d_model)
         self.feed_forward = feed_forward
         self.feed_forward_norm = nn.LayerNorm(self_attn.d_model)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self,
@@ -45,8 +45,8 @@ class DeformableEncoderLayer(nn.Module):
         return apply_by_pieces(self._transform, src, attended)
 
     def _transform(self, src: Tensor, attended: Tensor) -> Tensor:
-        src = self.self_attn_norm(src + self.dropout(attended))
-        out: Tensor = self.feed_forward_norm(src + self.dropout(self.feed_forward(src)))
+        src = self.self_attn_norm(src + apply_dropout(self.dropout, attended))
+        out: Tensor = self.feed_forward_norm(src + apply_dropout(self.dropout, self.feed_forward(src)))
         return out
 
 

@@ -5,8 +5,8 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deformdetr.nn._dropout import Dropout
-from deformdetr.nn._linear import Linear
+from deformdetr.nn._dropout import apply_dropout
+from deformdetr.nn._linear import apply_linear
 
 
 class FeedForward(nn.Module):
@@ -21,16 +21,16 @@ class FeedForward(nn.Module):
 
     def __init__(self, d_model: int, d_ffn: int, *, dropout: float = 0.1, activation: nn.Module | None = None) -> None:
         super().__init__()
-        self.linear1 = Linear(d_model, d_ffn)
+        self.linear1 = nn.Linear(d_model, d_ffn)
         self.activation = nn.ReLU() if activation is None else activation
-        self.dropout = Dropout(dropout)
-        self.linear2 = Linear(d_ffn, d_model)
+        self.dropout = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(d_ffn, d_model)
         self.reset_parameters()
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Apply both layers to the last axis."""
-        out: Tensor = self.linear2(self.dropout(self.activation(self.linear1(x))))
-        return out
+        hidden = self.activation(apply_linear(self.linear1, x))
+        return apply_linear(self.linear2, apply_dropout(self.dropout, hidden))
 
     def reset_parameters(self) -> None:
         """Draw the weights from Xavier's uniform distribution; biases keep PyTorch's default."""
@@ -56,12 +56,11 @@ class MLP(nn.Module):
         if n_layers < 1:
             raise ValueError(f"n_layers must be at least 1, got {n_layers}")
         widths = [d_in, *[d_hidden] * (n_layers - 1), d_out]
-        self.layers = nn.ModuleList(Linear(a, b) for a, b in pairwise(widths))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """Apply the layers to the last axis."""
         *hidden, last = self.layers
         for layer in hidden:
-            x = layer(x).relu()
-        out: Tensor = last(x)
-        return out
+            x = apply_linear(layer, x).relu()
+        return apply_linear(last, x)

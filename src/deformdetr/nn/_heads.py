@@ -5,7 +5,6 @@ import math
 from torch import nn
 
 from deformdetr.nn._feed_forward import MLP
-from deformdetr.nn._linear import Linear
 
 
 def class_head(d_model: int, num_classes: int, *, prior: float = 0.01) -> nn.Linear:
@@ -25,7 +24,7 @@ def class_head(d_model: int, num_classes: int, *, prior: float = 0.01) -> nn.Lin
     """
     if not 0 < prior < 1:
         raise ValueError(f"prior must lie in (0, 1), got {prior}")
-    head = Linear(d_model, num_classes)
+    head = nn.Linear(d_model, num_classes)
     nn.init.constant_(head.bias, -math.log((1 - prior) / prior))
     return head
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deformdetr.nn._linear import Linear
+from deformdetr.nn._linear import apply_linear
 
 # At stride 4, the widest tensor of a query and an image of 800 x 1333 pixels takes 8.5 MB, and three live at once.
 _QUERIES_AT_ONCE = 25
@@ -34,8 +34,8 @@ class AttentionMaps(nn.Module):
         if n_heads < 1 or d_model % n_heads:
             raise ValueError(f"d_model ({d_model}) must be divisible by n_heads ({n_heads})")
         self.n_heads = n_heads
-        self.query_proj = Linear(d_model, d_model)
-        self.key_proj = Linear(d_model, d_model)
+        self.query_proj = nn.Linear(d_model, d_model)
+        self.key_proj = nn.Linear(d_model, d_model)
         for layer in (self.query_proj, self.key_proj):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -54,8 +54,8 @@ class AttentionMaps(nn.Module):
             padding_mask: True at padded pixels, which get no weight.
         """
         pixels = memory.flatten(2).transpose(1, 2)
-        queries = self.query_proj(query).view(*query.shape[:2], self.n_heads, -1)
-        keys = self.key_proj(pixels).view(*pixels.shape[:2], self.n_heads, -1)
+        queries = apply_linear(self.query_proj, query).view(*query.shape[:2], self.n_heads, -1)
+        keys = apply_linear(self.key_proj, pixels).view(*pixels.shape[:2], self.n_heads, -1)
         weights = torch.einsum("bqmc,bpmc->bqmp", queries * queries.shape[-1] ** -0.5, keys)
         if padding_mask is not None:
             weights = weights.masked_fill(padding_mask.flatten(1)[:, None, None], -torch.inf)

@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import grad as gradients
+
+from deformdetr import _compat
 
 # The gradient of a weight is that of a 1x1 convolution over images of so many rows, which copies nothing. PyTorch asks
 # oneDNN in a single thread, too, if there are 16 images; with more columns, it is no faster than a product.
@@ -16,17 +19,19 @@ ROWS_OF_IMAGE, FEWEST_IMAGES, MOST_COLUMNS = 64, 16, 512
 
 
 def serves(*tensors: Tensor | None) -> bool:
-    """Tell whether oneDNN is the faster choice, and no exporter, transform or mode needs to see other operators."""
-    return (
-        all(tensor is None or _is_plain(tensor) for tensor in tensors)
-        and not torch.is_autocast_enabled("cpu")
-        and bool(_is_chosen())
-        # Asked in this order, because a compiler, which cannot trace the rest, is a mode itself.
-        and (
-            torch.compiler.is_compiling()
-            or (torch._C._get_tracing_state() is None and not torch._C._len_torch_dispatch_stack())
-        )
-    )
+    """Return whether oneDNN is the faster choice, and no exporter, transform or mode needs to see other operators."""
+    if not all(tensor is None or _is_plain(tensor) for tensor in tensors):
+        return False
+    if _compat.is_tracing() or torch.is_autocast_enabled("cpu"):
+        return False
+    if torch.compiler.is_compiling():
+        # Imported here, because it needs what compilers have loaded.
+        from deformdetr.nn import _compiling
+
+        chosen: bool = _compiling.chooses_onednn()
+        return chosen
+    # A compiler is a mode itself.
+    return is_chosen() and _compat.has_dispatch_modes() is False
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -36,36 +41,26 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product.view(*x.shape[:-1], -1)
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, like: nn.Conv2d) -> Tensor:
-    """Convolve as another layer does, with other weights."""
-    settings: Any = like.padding, like.stride, like.dilation, like.groups
-    return torch.mkldnn_convolution(x, weight, bias, *settings)
+def is_chosen() -> bool:
+    """Return whether oneDNN is the faster choice for what is neither traced nor watched."""
+    return bool(torch.backends.mkldnn.enabled) and not _compat.is_transformed() and _is_faster()
 
 
 def _is_plain(tensor: Tensor) -> bool:
     return (
-        tensor.device.type == "cpu"
+        # Asked first, because a proxy of `torch.fx` answers nothing else.
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.device.type == "cpu"
         and tensor.dtype == torch.float32
-        and type(tensor) in (Tensor, nn.Parameter)
         and tensor.numel() > 0
-    )
-
-
-# A compiler asks once, since it cannot trace this.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _is_chosen() -> bool:
-    return (
-        torch._C._get_mkldnn_enabled()
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and not torch.compiler.is_exporting()
-        and _is_faster()
     )
 
 
 @functools.cache
 def _is_faster() -> bool:
     # With AVX2 alone, both are as fast.
-    return torch._C._has_mkldnn and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return has_onednn and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 class _Linear(torch.autograd.Function):
@@ -90,13 +85,7 @@ class _Linear(torch.autograd.Function):
 
 def _multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute `a @ b.T + bias`."""
-    product: Tensor = (multiply_op if torch.compiler.is_compiling() else _multiply_by_onednn)(a, b, bias)
-    return product
-
-
-def _multiply_by_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    # What `torch.compile` makes of linear layers with constant weights; there is no public name for it.
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    product: Tensor = (multiply_op if torch.compiler.is_compiling() else _compat.multiply_by_onednn)(a, b, bias)
     return product
 
 
@@ -114,22 +103,22 @@ def _correlate_by_onednn(a: Tensor, b: Tensor) -> Tensor:
     def as_images(matrix: Tensor) -> Tensor:
         return matrix[:rows].reshape(-1, ROWS_OF_IMAGE, 1, matrix.shape[1]).permute(0, 3, 1, 2)
 
-    like = a.new_empty(a.shape[1], b.shape[1], 1, 1)
-    settings: Any = [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False]
-    _, by_weight, _ = torch.ops.aten.convolution_backward(as_images(a), as_images(b), like, None, *settings)
-    product: Tensor = by_weight.flatten(1)
+    # Of a convolution of `b` by a kernel of one pixel, whose output has the gradient `a`.
+    size = (a.shape[1], b.shape[1], 1, 1)
+    by_kernel: Tensor = gradients.conv2d_weight(as_images(b), size, as_images(a))  # type: ignore[no-untyped-call]
+    product = by_kernel.flatten(1)
     return product if rows == a.shape[0] else product.add_(_transpose_and_multiply(a[rows:], b[rows:]))
 
 
 def _transpose_and_multiply(a: Tensor, b: Tensor) -> Tensor:
     # It takes half the time if the first factor is the one with fewer columns.
     if a.shape[1] > b.shape[1]:
-        return _multiply_by_onednn(b.T, a.T, None).T.contiguous()
-    return _multiply_by_onednn(a.T, b.T, None)
+        return _compat.multiply_by_onednn(b.T, a.T, None).T.contiguous()
+    return _compat.multiply_by_onednn(a.T, b.T, None)
 
 
 # For compilers, which take PyTorch's own with constant weights alone.
-multiply_op = torch.library.custom_op("deformdetr::multiply", _multiply_by_onednn, mutates_args=())
+multiply_op = torch.library.custom_op("deformdetr::multiply", _compat.multiply_by_onednn, mutates_args=())
 correlate_op = torch.library.custom_op("deformdetr::correlate", _correlate_by_onednn, mutates_args=())
 
 

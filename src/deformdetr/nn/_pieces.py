@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from deformdetr import _compat
+
 # Rows of a thousand channels that a core's cache holds; a new tensor of all of them costs more than what fills it.
 _ROWS_PER_THREAD = 512
 # Pieces that a compiler has to compile.
@@ -22,25 +24,26 @@ def apply_by_pieces(
         tensors: What it is called with.
     """
     shape = tensors[0].shape
-    if tensors[0].device.type != "cpu" or not _can_be_cut(shape[0] * shape[1]):
+    size = _piece_size(shape[0] * shape[1]) if tensors[0].device.type == "cpu" else 0
+    if not size:
         return function(*tensors)
-    pieces = zip(*(torch.split(tensor.flatten(0, 1)[None], _rows_at_once(), dim=1) for tensor in tensors), strict=True)
+    pieces = zip(*(torch.split(tensor.flatten(0, 1)[None], size, dim=1) for tensor in tensors), strict=True)
     return torch.cat([function(*piece) for piece in pieces], dim=1).view(shape)
 
 
-def _can_be_cut(rows: int) -> bool:
-    """Tell whether there are more rows than one piece has; for compilers, so many more as they can unroll."""
-    at_once: int = _rows_at_once()
+def _piece_size(rows: int) -> int:
+    """Return the rows of a piece, or 0 where one piece holds all or a graph has to serve other sizes too."""
+    if _compat.is_tracing():
+        return 0
     if not torch.compiler.is_compiling():
-        return rows > at_once
-    # Imported here, because it needs sympy, which compilers have loaded.
-    from torch.fx.experimental.symbolic_shapes import has_static_value
+        return rows_at_once() if rows > rows_at_once() else 0
+    # Imported here, because it needs what compilers have loaded.
+    from deformdetr.nn import _compiling
 
-    return has_static_value(rows) and at_once < rows <= _MOST_UNROLLED * at_once
+    size: int = _compiling.rows_at_once()
+    return size if _compiling.has_static_value(rows) and size < rows <= _MOST_UNROLLED * size else 0
 
 
-# A compiler asks once, since it cannot trace this.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _rows_at_once() -> int:
-    """Give the size of a piece, or 0 if nothing may be cut: exported programs run elsewhere."""
-    return 0 if torch.compiler.is_exporting() else _ROWS_PER_THREAD * torch.get_num_threads()
+def rows_at_once() -> int:
+    """Return how many rows the caches of all threads hold."""
+    return _ROWS_PER_THREAD * torch.get_num_threads()

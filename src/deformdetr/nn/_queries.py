@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from deformdetr.nn._geometry import LevelShapes, at_least_float32, pixel_indices, valid_sizes
-from deformdetr.nn._linear import Linear
+from deformdetr.nn._linear import apply_linear
 from deformdetr.nn._position import sine_features
 from deformdetr.structures import LayerPredictions
 
@@ -89,9 +89,9 @@ class ProposalQueries(nn.Module):
         if d_model % 4:
             raise ValueError(f"d_model must be a multiple of 4, got {d_model}")
         self.num_queries = num_queries
-        self.memory_projection = Linear(d_model, d_model)
+        self.memory_projection = nn.Linear(d_model, d_model)
         self.memory_norm = nn.LayerNorm(d_model)
-        self.position_projection = Linear(2 * d_model, 2 * d_model)
+        self.position_projection = nn.Linear(2 * d_model, 2 * d_model)
         self.position_norm = nn.LayerNorm(2 * d_model)
         self.class_head = class_head
         self.box_head = box_head
@@ -113,15 +113,15 @@ class ProposalQueries(nn.Module):
         """
         proposals = proposal_logits(spatial_shapes, padding_mask)
         usable = proposals.isfinite().all(-1, keepdim=True)
-        memory = self.memory_norm(self.memory_projection(memory.masked_fill(~usable, 0)))
-        logits = self.class_head(memory)
+        memory = self.memory_norm(apply_linear(self.memory_projection, memory.masked_fill(~usable, 0)))
+        logits = apply_linear(self.class_head, memory)
         deltas = self.box_head(memory)
         box_logits = at_least_float32(deltas) + proposals
 
         best = logits[..., 0].topk(min(self.num_queries, logits.shape[1]), dim=1).indices
         chosen = box_logits.gather(1, best[..., None].expand(-1, -1, 4)).detach()
         embedding = proposal_embedding(chosen, self.memory_projection.out_features)
-        projected = self.position_projection(embedding.to(self.position_projection.weight.dtype))
+        projected = apply_linear(self.position_projection, embedding.to(self.position_norm.weight.dtype))
         position, content = self.position_norm(projected).chunk(2, dim=-1)
         boxes: Tensor = box_logits.sigmoid()
         return Queries(content, position, chosen.sigmoid(), {"pred_logits": logits, "pred_boxes": boxes})

@@ -1,12 +1,13 @@
 """The blocks of a ResNet, with frozen norms folded into the convolutions before them."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deformdetr import _compat
 from deformdetr.nn import _onednn
 
 
@@ -29,6 +30,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("bias", torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
+        self.register_load_state_dict_pre_hook(_drop_count)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
         """Scale and shift every channel."""
@@ -44,10 +46,10 @@ class FrozenBatchNorm2d(nn.Module):
         """Name the settings, since there are no parameters to show."""
         return f"{len(self.weight)}, eps={self.eps}"
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Batch norm counts batches, which nothing here depends on.
-        state_dict.pop(f"{prefix}num_batches_tracked", None)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+
+def _drop_count(norm: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    # Batch norm counts batches, which nothing here depends on.
+    state_dict.pop(f"{prefix}num_batches_tracked", None)
 
 
 class ResidualBlock(nn.Module):
@@ -82,12 +84,22 @@ def convolve_and_normalize(
     x: Float[Tensor, "batch _channels _height _width"], conv: nn.Module, norm: nn.Module
 ) -> Float[Tensor, "batch _d_out _h _w"]:
     """Apply a convolution and a norm; a frozen norm becomes part of the kernel, which is smaller than feature maps."""
-    if type(conv) is not nn.Conv2d or conv.bias is not None or not isinstance(norm, FrozenBatchNorm2d):
+    if not (_is_bare(conv) and _compat.is_plain(norm, FrozenBatchNorm2d)):
         out: Tensor = norm(conv(x))
         return out
     scale, shift = norm.scale_and_shift()
     weight = conv.weight * scale[:, None, None, None]
     # Compilers choose between convolutions themselves.
     if not torch.compiler.is_compiling() and _onednn.serves(x, weight, shift):
-        return _onednn.convolve(x, weight, shift, conv)
+        return _compat.convolve_by_onednn(x, weight, shift, conv)
     return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _is_bare(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Return whether a convolution does nothing but multiply, on a map with zeros around it."""
+    return (
+        _compat.is_plain(conv, nn.Conv2d)
+        and conv.bias is None
+        and conv.padding_mode == "zeros"
+        and not isinstance(conv.padding, str)
+    )

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from deformdetr.nn._dropout import Dropout
+from deformdetr.nn._dropout import apply_dropout
 from deformdetr.nn._feed_forward import FeedForward
 
 
@@ -27,7 +27,7 @@ class TransformerEncoderLayer(nn.Module):
         self.self_attn_norm = nn.LayerNorm(self_attn.embed_dim)
         self.feed_forward = feed_forward
         self.feed_forward_norm = nn.LayerNorm(self_attn.embed_dim)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self,
@@ -44,8 +44,8 @@ class TransformerEncoderLayer(nn.Module):
         """
         placed = src + position
         attended, _ = self.self_attn(placed, placed, src, key_padding_mask=padding_mask, need_weights=False)
-        src = self.self_attn_norm(src + self.dropout(attended))
-        out: Tensor = self.feed_forward_norm(src + self.dropout(self.feed_forward(src)))
+        src = self.self_attn_norm(src + apply_dropout(self.dropout, attended))
+        out: Tensor = self.feed_forward_norm(src + apply_dropout(self.dropout, self.feed_forward(src)))
         return out
 
 
@@ -77,7 +77,7 @@ class TransformerDecoderLayer(nn.Module):
         self.cross_attn_norm = nn.LayerNorm(self_attn.embed_dim)
         self.feed_forward = feed_forward
         self.feed_forward_norm = nn.LayerNorm(self_attn.embed_dim)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self,
@@ -98,7 +98,7 @@ class TransformerDecoderLayer(nn.Module):
         """
         placed = query + query_position
         attended, _ = self.self_attn(placed, placed, query, need_weights=False)
-        query = self.self_attn_norm(query + self.dropout(attended))
+        query = self.self_attn_norm(query + apply_dropout(self.dropout, attended))
         attended, _ = self.cross_attn(
             query + query_position,
             memory + memory_position,
@@ -106,8 +106,8 @@ class TransformerDecoderLayer(nn.Module):
             key_padding_mask=padding_mask,
             need_weights=False,
         )
-        query = self.cross_attn_norm(query + self.dropout(attended))
-        out: Tensor = self.feed_forward_norm(query + self.dropout(self.feed_forward(query)))
+        query = self.cross_attn_norm(query + apply_dropout(self.dropout, attended))
+        out: Tensor = self.feed_forward_norm(query + apply_dropout(self.dropout, self.feed_forward(query)))
         return out
 
 

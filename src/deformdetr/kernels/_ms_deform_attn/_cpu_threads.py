@@ -3,10 +3,8 @@
 import ctypes
 import functools
 import threading
-from collections.abc import Callable
-from typing import Any
 
-import torch
+from deformdetr import _compat
 
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -30,14 +28,4 @@ def run_at_once(kernel: int, job: int, threads: int) -> None:
             thread.join()
 
 
-@functools.cache
-def _openmp_parallel() -> Callable[..., Any] | None:
-    """Find what GCC and Clang call for a parallel region, in the runtime that PyTorch is linked with.
-
-    Its arguments are a function, what to call it with, the number of threads and flags.
-    """
-    function = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
-    if function is not None:
-        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-        function.restype = None
-    return function
+_openmp_parallel = functools.cache(_compat.find_openmp)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deformdetr import _compat
 from deformdetr.kernels._ms_deform_attn import _dispatch, _reference
 from deformdetr.kernels._ms_deform_attn._levels import Pyramid, trace_levels
 
@@ -55,11 +56,11 @@ def choose_way(
     The eager one has no separate `setup_context`, for which PyTorch inspects the signature at every call; `torch.func`
     needs one that has.
     """
-    if (
-        torch.compiler.is_compiling()
-        or not all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
-        or torch._C._len_torch_dispatch_stack()
-    ):
+    if torch.compiler.is_compiling() or not all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors):
+        return op
+    # Where modes cannot be asked for, one may have to see the op, which no transform takes.
+    has_modes = _compat.has_dispatch_modes()
+    if has_modes or (has_modes is None and not is_transformed()):
         return op
     way: Callable[..., Any] = (mapped if is_transformed() else eager).apply
     return way
@@ -81,7 +82,7 @@ def eager_function(
 
 def is_transformed() -> bool:
     """Tell whether a transform of `torch.func` is at work; compilers trace through those by themselves."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+    return not torch.compiler.is_compiling() and _compat.is_transformed()
 
 
 def _run_forward(
