@@ -49,7 +49,7 @@ def is_plain(layer: nn.Module, kind: type[_Layer]) -> TypeGuard[_Layer]:
     """
     return (
         type(layer) is kind
-        and "forward" not in vars(layer)
+        and "forward" not in layer.__dict__
         and kind.forward is _FORWARDS.get(kind, kind.forward)
         and _has_global_hook is not None
         and not _has_global_hook()
@@ -115,3 +115,9 @@ def forward_attribute(part: nn.Module) -> str | None:
     if "_old_forward" in vars(part):
         return "_old_forward"
     return None if hasattr(vars(part).get("forward"), "__wrapped__") else "forward"
+
+
+def is_exporting() -> bool:
+    """Return whether what is being compiled is exported; True before PyTorch 2.7, which does not tell."""
+    exporting: bool = getattr(torch.compiler, "is_exporting", lambda: True)()
+    return exporting
