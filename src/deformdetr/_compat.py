@@ -5,6 +5,7 @@ the library computes the same with it gone, by a slower route.
 """
 
 import ctypes
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any, TypeGuard, TypeVar
@@ -25,11 +26,6 @@ _Layer = TypeVar("_Layer", bound=nn.Module)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # As they were before anything else could replace them.
 _FORWARDS: dict[type[nn.Module], Any] = {kind: kind.forward for kind in (nn.Conv2d, nn.Dropout, nn.Linear)}
-
-
-def is_tracing() -> bool:
-    """Return whether `torch.jit.trace` records, for which sizes of tensors are tensors themselves."""
-    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def has_dispatch_modes() -> bool | None:
@@ -114,7 +110,7 @@ def forward_attribute(part: nn.Module) -> str | None:
     """
     if "_old_forward" in vars(part):
         return "_old_forward"
-    return None if hasattr(vars(part).get("forward"), "__wrapped__") else "forward"
+    return None if isinstance(vars(part).get("forward"), functools.partial) else "forward"
 
 
 def is_exporting() -> bool:

@@ -69,3 +69,28 @@ def test_the_default_device_of_the_process_changes_nothing():
     with torch.device("meta"):
         out = apply_dropout(nn.Dropout(0.5), x)
     assert set(out.unique().tolist()) == {0, 2}
+
+
+def test_hooks_of_a_dropout_layer_count(rng):
+    layer = nn.Dropout(0.5)
+    layer.register_forward_hook(lambda module, inputs, output: output + 1)
+    assert set(apply_dropout(layer, torch.ones(50, 7)).unique().tolist()) == {1, 3}
+
+
+def test_another_module_can_stand_for_a_dropout_layer(rng):
+    x = torch.randn(5, 7, generator=rng)
+    assert apply_dropout(nn.Identity(), x) is x
+
+
+def test_dropout_in_place_changes_its_input(rng):
+    x = torch.ones(50, 7)
+    assert apply_dropout(nn.Dropout(0.5, inplace=True), x) is x
+    assert set(x.unique().tolist()) == {0, 2}
+
+
+def test_vmap_asks_how_to_draw(rng):
+    x, layer = torch.ones(8, 50), nn.Dropout(0.5)
+    with pytest.raises(RuntimeError, match="randomness"):
+        torch.func.vmap(lambda row: apply_dropout(layer, row))(x)
+    out = torch.func.vmap(lambda row: apply_dropout(layer, row), randomness="different")(x)
+    assert not torch.equal(out[0], out[1])

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import EagerAndRecordGraphs
 from torch.library import opcheck
+from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
-from deformdetr.nn import FeedForward, MSDeformAttn, _onednn
+from deformdetr import PRESETS, DeformableDETRConfig
+from deformdetr.config import ConvBackboneConfig
+from deformdetr.nn import MLP, FeedForward, MSDeformAttn, _onednn
 from deformdetr.nn._linear import apply_linear
 
 
@@ -236,3 +239,135 @@ def test_layers_hold_linear_layers_that_pickle_and_hook(rng):
     layer.linear1.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
     layer(x)
     assert seen == [(2, 3, 16)]
+
+
+@pytest.mark.parametrize("width", [5, 7])
+def test_wrong_width_is_refused_as_pytorch_refuses_it(width, rng, calls):
+    ours, theirs = pair(6, 4)
+    x = torch.randn(2, 3, width, generator=rng)
+    with pytest.raises(RuntimeError) as expected:
+        theirs(x)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as error:
+        ours(x)
+    assert str(error.value) == str(expected.value)
+
+
+@pytest.mark.compile
+def test_compiled_layer_refuses_a_wrong_width_as_pytorch_does(rng, monkeypatch):
+    torch.compiler.reset()
+    monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
+    compiled = torch.compile(Applied(nn.Linear(6, 4)), backend="aot_eager")
+    with pytest.raises(RuntimeError, match=r"mat1 and mat2 shapes|size mismatch|must have same reduction dim"):
+        compiled(torch.randn(3, 5, generator=rng))
+
+
+def hook_forward(layer: nn.Linear) -> None:
+    layer.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+def hook_inputs(layer: nn.Linear) -> None:
+    layer.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
+
+
+def hook_gradients(layer: nn.Linear) -> None:
+    layer.register_full_backward_hook(lambda module, inputs, outputs: (2 * inputs[0],))
+
+
+def replace_forward(layer: nn.Linear) -> None:
+    forward = layer.forward
+    layer.forward = lambda x: 2 * forward(x)
+
+
+def prune_weights(layer: nn.Linear) -> None:
+    mask = torch.zeros_like(layer.weight)
+    mask[:, ::2] = 1
+    prune.custom_from_mask(layer, "weight", mask)
+
+
+def parametrize_weights(layer: nn.Linear) -> None:
+    nn.utils.parametrizations.weight_norm(layer)
+    with torch.no_grad():
+        layer.parametrizations.weight.original0.mul_(2)
+
+
+@pytest.mark.parametrize(
+    "change", [hook_forward, hook_inputs, hook_gradients, replace_forward, prune_weights, parametrize_weights]
+)
+def test_changes_of_a_linear_layer_count(change, rng, calls):
+    ours, theirs = pair(6, 4)
+    change(ours.layer)
+    change(theirs)
+    x = torch.randn(5, 6, generator=rng, requires_grad=True)
+    results = [
+        (out := layer(x), *torch.autograd.grad(out.sin().sum(), [x, *layer.parameters()])) for layer in (ours, theirs)
+    ]
+    torch.testing.assert_close(*results)
+
+
+def test_hooks_of_all_modules_see_linear_layers(rng, calls):
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: seen.append(type(module)))
+    try:
+        MLP(6, 8, 4, 2)(torch.randn(5, 6, generator=rng))
+    finally:
+        handle.remove()
+    assert seen == [nn.Linear, nn.Linear, MLP]
+    assert calls == []
+
+
+def test_another_module_can_stand_for_a_linear_layer(rng, calls):
+    class Adapted(nn.Module):
+        def __init__(self, base: nn.Linear) -> None:
+            super().__init__()
+            self.base, self.added = base, nn.Linear(base.in_features, base.out_features)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base(x) + self.added(x)
+
+    layer = MLP(6, 8, 4, 1)
+    x = torch.randn(5, 6, generator=rng)
+    layer.layers[0] = adapted = Adapted(layer.layers[0])
+    torch.testing.assert_close(layer(x), adapted(x))
+
+
+def test_copies_have_weights_of_their_own(rng, calls):
+    layer, x = MLP(6, 8, 4, 2), torch.randn(5, 6, generator=rng)
+    expected = layer(x)
+    copied = copy.deepcopy(layer)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    assert torch.equal(copied(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.quantize_per_tensor:UserWarning")
+@pytest.mark.parametrize("preset", PRESETS)
+def test_dynamic_quantization_finds_all_linear_layers(preset, rng):
+    config = PRESETS[preset]
+    changes = {"d_model": 16, "n_heads": 2, "d_ffn": 24, "num_encoder_layers": 1, "num_decoder_layers": 2}
+    if isinstance(config, DeformableDETRConfig):
+        changes["norm_groups"] = 2
+    backbone = ConvBackboneConfig(channels=(8, 8, 8, 8))
+    model = config.replace(num_classes=5, num_queries=7, backbone=backbone, **changes).build().eval()
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    assert any(type(part) is nn.Linear for part in model.modules())
+    assert not any(type(part) is nn.Linear for part in quantized.modules())
+    images = torch.randn(2, 3, 64, 96, generator=rng)
+    outputs, expected = quantized(images), model(images)
+    assert outputs["pred_logits"].shape == expected["pred_logits"].shape
+    if not getattr(config, "two_stage", False):
+        # Eight bits choose other queries among the proposals.
+        torch.testing.assert_close(outputs["pred_boxes"], expected["pred_boxes"], rtol=0, atol=0.1)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(
+    "layer", [MLP(6, 8, 4, 2), FeedForward(6, 8, dropout=0.0)], ids=lambda layer: type(layer).__name__
+)
+def test_symbolic_traces_hold_the_linear_layers(layer, rng, monkeypatch):
+    monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
+    traced = torch.fx.symbolic_trace(layer)
+    called = [traced.get_submodule(node.target) for node in traced.graph.nodes if node.op == "call_module"]
+    assert sum(type(module) is nn.Linear for module in called) == 2
+    x = torch.randn(5, 6, generator=rng)
+    torch.testing.assert_close(traced(x), layer(x))

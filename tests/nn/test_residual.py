@@ -1,8 +1,12 @@
 """Blocks with folded norms compute what torchvision's do."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionsFrozenBatchNorm2d
 
@@ -101,3 +105,45 @@ def test_dtype_stays(dtype, rng):
     out = convolve_and_normalize(torch.randn(2, 3, 6, 5, generator=rng).to(dtype), conv, norm)
     assert out.dtype == dtype
     assert out.shape == (2, 8, 3, 3)
+
+
+def hook_convolution(conv: nn.Conv2d, norm: nn.Module) -> None:
+    conv.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+def hook_norm(conv: nn.Conv2d, norm: nn.Module) -> None:
+    norm.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+def prune_convolution(conv: nn.Conv2d, norm: nn.Module) -> None:
+    mask = torch.zeros_like(conv.weight)
+    mask[:, ::2] = 1
+    prune.custom_from_mask(conv, "weight", mask)
+
+
+@pytest.mark.parametrize("change", [hook_convolution, hook_norm, prune_convolution])
+def test_changes_of_convolution_and_norm_count(change, rng, monkeypatch):
+    monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
+    conv, norm = nn.Conv2d(4, 6, 3, padding=1, bias=False), FrozenBatchNorm2d(6)
+    x = torch.randn(2, 4, 7, 5, generator=rng)
+    plain = convolve_and_normalize(x, conv, norm)
+    change(conv, norm)
+    changed = convolve_and_normalize(x, conv, norm)
+    torch.testing.assert_close(changed, norm(conv(x)))
+    assert not torch.allclose(changed, plain)
+
+
+@pytest.mark.parametrize("settings", [{"padding_mode": "reflect"}, {"padding": "same"}], ids=str)
+def test_convolutions_of_other_borders_are_called(settings, rng, monkeypatch):
+    monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
+    conv, norm = nn.Conv2d(4, 6, 3, bias=False, **({"padding": 1} | settings)), random_norm(6, rng)
+    x = torch.randn(2, 4, 7, 5, generator=rng)
+    torch.testing.assert_close(convolve_and_normalize(x, conv, norm), norm(conv(x)))
+
+
+def test_frozen_norm_loads_the_state_of_a_trained_one_when_copied_or_pickled(rng):
+    trained, norm = nn.BatchNorm2d(6).eval(), FrozenBatchNorm2d(6)
+    fill(trained, rng)
+    for each in (copy.deepcopy(norm), pickle.loads(pickle.dumps(norm))):
+        each.load_state_dict(trained.state_dict())
+        assert torch.equal(each.running_mean, trained.running_mean)

@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
-from torch.utils._pytree import tree_unflatten
 
+from deformdetr import _compat
 from deformdetr.integrations._export_check import Comparison, FileOutputs, Run, check_batches, compare
-from deformdetr.integrations._export_program import AnyPostProcess, ExportError, export_program
+from deformdetr.integrations._export_program import AnyPostProcess, ExportError, export_program, output_names
 from deformdetr.integrations._export_sampling import Sampling, decompositions
 
 _EXTRA = ("onnx", "onnxruntime", "onnxscript")
@@ -152,8 +152,7 @@ def _translate(
     table = {**decompositions(sampling), torch.ops.aten.upsample_nearest2d.vec: _resize_to_nearest}
     program = export_program(model, postprocess=postprocess).run_decompositions(table)
     inputs = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
-    spec = program.call_spec.out_spec
-    outputs = list(tree_unflatten(range(spec.num_leaves), spec))
+    outputs = output_names(program, postprocess)
     newer = max(opset, _WRITTEN_OPSET)
     with _without_remarks():
         try:
@@ -246,8 +245,7 @@ def _load(path: Path) -> Run:
     import onnx
 
     onnxruntime: Any = importlib.import_module("onnxruntime")
-    state = onnxruntime.capi.onnxruntime_pybind11_state
-    failures = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.NotImplemented, state.RuntimeException)
+    failures = _compat.onnxruntime_failures()
     content = onnx.load(path)
     names = [output.name for output in content.graph.output]
     choices = [node.output[1] for node in content.graph.node if node.op_type == "TopK"]

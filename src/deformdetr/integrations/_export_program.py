@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
+from torch.export.graph_signature import OutputKind
 
 from deformdetr.boxes import cxcywh_to_xyxy, scale_boxes
 from deformdetr.models import Selection, SigmoidPostProcess, SoftmaxPostProcess
@@ -55,6 +56,14 @@ def export_program(model: nn.Module, *, postprocess: AnyPostProcess | None = Non
             return export(deployed, tuple(inputs), dynamic_shapes=tuple(dynamic), strict=True)
     except RuntimeError as error:
         raise ExportError(f"{type(model).__name__} cannot be traced for all sizes: {error}") from error
+
+
+def output_names(program: ExportedProgram, postprocess: AnyPostProcess | None) -> list[str]:
+    """Return the names of what `export_program` exported with this post-processing, in order."""
+    detections = ("pred_masks",) if postprocess is None else ("boxes", "scores", "labels", "masks")
+    outputs = [spec for spec in program.graph_signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
+    # A model without a mask head has one fewer.
+    return ["pred_logits", "pred_boxes", *detections][: len(outputs)]
 
 
 class _Deployed(nn.Module):

@@ -16,6 +16,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from deformdetr import _compat
 from deformdetr.integrations._replacements import Replacements
 from deformdetr.kernels import SpatialShapes, ms_deform_attn
 
@@ -92,9 +93,12 @@ def _accelerate_part(name: str, part: nn.Module, result: Acceleration) -> None:
     if method != "default":
         result.left[name] = f"it samples by the method {method!r}, and only bilinear sampling is known here"
         return
+    own_forward = _compat.forward_attribute(part)
+    if "forward" in changes and own_forward is None:
+        result.left[name] = "its forward is wrapped in a way that is not known here"
+        return
     for attribute, ours in changes.items():
-        # The package accelerate wraps forwards to move tensors between devices, and what it wraps is here.
-        attribute = "_old_forward" if attribute == "forward" and hasattr(part, "_hf_hook") else attribute
+        attribute = own_forward if own_forward and attribute == "forward" else attribute
         if getattr(vars(part).get(attribute), "__module__", None) != __name__:
             result._replacements.replace(vars(part), attribute, ours)
     result.accelerated.append(name)

@@ -112,8 +112,9 @@ class DeformableDETR(nn.Module):
         spatial_shapes = [(level.shape[-2], level.shape[-1]) for level in pyramid]
         ratios = valid_ratios(masks)
         src = _flatten(pyramid)
+        embeds = self.level_embed.unbind()
         position = _flatten(
-            [self.position(mask) + embed[:, None, None] for mask, embed in zip(masks, self.level_embed, strict=True)]
+            [self.position(mask) + embed[:, None, None] for mask, embed in zip(masks, embeds, strict=True)]
         )
         padding = torch.cat([mask.flatten(1) for mask in masks], dim=1)
         ignored = None if is_unpadded(images, padding_mask) else padding

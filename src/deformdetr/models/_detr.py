@@ -91,7 +91,7 @@ class DETR(nn.Module):
         padding = None if is_unpadded(images, padding_mask) else mask.flatten(1)
 
         memory = self.encoder(src, position, padding)
-        query_position = self.query_position.weight.expand(len(src), -1, -1)
+        query_position = self.query_position.weight.expand(src.shape[0], -1, -1)
         hidden_states = self.decoder(torch.zeros_like(query_position), query_position, memory, position, padding)
         layers = [self._predict(hidden) for hidden in hidden_states]
         last = layers[-1]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Tensor
 
+from deformdetr._tracing import compares_sizes, is_tracing
 from deformdetr.structures import ImageBatch
 
 
@@ -24,20 +25,27 @@ def as_batch(images: Tensor | Sequence[Tensor], padding_mask: Tensor | None) -> 
         if padding_mask is not None:
             raise ValueError("padding_mask goes with a batch; a list of images is padded here")
         return ImageBatch.from_images(list(images))
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must have shape (batch, 3, height, width), got {tuple(images.shape)}")
+    _check(images, padding_mask)
     if padding_mask is None:
         padding_mask = torch.zeros_like(images[:, 0], dtype=torch.bool)
-    if padding_mask.shape != images[:, 0].shape:
-        raise ValueError(f"padding_mask {tuple(padding_mask.shape)} does not fit images {tuple(images.shape)}")
     return ImageBatch(images, padding_mask)
+
+
+@compares_sizes
+def _check(images: Tensor, padding_mask: Tensor | None) -> None:
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must have shape (batch, 3, height, width), got {tuple(images.shape)}")
+    if padding_mask is not None and padding_mask.shape != images[:, 0].shape:
+        raise ValueError(f"padding_mask {tuple(padding_mask.shape)} does not fit images {tuple(images.shape)}")
 
 
 def is_unpadded(images: Tensor | Sequence[Tensor], padding_mask: Tensor | None) -> bool:
     """Tell whether the host knows, without waiting for a GPU, that no pixel is padding."""
     if padding_mask is None:
         return isinstance(images, Tensor) or len({image.shape for image in images}) == 1
-    is_readable = padding_mask.device.type == "cpu" and not torch.compiler.is_compiling()
+    # A graph has to serve other masks.
+    is_read_again = not torch.compiler.is_compiling() and not is_tracing()
+    is_readable = padding_mask.device.type == "cpu" and is_read_again
     return is_readable and not padding_mask.any()
 
 

@@ -4,6 +4,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deformdetr._tracing import smaller
 from deformdetr.nn._geometry import LevelShapes, at_least_float32
 from deformdetr.nn._linear import apply_linear
 from deformdetr.nn._queries import Queries, proposal_logits
@@ -39,8 +40,8 @@ class AnchorQueries(nn.Module):
         padding_mask: Bool[Tensor, "batch pixels"],
     ) -> Queries:
         """Give the same queries to every image; of the arguments only the batch size counts."""
-        content = F.pad(self.content.weight, (0, int(self.has_indicator))).expand(len(memory), -1, -1)
-        anchors = at_least_float32(self.anchors.weight).sigmoid().expand(len(memory), -1, -1)
+        content = F.pad(self.content.weight, (0, int(self.has_indicator))).expand(memory.shape[0], -1, -1)
+        anchors = at_least_float32(self.anchors.weight).sigmoid().expand(memory.shape[0], -1, -1)
         return Queries(content, None, anchors, None)
 
 
@@ -103,14 +104,14 @@ class MixedQueries(nn.Module):
         usable = grid.isfinite().all(-1, keepdim=True)
         memory = self.memory_norm(apply_linear(self.memory_projection, memory.masked_fill(~usable, 0)))
         logits = apply_linear(self.class_head, memory)
-        best = logits.amax(-1).topk(min(self.num_queries, logits.shape[1]), dim=1).indices[..., None]
+        best = logits.amax(-1).topk(smaller(self.num_queries, logits.shape[1]), dim=1).indices[..., None]
 
         # The head of three layers sees the chosen pixels alone, a fraction of all.
         deltas = at_least_float32(self.box_head(_take(memory, best)))
         boxes = (deltas + _take(grid, best)).sigmoid()
         content = F.pad(self.content.weight[: best.shape[1]], (0, int(self.has_indicator)))
         return Queries(
-            content.expand(len(memory), -1, -1),
+            content.expand(memory.shape[0], -1, -1),
             None,
             boxes.detach(),
             None,

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from deformdetr._tracing import compares_sizes
 from deformdetr.kernels import (
     SpatialShapes,
     fused_ms_deform_attn,
@@ -110,7 +111,7 @@ class MSDeformAttn(nn.Module):
             ValueError: If `reference_points` has neither 2 nor 4 coordinates, or neither one level nor the layer's, or
                 the spatial shapes do not fit the layer or the features.
         """
-        value = torch.unflatten(apply_linear(self.value_proj, input_flatten), -1, (self.n_heads, -1))
+        value = _split(apply_linear(self.value_proj, input_flatten), self.n_heads, -1)
         offsets, logits = self._offsets_and_logits(query, reference_points, input_spatial_shapes)
         if isinstance(self.n_points, int):
             sampled = fused_ms_deform_attn(
@@ -162,6 +163,15 @@ class MSDeformAttn(nn.Module):
     def _offsets_and_logits(
         self, query: Tensor, reference_points: Tensor, spatial_shapes: SpatialShapes
     ) -> tuple[Tensor, Tensor]:
+        self._check(reference_points, spatial_shapes)
+        points = (self.n_levels, self.n_points) if isinstance(self.n_points, int) else (sum(self.n_points),)
+        return (
+            _split(apply_linear(self.sampling_offsets, query), self.n_heads, *points, 2),
+            _split(apply_linear(self.attention_weights, query), self.n_heads, *points),
+        )
+
+    @compares_sizes
+    def _check(self, reference_points: Tensor, spatial_shapes: SpatialShapes) -> None:
         levels, coordinates = reference_points.shape[-2:]
         if coordinates not in (2, 4):
             raise ValueError(f"reference_points must have 2 (x, y) or 4 (cx, cy, w, h) coordinates, got {coordinates}")
@@ -169,12 +179,12 @@ class MSDeformAttn(nn.Module):
             raise ValueError(f"reference_points has {levels} levels, but the layer has {self.n_levels}")
         if len(spatial_shapes) != self.n_levels:
             raise ValueError(f"spatial_shapes has {len(spatial_shapes)} levels, but the layer has {self.n_levels}")
-        points = (self.n_levels, self.n_points) if isinstance(self.n_points, int) else (sum(self.n_points),)
-        return (
-            torch.unflatten(apply_linear(self.sampling_offsets, query), -1, (self.n_heads, *points, 2)),
-            torch.unflatten(apply_linear(self.attention_weights, query), -1, (self.n_heads, *points)),
-        )
 
     def extra_repr(self) -> str:
         """Name the sizes that the linear layers do not show."""
         return f"n_levels={self.n_levels}, n_heads={self.n_heads}, n_points={self.n_points}"
+
+
+def _split(projected: Tensor, *sizes: int) -> Tensor:
+    """Split the last axis; `unflatten` would keep the batch of the traced inputs in PyTorch's older ONNX exporter."""
+    return projected.view(*projected.shape[:-1], *sizes)

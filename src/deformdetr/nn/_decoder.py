@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from deformdetr._tracing import fixed_size
 from deformdetr.boxes import inverse_sigmoid
 from deformdetr.kernels import SpatialShapes
 from deformdetr.nn._attention import MSDeformAttn
@@ -176,6 +177,6 @@ def offset_boxes(
     """
     logits = inverse_sigmoid(at_least_float32(reference_points))
     deltas = at_least_float32(deltas)
-    if logits.shape[-1] == 2:
+    if fixed_size(logits.shape[-1]) == 2:
         return torch.cat([deltas[..., :2] + logits, deltas[..., 2:]], dim=-1).sigmoid()
     return (deltas + logits).sigmoid()

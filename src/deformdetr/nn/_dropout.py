@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deformdetr import _compat
+from deformdetr._tracing import is_tracing
 
 
 def apply_dropout(layer: nn.Module, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -27,6 +28,6 @@ def _is_drawn_here(x: Tensor) -> bool:
         type(x) in (Tensor, nn.Parameter)
         and x.device.type == "cpu"
         and not torch.compiler.is_compiling()
-        and not _compat.is_tracing()
+        and not is_tracing()
         and not _compat.is_transformed()
     )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from math import gcd
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -150,8 +151,8 @@ class _MaskConvolutions(nn.Module):
 
     def of_features(self, features: Tensor) -> Tensor:
         """Convolve what is the same for all queries of an image: most channels of the first convolution."""
-        weight, bias = self.convs[0].parameters()
-        return F.conv2d(features, weight[:, : self.d_model], bias, padding=1)
+        first: Any = self.convs[0]
+        return F.conv2d(features, first.weight[:, : self.d_model], first.bias, padding=1)
 
     def forward(
         self,
@@ -166,8 +167,8 @@ class _MaskConvolutions(nn.Module):
             shared: What `of_features` gave.
             added: Lateral features by their 1x1 convolutions, coarsest first.
         """
-        weight, _ = self.convs[0].parameters()
-        x = _add_to_all(F.conv2d(maps.flatten(0, 1), weight[:, self.d_model :], padding=1), shared)
+        first: Any = self.convs[0]
+        x = _add_to_all(F.conv2d(maps.flatten(0, 1), first.weight[:, self.d_model :], padding=1), shared)
         x = self.norms[0](x).relu()
         x = self.norms[1](self.convs[1](x)).relu()
         for feature, conv, norm in zip(added, self.convs[2:], self.norms[2:], strict=True):
@@ -179,5 +180,5 @@ class _MaskConvolutions(nn.Module):
 
 def _add_to_all(of_queries: Tensor, of_images: Tensor) -> Tensor:
     """Add an image's features to those of each of its queries, (batch * queries, channels, height, width)."""
-    by_image = of_queries.view(len(of_images), -1, *of_queries.shape[1:])
+    by_image = of_queries.view(of_images.shape[0], -1, *of_queries.shape[1:])
     return (by_image + of_images.unsqueeze(1)).flatten(0, 1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import grad as gradients
 
 from deformdetr import _compat
+from deformdetr._tracing import is_tracing
 
 # The gradient of a weight is that of a 1x1 convolution over images of so many rows, which copies nothing. PyTorch asks
 # oneDNN in a single thread, too, if there are 16 images; with more columns, it is no faster than a product.
@@ -20,9 +21,9 @@ ROWS_OF_IMAGE, FEWEST_IMAGES, MOST_COLUMNS = 64, 16, 512
 
 def serves(*tensors: Tensor | None) -> bool:
     """Return whether oneDNN is the faster choice, and no exporter, transform or mode needs to see other operators."""
-    if not all(tensor is None or _is_plain(tensor) for tensor in tensors):
+    if is_tracing() or not all(tensor is None or _is_plain(tensor) for tensor in tensors):
         return False
-    if _compat.is_tracing() or torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled("cpu"):
         return False
     if torch.compiler.is_compiling():
         # Imported here, because it needs what compilers have loaded.

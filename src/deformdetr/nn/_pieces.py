@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deformdetr import _compat
+from deformdetr._tracing import is_tracing
 
 # Rows of a thousand channels that a core's cache holds; a new tensor of all of them costs more than what fills it.
 _ROWS_PER_THREAD = 512
@@ -33,7 +33,7 @@ def apply_by_pieces(
 
 def _piece_size(rows: int) -> int:
     """Return the rows of a piece, or 0 where one piece holds all or a graph has to serve other sizes too."""
-    if _compat.is_tracing():
+    if is_tracing():
         return 0
     if not torch.compiler.is_compiling():
         return rows_at_once() if rows > rows_at_once() else 0

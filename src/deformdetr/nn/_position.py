@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from deformdetr._tracing import compares_sizes
+
 
 class SinePositionEncoding(nn.Module):
     """Encode each pixel's place among the valid pixels by sines and cosines: half of the channels for y, half for x.
@@ -88,11 +90,15 @@ class LearnedPositionEncoding(nn.Module):
             padding_mask: True at padded pixels; only its shape counts.
         """
         batch, height, width = padding_mask.shape
-        if max(height, width) > self.max_size:
-            raise ValueError(f"feature map {height} x {width} is larger than max_size ({self.max_size})")
+        self._check(height, width)
         y = self.row_embed.weight[:height, None].expand(-1, width, -1)
         x = self.col_embed.weight[None, :width].expand(height, -1, -1)
         return torch.cat([x, y], dim=-1).permute(2, 0, 1).expand(batch, -1, -1, -1)
+
+    @compares_sizes
+    def _check(self, height: int, width: int) -> None:
+        if max(height, width) > self.max_size:
+            raise ValueError(f"feature map {height} x {width} is larger than max_size ({self.max_size})")
 
 
 def sine_features(

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from deformdetr._tracing import smaller
 from deformdetr.nn._geometry import LevelShapes, at_least_float32, pixel_indices, valid_sizes
 from deformdetr.nn._linear import apply_linear
 from deformdetr.nn._position import sine_features
@@ -55,7 +56,7 @@ class LearnedQueries(nn.Module):
         padding_mask: Bool[Tensor, "batch pixels"],
     ) -> Queries:
         """Give the same queries to every image; of the arguments only the batch size counts."""
-        position, content = self.embedding.weight.expand(len(memory), -1, -1).chunk(2, dim=-1)
+        position, content = self.embedding.weight.expand(memory.shape[0], -1, -1).chunk(2, dim=-1)
         # Parameters go in, and geometry comes out: autocast would round a place by a pixel of a large image.
         # The meta device has no autocast.
         with torch.autocast("cpu" if position.is_meta else position.device.type, enabled=False):
@@ -118,7 +119,7 @@ class ProposalQueries(nn.Module):
         deltas = self.box_head(memory)
         box_logits = at_least_float32(deltas) + proposals
 
-        best = logits[..., 0].topk(min(self.num_queries, logits.shape[1]), dim=1).indices
+        best = logits[..., 0].topk(smaller(self.num_queries, logits.shape[1]), dim=1).indices
         chosen = box_logits.gather(1, best[..., None].expand(-1, -1, 4)).detach()
         embedding = proposal_embedding(chosen, self.memory_projection.out_features)
         projected = apply_linear(self.position_projection, embedding.to(self.position_norm.weight.dtype))

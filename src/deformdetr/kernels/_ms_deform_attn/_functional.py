@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from deformdetr._tracing import compares_sizes, fixed_size, is_tracing
 from deformdetr.kernels._ms_deform_attn import _dispatch, _fused_op, _op, _reference
 from deformdetr.kernels._ms_deform_attn._levels import (
     MOST_POINTS,
@@ -70,7 +71,8 @@ def ms_deform_attn(
     _check(value, "sampling_locations", sampling_locations, "attention_weights", attention_weights)
     _check_levels(spatial_shapes, value, len(repeats) or attention_weights.shape[3])
     pyramid = split_by_home(spatial_shapes, repeats)
-    if _is_auto(backend):
+    # A trace has to serve other sizes, which it does not keep as numbers.
+    if _is_auto(backend) and not is_tracing():
         return _op.attend(
             value, pyramid, sampling_locations, attention_weights, deterministic=_is_deterministic(deterministic)
         )
@@ -156,6 +158,7 @@ def fused_ms_deform_attn(
     if (
         _is_auto(backend)
         and not deterministic
+        and not is_tracing()
         and attention_logits.shape[4] <= MOST_POINTS
         and _dispatch.runs_triton(*tensors)
         and not _op.is_transformed()
@@ -187,17 +190,20 @@ def sampling_locations(
 
     references = reference_points.to(_at_least_float32(reference_points))[:, :, None, :, None]
     offsets = sampling_offsets.to(_at_least_float32(sampling_offsets)).flatten(3)
-    if references.shape[-1] == 2:
-        locations = torch.addcdiv(spread(references), offsets, spread(level_sizes(spatial_shapes, offsets)))
+    if fixed_size(references.shape[-1]) == 2:
+        sizes = spread(level_sizes(spatial_shapes, offsets))
+        # PyTorch's older exporter, which traces, has no form for the faster one.
+        shifts = spread(references)
+        locations = shifts + offsets / sizes if is_tracing() else torch.addcdiv(shifts, offsets, sizes)
     else:
         locations = torch.addcmul(spread(references[..., :2]), offsets, spread(references[..., 2:]) * (0.5 / points))
-    return locations.view(sampling_offsets.shape)
+    return locations.view(*sampling_offsets.shape[:3], levels, points, 2)
 
 
 def _softmax(logits: Float[Tensor, "batch queries heads levels points"]) -> Tensor:
     """Share attention among levels and points, in float32 or better."""
     flat, dtype = logits.flatten(3), _at_least_float32(logits)
-    if logits.device.type == "cpu" and flat.shape[3] < 16 and not torch.compiler.is_compiling():
+    if logits.device.type == "cpu" and fixed_size(flat.shape[3]) < 16 and not torch.compiler.is_compiling():
         # PyTorch takes several times as long for so few numbers that lie beside each other; compilers do not.
         return flat.movedim(3, 0).softmax(0, dtype=dtype).movedim(0, 3).reshape(logits.shape)
     return flat.softmax(3, dtype=dtype).view(logits.shape)
@@ -217,6 +223,7 @@ def _is_deterministic(wanted: bool | None) -> bool:  # noqa: FBT001
     return torch.are_deterministic_algorithms_enabled() if wanted is None else wanted
 
 
+@compares_sizes
 def _group_points(
     locations: Tensor, weights: Tensor, points_per_level: Sequence[int], levels: int
 ) -> tuple[Tensor, Tensor, list[int]]:
@@ -237,6 +244,7 @@ def _group_points(
     return locations.reshape(*shape, 2), weights.reshape(shape), repeats
 
 
+@compares_sizes
 def _check(value: Tensor, where: str, locations: Tensor, what: str, weights: Tensor) -> None:
     for name, tensor, ndim in (("value", value, 4), (where, locations, 6), (what, weights, 5)):
         _check_device(name, tensor, value)
@@ -264,6 +272,7 @@ def _check_device(name: str, tensor: Tensor, value: Tensor) -> None:
         raise ValueError(f"{name} is on {tensor.device}, but value is on {value.device}")
 
 
+@compares_sizes
 def _check_levels(spatial_shapes: Any, value: Tensor, levels: int) -> None:
     if isinstance(spatial_shapes, Tensor):
         if spatial_shapes.is_floating_point() or spatial_shapes.is_complex() or spatial_shapes.dtype == torch.bool:
@@ -279,6 +288,7 @@ def _check_levels(spatial_shapes: Any, value: Tensor, levels: int) -> None:
     check_pixels(spatial_shapes, value.shape[1])
 
 
+@compares_sizes
 def _check_references(references: Tensor, logits: Tensor) -> None:
     batch, queries, _, levels, _ = logits.shape
     _check_floating("reference_points", references)
@@ -299,6 +309,7 @@ def _check_references(references: Tensor, logits: Tensor) -> None:
         )
 
 
+@compares_sizes
 def _check_padding(mask: Tensor | None, value: Tensor) -> None:
     if mask is None:
         return
