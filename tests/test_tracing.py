@@ -24,14 +24,18 @@ TOLERANCE = 1e-5
 
 
 class OnTwoMaps(nn.Module):
-    """Attend to two maps, whose sizes only their shapes tell."""
+    """Attend to two maps, whose sizes only their shapes tell, or a tensor of them."""
 
-    def __init__(self, layer: MSDeformAttn) -> None:
+    def __init__(self, layer: MSDeformAttn, *, has_tensor: bool) -> None:
         super().__init__()
         self.layer = layer
+        self.has_tensor = has_tensor
 
     def forward(self, query: Tensor, references: Tensor, fine: Tensor, coarse: Tensor, padding: Tensor) -> Tensor:
-        shapes = [(level.shape[2], level.shape[3]) for level in (fine, coarse)]
+        shapes: Any = [(level.shape[2], level.shape[3]) for level in (fine, coarse)]
+        if self.has_tensor:
+            sizes = [torch.full((), size) for shape in shapes for size in shape]
+            shapes = torch.stack(sizes).view(2, 2)
         pixels = torch.cat([fine.flatten(2), coarse.flatten(2)], dim=2).transpose(1, 2)
         return self.layer(query, references, pixels, shapes, None, padding)
 
@@ -96,10 +100,11 @@ def _interpret():
         yield
 
 
-@pytest.mark.parametrize("points", [4, (4, 2)], ids=str)
-@pytest.mark.parametrize("coordinates", [2, 4])
-def test_traced_layer_serves_other_batches_queries_and_sizes(points, coordinates, rng):
-    layer = OnTwoMaps(MSDeformAttn(16, 2, 2, points))
+@pytest.mark.parametrize(
+    ("points", "coordinates", "has_tensor"), [(4, 2, False), (4, 4, True), ((4, 2), 4, False), ((4, 2), 2, True)]
+)
+def test_traced_layer_serves_other_batches_queries_and_sizes(points, coordinates, has_tensor, rng):
+    layer = OnTwoMaps(MSDeformAttn(16, 2, 2, points), has_tensor=has_tensor)
     randomize(layer, rng)
 
     def inputs(batch: int, queries: int, height: int, width: int) -> tuple[Tensor, ...]:

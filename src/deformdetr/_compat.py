@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 _count_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
 _find_transform = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
-_has_global_hook = getattr(nn.modules.module, "_has_any_global_hook", None)
+_has_global_hook: Any = getattr(nn.modules.module, "_has_any_global_hook", None)
 _linear_pointwise = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _mkldnn_convolution = getattr(torch, "mkldnn_convolution", None)
 _extension = getattr(getattr(torch, "_C", None), "__file__", None)
@@ -24,6 +24,7 @@ _extension = getattr(getattr(torch, "_C", None), "__file__", None)
 _Layer = TypeVar("_Layer", bound=nn.Module)
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_SHOWS_HOOKS = _has_global_hook is not None and all(hasattr(nn.Identity(), hooks) for hooks in _HOOKS)
 # As they were before anything else could replace them.
 _FORWARDS: dict[type[nn.Module], Any] = {kind: kind.forward for kind in (nn.Conv2d, nn.Dropout, nn.Linear)}
 
@@ -47,9 +48,14 @@ def is_plain(layer: nn.Module, kind: type[_Layer]) -> TypeGuard[_Layer]:
         type(layer) is kind
         and "forward" not in layer.__dict__
         and kind.forward is _FORWARDS.get(kind, kind.forward)
-        and _has_global_hook is not None
-        and not _has_global_hook()
-        and not any(getattr(layer, hooks, True) for hooks in _HOOKS)
+        and _SHOWS_HOOKS
+        and not (
+            layer._forward_hooks
+            or layer._forward_pre_hooks
+            or layer._backward_hooks
+            or layer._backward_pre_hooks
+            or _has_global_hook()
+        )
     )
 
 

@@ -185,10 +185,9 @@ class Config(BaseModel):
             val_images=Path("data/val"),
             val_annotations=Path("data/val.json"),
         )
+        settings = commented_yaml(Experiment(model=preset(self.preset), data=data), leave_out=("model.num_classes",))
         print("# Every setting with its default; what is left out keeps it. $VARIABLES in paths are replaced.")
-        print(
-            commented_yaml(Experiment(model=preset(self.preset), data=data), leave_out=("model.num_classes",)), end=""
-        )
+        print(settings, end="")
         return 0
 
 

@@ -5,9 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg, CliToggleFlag
-from rich.console import Console
-from rich.table import Table
 
+from deformdetr.cli._tables import table
 from deformdetr.integrations import COCO_CATEGORY_IDS, CheckpointFormat, ConversionReport, convert_checkpoint
 
 
@@ -45,23 +44,24 @@ class Convert(BaseModel):
 
 
 def _show(report: ConversionReport) -> None:
-    console = Console(highlight=False)
-    console.print(f"recognised: {report.source}, {report.model}", markup=False)
-    steps = Table("step", "entries before", "after")
-    for column in steps.columns[1:]:
-        column.justify = "right"
-    steps.add_row(f"read as {report.source}", "", str(report.read))
-    for step in report.steps:
-        steps.add_row(step.what, str(step.before), str(step.after))
-    steps.add_row(f"written as {report.target}", "", str(report.written))
-    console.print(steps)
+    print(f"recognised: {report.source}, {report.model}")
+    steps = [
+        (f"read as {report.source}", "", str(report.read)),
+        *((step.what, str(step.before), str(step.after)) for step in report.steps),
+        (f"written as {report.target}", "", str(report.written)),
+    ]
+    print(table(("step", "entries before", "after"), steps))
     if report.losses:
-        losses = Table("left out", "entries", "largest value")
-        for loss in report.losses:
-            names = ", ".join(loss.names[:4]) + ", ..." * (len(loss.names) > 4)
-            losses.add_row(f"{loss.what}: {names}", str(len(loss.names)), f"{loss.largest:.3g}")
-        console.print(losses)
+        losses = [
+            (
+                f"{loss.what}: {', '.join(loss.names[:4])}{', ...' * (len(loss.names) > 4)}",
+                str(len(loss.names)),
+                f"{loss.largest:.3g}",
+            )
+            for loss in report.losses
+        ]
+        print(table(("left out", "entries", "largest value"), losses))
     if report.lossless:
-        console.print("nothing lost")
+        print("nothing lost")
     for remark in report.remarks:
-        console.print(f"note: {remark}", markup=False)
+        print(f"note: {remark}")

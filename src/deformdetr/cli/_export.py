@@ -7,10 +7,9 @@ from pathlib import Path
 from jaxtyping import Float
 from pydantic import BaseModel, Field, PositiveFloat
 from pydantic_settings import CliPositionalArg, CliToggleFlag
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from deformdetr.cli._tables import table
 from deformdetr.data import (
     AnyDataConfig,
     DataConfig,
@@ -109,17 +108,14 @@ def _shapes(data: AnyDataConfig) -> list[Float[Tensor, "3 _ _"]]:
 
 
 def _show(report: ExportReport) -> None:
-    console = Console(highlight=False)
     first = report.comparisons[0]
     optional = [name for name in ("detections", "masks") if getattr(first, name) is not None]
-    table = Table("images", "height", "width", "logits", "boxes", *optional)
-    for column in table.columns:
-        column.justify = "right"
+    rows = []
     for each in report.comparisons:
         sizes = map(str, (each.images, each.height, each.width))
         numbers = (each.logits, each.boxes, each.detections, each.masks)
-        table.add_row(*sizes, *(f"{number:.1e}" for number in numbers if number is not None))
-    console.print("largest differences between the file and the model:")
-    console.print(table)
+        rows.append([*sizes, *(f"{number:.1e}" for number in numbers if number is not None)])
+    print("largest differences between the file and the model:")
+    print(table(["images", "height", "width", "logits", "boxes", *optional], rows, texts=0))
     size = report.path.stat().st_size / 1e6
     print(f"{report.path}: {size:.1f} MB, opset {report.opset}, {report.sampling}, {report.nodes} nodes")

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Sequence
 
 _EXTRAS = {
-    "train": ("accelerate", "matplotlib", "pydantic_settings", "rich", "safetensors", "yaml"),
+    "train": ("accelerate", "matplotlib", "rich", "yaml"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
 }
 

@@ -66,7 +66,7 @@ def ms_deform_attn(
     repeats: list[int] = []
     if points_per_level is not None:
         sampling_locations, attention_weights, repeats = _group_points(
-            sampling_locations, attention_weights, points_per_level, len(spatial_shapes)
+            sampling_locations, attention_weights, points_per_level, spatial_shapes
         )
     _check(value, "sampling_locations", sampling_locations, "attention_weights", attention_weights)
     _check_levels(spatial_shapes, value, len(repeats) or attention_weights.shape[3])
@@ -225,9 +225,10 @@ def _is_deterministic(wanted: bool | None) -> bool:  # noqa: FBT001
 
 @compares_sizes
 def _group_points(
-    locations: Tensor, weights: Tensor, points_per_level: Sequence[int], levels: int
+    locations: Tensor, weights: Tensor, points_per_level: Sequence[int], spatial_shapes: SpatialShapes
 ) -> tuple[Tensor, Tensor, list[int]]:
     """Cut the points into groups of equal size, several of which may lie on one level."""
+    levels = len(spatial_shapes)
     if len(points_per_level) != levels or min(points_per_level) < 1:
         raise ValueError(f"points_per_level must be {levels} positive numbers, got {list(points_per_level)}")
     total = sum(points_per_level)

@@ -12,6 +12,17 @@ points are not (their loads are in flight together). Sizes of images, queries an
 compiled in.
 """
 
+try:
+    import triton  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "triton":
+        raise
+    raise ModuleNotFoundError(
+        "the kernels for GPUs need triton, which PyTorch's builds for GPUs install with them: pip install triton, or "
+        'call `ms_deform_attn(..., backend="reference")`, which is plain PyTorch',
+        name="triton",
+    ) from error
+
 from deformdetr.kernels._ms_deform_attn._triton._backward import (
     ms_deform_attn_backward,
     ms_deform_attn_backward_of_value,
