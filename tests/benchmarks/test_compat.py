@@ -1,5 +1,6 @@
 """What the package declares to work with, the table of what was tested, and the command that tests it."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def rows():
 def make_row():
     def make(python="3.11.7", releases="oldest", **changes):
         versions = dict.fromkeys(compat.COLUMNS, "1.0") | {"python": python}
-        counts = {"passed": 5, "failed": 0, "skipped": 2, "failures": []}
+        counts = {"passed": 5, "failed": 0, "skipped": 2, "failures": [], "excluded": {}}
         source = {"commit": "abc1234", "dirty": False, "date": "2026-01-02", "seconds": 9}
         return {"releases": releases, "versions": versions} | counts | source | changes
 
@@ -71,6 +72,12 @@ def test_pages_name_the_declared_floors(page):
     assert f"PyTorch {compat.floors()['torch']} or newer" in text
 
 
+def test_tests_that_are_left_out_exist():
+    for test in itertools.chain(*compat.EXCLUDED.values()):
+        file, _, name = test.partition("::")
+        assert f"def {name.partition('[')[0]}(" in (ROOT / file).read_text()
+
+
 def test_results_of_all_sessions_are_added_up():
     outcome = compat.read_outcome(OUTPUT.splitlines())
     assert outcome[:3] == (25, 2, 3)
@@ -95,9 +102,13 @@ def test_result_replaces_that_of_the_same_python_and_releases(make_row):
 
 
 def test_table_names_versions_counts_failures_and_source(make_row):
-    text = compat.table([make_row(dirty=True), make_row("3.13.0", failed=1, failures=["tests/test_a.py::test_one"])])
+    excluded = {"too old": ["tests/test_c.py::test_new"]}
+    text = compat.table(
+        [make_row(dirty=True, excluded=excluded), make_row("3.13.0", failed=1, failures=["tests/test_a.py::test_one"])]
+    )
     assert f"| oldest | 3.11.7 | {' | '.join(['1.0'] * len(compat.COLUMNS))} | 5 | 0 | 2 |" in text
     assert "Failed with Python 3.13.0 and the oldest releases: `tests/test_a.py::test_one`." in text
+    assert "Left out with the oldest releases (too old): `tests/test_c.py::test_new`." in text
     assert "2026-01-02, commit abc1234, abc1234 with uncommitted changes." in text
 
 
@@ -110,7 +121,7 @@ def test_environment_is_tested_described_and_removed(tmp_path, monkeypatch):
         executable.chmod(0o755)
 
     monkeypatch.setattr(compat, "_install", install)
-    monkeypatch.setattr(compat, "_test", lambda venv: OUTPUT.splitlines())
+    monkeypatch.setattr(compat, "_test", lambda venv, excluded: OUTPUT.splitlines())
     row = compat.measure("3.12", "newest", tmp_path)
     assert (row["releases"], row["passed"], row["failed"], row["skipped"]) == ("newest", 25, 2, 3)
     assert set(row["versions"]) == {"python", *compat.COLUMNS}
