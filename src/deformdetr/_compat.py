@@ -117,9 +117,3 @@ def forward_attribute(part: nn.Module) -> str | None:
     if "_old_forward" in vars(part):
         return "_old_forward"
     return None if isinstance(vars(part).get("forward"), functools.partial) else "forward"
-
-
-def is_exporting() -> bool:
-    """Return whether what is being compiled is exported; True before PyTorch 2.7, which does not tell."""
-    exporting: bool = getattr(torch.compiler, "is_exporting", lambda: True)()
-    return exporting

@@ -14,10 +14,10 @@ has_static_value = _compat.find_static_value()
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def chooses_onednn() -> bool:
     """Return whether oneDNN multiplies faster here; exported programs run elsewhere."""
-    return not _compat.is_exporting() and _onednn.is_chosen()
+    return not torch.compiler.is_exporting() and _onednn.is_chosen()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def rows_at_once() -> int:
     """Return how many rows the caches of all threads hold, or 0 for exported programs, which run elsewhere."""
-    return 0 if _compat.is_exporting() else _pieces.rows_at_once()
+    return 0 if torch.compiler.is_exporting() else _pieces.rows_at_once()

@@ -73,21 +73,8 @@ def _run_backward(
     return by_value, by_references, by_offsets, by_logits
 
 
-# Written out, because PyTorch 2.6 infers no schema from `list[int]`.
-_INPUTS = (
-    "Tensor value, Tensor? spatial_shapes, SymInt[] spatial_shapes_on_host, Tensor reference_points, "
-    "Tensor sampling_offsets, Tensor attention_logits, Tensor? padding_mask"
-)
-fused_forward_op = torch.library.custom_op(
-    "deformdetr::fused_ms_deform_attn", _run_forward, mutates_args=(), schema=f"({_INPUTS}) -> Tensor"
-)
-fused_backward_op = torch.library.custom_op(
-    "deformdetr::fused_ms_deform_attn_backward",
-    _run_backward,
-    mutates_args=(),
-    schema=f"(Tensor grad_output, Tensor output, {_INPUTS}, bool needs_value, bool needs_references, "
-    "bool needs_offsets, bool needs_logits) -> (Tensor, Tensor, Tensor, Tensor)",
-)
+fused_forward_op = torch.library.custom_op("deformdetr::fused_ms_deform_attn", _run_forward, mutates_args=())
+fused_backward_op = torch.library.custom_op("deformdetr::fused_ms_deform_attn_backward", _run_backward, mutates_args=())
 
 
 @fused_forward_op.register_fake

@@ -125,21 +125,8 @@ def _run_backward(
     return by_value, by_locations, by_weights
 
 
-# Written out, because PyTorch 2.6 infers no schema from `list[int]`.
-_INPUTS = (
-    "Tensor value, Tensor? spatial_shapes, SymInt[] spatial_shapes_on_host, SymInt[] repeats, "
-    "Tensor sampling_locations, Tensor attention_weights, bool deterministic"
-)
-forward_op = torch.library.custom_op(
-    "deformdetr::ms_deform_attn", _run_forward, mutates_args=(), schema=f"({_INPUTS}) -> Tensor"
-)
-backward_op = torch.library.custom_op(
-    "deformdetr::ms_deform_attn_backward",
-    _run_backward,
-    mutates_args=(),
-    schema=f"(Tensor grad_output, {_INPUTS}, bool needs_value, bool needs_locations, bool needs_weights) "
-    "-> (Tensor, Tensor, Tensor)",
-)
+forward_op = torch.library.custom_op("deformdetr::ms_deform_attn", _run_forward, mutates_args=())
+backward_op = torch.library.custom_op("deformdetr::ms_deform_attn_backward", _run_backward, mutates_args=())
 
 
 @forward_op.register_fake
