@@ -129,6 +129,12 @@ def read_outcome(lines: Sequence[str]) -> Outcome:
     return Outcome(counts["passed"], counts["failed"] + counts["error"], counts["skipped"], failures)
 
 
+def load() -> list[dict[str, Any]]:
+    """Read the stored rows; none before the first run."""
+    rows: list[dict[str, Any]] = json.loads(STORED.read_text())["rows"] if STORED.exists() else []
+    return rows
+
+
 def merge(rows: Iterable[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
     """Put a row in the place of that of the same Python and releases, in the order of the page."""
 
@@ -141,6 +147,8 @@ def merge(rows: Iterable[dict[str, Any]], row: dict[str, Any]) -> list[dict[str,
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Write the rows as the page has them."""
+    if not rows:
+        return "Not tested yet."
     heads = ["releases", "Python", *COLUMNS.values(), "passed", "failed", "skipped"]
     lines = [heads, ["---"] * (len(COLUMNS) + 2) + ["---:"] * 3]
     for row in rows:
@@ -174,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--directory", type=Path, help="where to make environments (default: the temporary directory)")
     parser.add_argument("--table", action="store_true", help="only write the table, from the stored results")
     options = parser.parse_args(arguments)
-    rows = json.loads(STORED.read_text())["rows"] if STORED.exists() else []
+    rows = load()
     chosen = [(python, releases) for releases in options.releases or RELEASES for python in options.python or pythons()]
     failed = 0
     with tempfile.TemporaryDirectory(prefix="deformdetr-", dir=options.directory) as directory:
