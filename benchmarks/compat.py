@@ -1,7 +1,7 @@
 """Run the fast tests with the oldest and the newest releases of what the library needs.
 
 `python -m benchmarks.compat` makes a throwaway environment for every Python that `pyproject.toml` names: one with the
-oldest release of every required package that its bounds allow, and one with the newest. Packages of the extras are the
+oldest release of every required package and of Numba that its bounds allow, and one with the newest. Packages of the extras are the
 newest that go with them. It runs `make test` in each without a GPU, writes `benchmarks/results/compat.json` and, from
 that, the table of `docs/installation.md`; with `--table` it only writes the table.
 """
@@ -40,13 +40,13 @@ COLUMNS = {
 
 # What the oldest releases cannot pass, by the reason.
 EXCLUDED = {
-    "Triton 3.3 makes other machine code for GPUs of NVIDIA, and needs ROCm's linker for those of AMD": (
-        "tests/kernels/test_machine_code.py::test_forward_reads_16_bytes_at_once_and_neither_spills_nor_waits",
+    "Triton 3.4 makes other machine code for GPUs of NVIDIA, and needs ROCm's linker for those of AMD": (
         "tests/kernels/test_machine_code.py::test_backward_adds_vectors_and_waits_for_none_of_them",
         "tests/kernels/test_machine_code.py::test_kernels_for_amd_do_not_spill",
     ),
-    "the compiler of PyTorch 2.7 does not trace how transformers checks the inputs of D-FINE": (
+    "the compiler of PyTorch 2.8 traces neither transformers' check of D-FINE's inputs nor `torch.vmap` of modules": (
         "tests/integrations/test_transformers.py::test_accelerated_layers_compile_into_one_graph[d_fine]",
+        "tests/nn/test_linear.py::test_compiled_transforms_see_pytorchs_operators",
     ),
 }
 # They judge the stored results, which are about to be replaced.
@@ -80,8 +80,9 @@ def pythons() -> list[str]:
 
 
 def floors() -> dict[str, str]:
-    """Return the oldest release that the package declares, of every required package; empty where it declares none."""
-    declared = (re.match(r"([\w-]+)(?:>=([\d.]+))?", requirement) for requirement in _project()["dependencies"])
+    """Return the oldest release that is declared of every required package and of Numba; empty where none is."""
+    requirements = [*_project()["dependencies"], *_project()["optional-dependencies"]["cpu"]]
+    declared = (re.match(r"([\w-]+)(?:>=([\d.]+))?", requirement) for requirement in requirements)
     return {match[1]: match[2] or "" for match in declared if match}
 
 
@@ -129,6 +130,12 @@ def read_outcome(lines: Sequence[str]) -> Outcome:
     return Outcome(counts["passed"], counts["failed"] + counts["error"], counts["skipped"], failures)
 
 
+def load() -> list[dict[str, Any]]:
+    """Read the stored rows; none before the first run."""
+    rows: list[dict[str, Any]] = json.loads(STORED.read_text())["rows"] if STORED.exists() else []
+    return rows
+
+
 def merge(rows: Iterable[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
     """Put a row in the place of that of the same Python and releases, in the order of the page."""
 
@@ -141,6 +148,8 @@ def merge(rows: Iterable[dict[str, Any]], row: dict[str, Any]) -> list[dict[str,
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Write the rows as the page has them."""
+    if not rows:
+        return "Not tested yet."
     heads = ["releases", "Python", *COLUMNS.values(), "passed", "failed", "skipped"]
     lines = [heads, ["---"] * (len(COLUMNS) + 2) + ["---:"] * 3]
     for row in rows:
@@ -174,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--directory", type=Path, help="where to make environments (default: the temporary directory)")
     parser.add_argument("--table", action="store_true", help="only write the table, from the stored results")
     options = parser.parse_args(arguments)
-    rows = json.loads(STORED.read_text())["rows"] if STORED.exists() else []
+    rows = load()
     chosen = [(python, releases) for releases in options.releases or RELEASES for python in options.python or pythons()]
     failed = 0
     with tempfile.TemporaryDirectory(prefix="deformdetr-", dir=options.directory) as directory:
@@ -194,13 +203,15 @@ def _project() -> dict[str, Any]:
 
 
 def _install(venv: Path, python: str, releases: str) -> None:
-    # Seeded as by `python -m venv`: Triton 3.2 needs setuptools and does not say so.
+    # Seeded as by `python -m venv`: old releases of Triton need setuptools and do not say so.
     _uv(venv, "venv", "--seed", "--python", python, str(venv))
     # What would have to be compiled is no release for this Python.
     options = ["--python", str(_executable(venv)), "--only-binary=:all:"]
     constraints = venv / "constraints.txt"
     if releases == "oldest":
-        pins = _uv(venv, "pip", "compile", "--quiet", "--resolution=lowest-direct", PROJECT.name, *options)
+        pins = _uv(
+            venv, "pip", "compile", "--quiet", "--resolution=lowest-direct", "--extra=cpu", PROJECT.name, *options
+        )
         constraints.write_text("\n".join(pin for pin in pins.splitlines() if pin.partition("==")[0] in floors()))
         options += ["--constraints", str(constraints)]
     _uv(venv, "pip", "install", *options, "--no-binary=deformdetr", "--editable", ".[test]")

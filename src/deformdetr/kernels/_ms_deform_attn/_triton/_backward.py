@@ -104,8 +104,7 @@ def ms_deform_attn_backward(
     DTYPE: tl.constexpr = value.dtype.element_ty
     WORDS: tl.constexpr = D // 2 if PAIRED else D
     PIXEL: tl.constexpr = M * WORDS
-    # In parentheses, because Triton 3.3 takes no chains.
-    NEEDS_DOTS: tl.constexpr = (NEEDS_LOCATIONS or NEEDS_WEIGHTS) or NEEDS_REFERENCES
+    NEEDS_DOTS: tl.constexpr = NEEDS_LOCATIONS or NEEDS_WEIGHTS or NEEDS_REFERENCES
     if PAIRED:
         value = value.to(tl.pointer_type(tl.int32))
         grad_output = grad_output.to(tl.pointer_type(tl.int32))
@@ -244,7 +243,7 @@ def ms_deform_attn_backward(
             if COORDINATES == 4:
                 tl.store(pointer + 2, grad_w, mask=exists)
                 tl.store(pointer + 3, grad_h, mask=exists)
-    if (FUSED and NEEDS_WEIGHTS) and DTYPE != tl.float32:
+    if FUSED and NEEDS_WEIGHTS and DTYPE != tl.float32:
         _subtract_weighted(
             grad_weights, weights, row * (L * P), exact_mean - mean, largest, share, exists, L * P, POINTS
         )
