@@ -1,9 +1,10 @@
 """Run the fast tests with the oldest and the newest releases of what the library needs.
 
 `python -m benchmarks.compat` makes a throwaway environment for every Python that `pyproject.toml` names: one with the
-oldest release of every required package and of Numba that its bounds allow, and one with the newest. Packages of the extras are the
-newest that go with them. It runs `make test` in each without a GPU, writes `benchmarks/results/compat.json` and, from
-that, the table of `docs/installation.md`; with `--table` it only writes the table.
+oldest release of every required package, and of Numba, that its bounds allow, and one with the newest. Packages of the
+extras are the newest that go with them. It runs `make test` in each without a GPU, writes
+`benchmarks/results/compat.json` and, from that, the table of `docs/installation.md`; with `--table` it only writes the
+table.
 """
 
 import argparse
