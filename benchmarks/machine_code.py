@@ -59,7 +59,7 @@ def build(direction: str, dtype: str, target: GPUTarget, size: str = "many", **c
     paired, launch = choose(direction, dtype, target, size, channels)
     constants = {
         "M": 8, "D": channels, "L": 4, "P": 4, "COORDINATES": coordinates, "PADDED": False, "ORDERED": False,
-        "GROUPED": False, "PAIRED": paired, "WIDE": False, "POINTS": 16,
+        "GROUPED": False, "CHECKED": False, "PAIRED": paired, "WIDE": False, "POINTS": 16,
         "PREDICATED": target.backend == "cuda",
         "ROWS": launch.rows, "CHUNKS": launch.chunks, "WIDTH": launch.width,
     }  # fmt: skip

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.unchecked
 
 # The interpreter takes a hundred times as long, and computes with NumPy, which warns of what is meant to overflow.
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+compiled = pytest.mark.skipif(IS_INTERPRETED, reason="the interpreter belongs to one thread, and needs no Numba")
 warns = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 
 HALF = (torch.float16, torch.bfloat16)
@@ -134,7 +135,7 @@ def test_a_call_that_fits_equals_the_reference(seed: int):
     compare(draw_call(seed), seed)
 
 
-@pytest.mark.skipif(IS_INTERPRETED, reason="Triton's kernels need no Numba")
+@compiled
 @given(SEEDS)
 def test_a_call_that_fits_equals_the_reference_without_numba(seed: int):
     with patch.object(_dispatch, "has_kernels", lambda channels, dtype: False):
@@ -147,7 +148,7 @@ def _compare_all(seeds: list[int], threads: int) -> None:
         compare(draw_call(seed), seed)
 
 
-@pytest.mark.skipif(IS_INTERPRETED, reason="the interpreter belongs to one process")
+@compiled
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_calls_in_other_processes_equal_the_reference(method: str, seed: int):
     seeds = [seed + offset for offset in range(20)]
@@ -163,7 +164,7 @@ def test_calls_in_other_processes_equal_the_reference(method: str, seed: int):
     assert process.exitcode == 0
 
 
-@warns
+@compiled
 @given(st.lists(SEEDS, min_size=2, max_size=4))
 @settings(max_examples=10)
 def test_calls_in_several_threads_equal_the_reference(seeds: list[int]):

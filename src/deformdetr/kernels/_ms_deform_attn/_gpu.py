@@ -221,6 +221,8 @@ class _Problem(NamedTuple):
                 "PADDED": padding is not None,
                 "ORDERED": order is not None,
                 "GROUPED": bool(pyramid.repeats),
+                # The host has checked what it knows; a level without pixels needs care nevertheless.
+                "CHECKED": pyramid.on_device is not None or 0 in pyramid.on_host,
                 "PAIRED": paired,
                 "WIDE": max(pixels * heads * channels, queries * heads * max(levels * points * 2, channels))
                 >= WIDE_FROM,
@@ -307,6 +309,7 @@ def _gather_value_gradient(grad_output: Tensor, problem: _Problem) -> Tensor:
             L=problem.constants["L"],
             P=problem.constants["P"],
             GROUPED=problem.constants["GROUPED"],
+            CHECKED=problem.constants["CHECKED"],
             SAMPLES=max(1, 512 // width),
             WIDTH=width,
             num_warps=1,

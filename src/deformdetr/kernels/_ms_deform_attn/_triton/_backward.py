@@ -7,6 +7,7 @@ from deformdetr.kernels._ms_deform_attn._triton._parts import (
     SIZES,
     dot_rows,
     find_position,
+    first_start,
     is_visible,
     load_level,
     load_reference,
@@ -75,6 +76,7 @@ def ms_deform_attn_backward(
     PADDED: tl.constexpr,
     ORDERED: tl.constexpr,
     GROUPED: tl.constexpr,
+    CHECKED: tl.constexpr,
     PAIRED: tl.constexpr,
     WIDE: tl.constexpr,
     PREDICATED: tl.constexpr,
@@ -155,9 +157,9 @@ def ms_deform_attn_backward(
                 low, high = load_row(output + WIDTH + grad_row, exists[:, None] & in_next, PREDICATED, PAIRED, DTYPE)
                 mean += dot_rows(low, high, next_even, next_odd, PAIRED)
     reference_x, reference_y, reference_w, reference_h = zero, zero, zero, zero
-    next_start = tl.zeros((), tl.int64)
+    next_start = first_start(CHECKED)
     for level in range(L):
-        height, width, start, next_start = load_level(shapes, level, next_start, pixels, GROUPED)
+        height, width, start, next_start = load_level(shapes, level, next_start, pixels, GROUPED, CHECKED)
         if FUSED:
             reference_x, reference_y, reference_w, reference_h = load_reference(
                 references, query, level, reference_stride_query, reference_stride_level, COORDINATES
@@ -265,6 +267,7 @@ def ms_deform_attn_backward_of_value(
     L: tl.constexpr,
     P: tl.constexpr,
     GROUPED: tl.constexpr,
+    CHECKED: tl.constexpr,
     SAMPLES: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
@@ -279,9 +282,9 @@ def ms_deform_attn_backward_of_value(
     image = (first_image + tl.program_id(2)).to(tl.int64)
     # A pixel of no level is that of a level of its own, beyond all cells, and gets zero.
     height, width, level_start, is_in_level = 1, 1, pixel, False
-    next_start = tl.zeros((), tl.int64)
+    next_start = first_start(CHECKED)
     for level in range(L):
-        level_height, level_width, start, next_start = load_level(shapes, level, next_start, pixels, GROUPED)
+        level_height, level_width, start, next_start = load_level(shapes, level, next_start, pixels, GROUPED, CHECKED)
         if (level_width > 0) & (pixel >= start) & (pixel < start + level_height * level_width):
             height, width, level_start, is_in_level = level_height, level_width, start, True
     column = (pixel - level_start) % width

@@ -6,6 +6,7 @@ import triton.language as tl
 from deformdetr.kernels._ms_deform_attn._triton._parts import (
     SIZES,
     find_position,
+    first_start,
     is_visible,
     join,
     load_level,
@@ -42,6 +43,7 @@ def ms_deform_attn_forward(
     PADDED: tl.constexpr,
     ORDERED: tl.constexpr,
     GROUPED: tl.constexpr,
+    CHECKED: tl.constexpr,
     PAIRED: tl.constexpr,
     WIDE: tl.constexpr,
     PREDICATED: tl.constexpr,
@@ -91,9 +93,9 @@ def ms_deform_attn_forward(
     even = tl.zeros((ROWS, WIDTH), tl.float32)
     odd, next_even, next_odd = even, even, even
     reference_x, reference_y, reference_w, reference_h = zero, zero, zero, zero
-    next_start = tl.zeros((), tl.int64)
+    next_start = first_start(CHECKED)
     for level in range(L):
-        height, width, start, next_start = load_level(shapes, level, next_start, pixels, GROUPED)
+        height, width, start, next_start = load_level(shapes, level, next_start, pixels, GROUPED, CHECKED)
         if FUSED:
             reference_x, reference_y, reference_w, reference_h = load_reference(
                 references, query, level, reference_stride_query, reference_stride_level, COORDINATES

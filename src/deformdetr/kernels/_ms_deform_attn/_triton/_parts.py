@@ -97,25 +97,38 @@ def load_xy(pointer, index):
 
 
 @triton.jit
-def load_level(shapes, level, start, pixels, GROUPED: tl.constexpr):
+def load_level(shapes, level, start, pixels, GROUPED: tl.constexpr, CHECKED: tl.constexpr):
     """Read height, width and first pixel, and the first pixel of the next level.
 
-    Height and width are -1, so that no position is inside, where a level is empty or does not fit into the pixels of
-    the value, by the rule of `fit_levels`. Where levels repeat, the table has a column of first pixels.
+    If CHECKED, height and width are -1, so that no position is inside, where a level is empty or does not fit into the
+    pixels of the value, by the rule of `fit_levels`. Where levels repeat, the table has a column of first pixels.
     """
     COLUMNS: tl.constexpr = 3 if GROUPED else 2
     height = tl.load(shapes + level * COLUMNS).to(tl.int64)
     width = tl.load(shapes + level * COLUMNS + 1).to(tl.int64)
-    if GROUPED:
-        start = tl.load(shapes + level * COLUMNS + 2).to(tl.int64)
     # Both from 1 to the most, which is a power of two: one less is smaller, and has no sign.
     is_level = ((height - 1) | (width - 1)).to(tl.uint64) < MOST_PIXELS_IN_LINE
-    # A product of 32 bits each is one instruction.
-    area = tl.where(is_level, height.to(tl.int32).to(tl.int64) * width.to(tl.int32).to(tl.int64), 0)
-    fits = is_level & (start <= pixels - area)
-    height = tl.where(fits, height.to(tl.int32), -1)
-    width = tl.where(fits, width.to(tl.int32), -1)
-    return height, width, tl.where(fits, start.to(tl.int32), 0), start + area
+    height, width = height.to(tl.int32), width.to(tl.int32)
+    if GROUPED:
+        start = tl.load(shapes + level * COLUMNS + 2).to(start.dtype)
+    if CHECKED:
+        # A product of 32 bits each is one instruction.
+        area = tl.where(is_level, height.to(tl.int64) * width.to(tl.int64), 0)
+        fits = is_level & (start <= pixels - area)
+        return (
+            tl.where(fits, height, -1),
+            tl.where(fits, width, -1),
+            tl.where(fits, start.to(tl.int32), 0),
+            start + area,
+        )
+    else:
+        return height, width, start, start + height * width
+
+
+@triton.jit
+def first_start(CHECKED: tl.constexpr):
+    """Return the first pixel of the first level, in as many bits as sums of unknown sizes take."""
+    return tl.zeros((), tl.int64 if CHECKED else tl.int32)
 
 
 @triton.jit
