@@ -17,7 +17,6 @@ from torch.nn import functional as F
 _count_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
 _find_transform = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
 _has_storage = getattr(torch._C, "_has_storage", None)
-_has_global_hook: Any = getattr(nn.modules.module, "_has_any_global_hook", None)
 _linear_pointwise = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _mkldnn_convolution = getattr(torch, "mkldnn_convolution", None)
 _extension = getattr(getattr(torch, "_C", None), "__file__", None)
@@ -25,7 +24,8 @@ _extension = getattr(getattr(torch, "_C", None), "__file__", None)
 _Layer = TypeVar("_Layer", bound=nn.Module)
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_SHOWS_HOOKS = _has_global_hook is not None and all(hasattr(nn.Identity(), hooks) for hooks in _HOOKS)
+_GLOBAL_HOOKS: list[Any] = [getattr(nn.modules.module, f"_global{hooks}", None) for hooks in _HOOKS]
+_SHOWS_HOOKS = None not in _GLOBAL_HOOKS and all(hasattr(nn.Identity(), hooks) for hooks in _HOOKS)
 
 
 def _own_forward(kind: type[nn.Module]) -> Any:
@@ -62,7 +62,7 @@ def is_plain(layer: nn.Module, kind: type[_Layer]) -> TypeGuard[_Layer]:
     """
     return (
         type(layer) is kind
-        and "forward" not in vars(layer)
+        and "forward" not in layer.__dict__
         and _runs_as_made(kind)
         and _SHOWS_HOOKS
         and not (
@@ -70,7 +70,7 @@ def is_plain(layer: nn.Module, kind: type[_Layer]) -> TypeGuard[_Layer]:
             or layer._forward_pre_hooks
             or layer._backward_hooks
             or layer._backward_pre_hooks
-            or _has_global_hook()
+            or any(_GLOBAL_HOOKS)
         )
     )
 

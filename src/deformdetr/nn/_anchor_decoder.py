@@ -54,7 +54,8 @@ class AnchorPosition(nn.Module):
         # The order of the published models, whose first half is y as in a feature map's encoding.
         angles = torch.stack([y, x, width, height], dim=-1) * (2 * math.pi)
         sines = sine_features(angles, self.d_model // 2).flatten(-2)
-        position: Tensor = self.encoding(sines.to(next(self.encoding.parameters(), sines).dtype))
+        like, *_ = *self.encoding.parameters(), sines
+        position: Tensor = self.encoding(sines.to(like.dtype))
         return position if self.scale is None or content is None else position * self.scale(content)
 
 

@@ -87,7 +87,7 @@ class FeatureBackbone(nn.Module):
         """Find channels and strides, and leave every part in the mode that it was in."""
         modes = [(part, part.training) for part in self.body.modules()]
         self.body.eval()
-        like = next(self.body.parameters(), torch.empty(0))
+        like, *_ = *self.body.parameters(), torch.empty(0)
         features = self.forward(like.new_zeros(1, 3, _PROBE, _PROBE))
         for part, training in modes:
             part.training = training

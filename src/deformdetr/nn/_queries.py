@@ -58,8 +58,8 @@ class LearnedQueries(nn.Module):
         """Give the same queries to every image; of the arguments only the batch size counts."""
         position, content = self.embedding.weight.expand(memory.shape[0], -1, -1).chunk(2, dim=-1)
         # Parameters go in, and geometry comes out: autocast would round a place by a pixel of a large image.
-        device = position.device.type
-        with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
+        # The meta device has no autocast.
+        with torch.autocast("cpu" if position.is_meta else position.device.type, enabled=False):
             points = at_least_float32(self.reference_points(position)).sigmoid()
         return Queries(content, position, points, None)
 

@@ -32,10 +32,11 @@ def check_samples(
     where, what = names
     for name, tensor, ndim in (("value", value, 4), (where, locations, 6), (what, weights, 5)):
         check_floating(name, tensor)
-        _check_device(name, tensor, value)
         if tensor.ndim != ndim:
             raise ValueError(f"{name} must have {ndim} dimensions, got shape {tuple(tensor.shape)}")
-    if locations.shape[:-1] != weights.shape or locations.shape[-1] != 2:
+        if tensor is not value:
+            _check_device(name, tensor, value)
+    if locations.shape != (*weights.shape, 2):
         raise ValueError(
             f"{where} {tuple(locations.shape)} must be {what} {tuple(weights.shape)} with a last axis of 2"
         )
@@ -63,7 +64,7 @@ def check_levels(pyramid: Pyramid, value: Tensor, levels: int) -> None:
     if repeats and (min(repeats) < 1 or sum(repeats) != levels):
         raise ValueError(f"{repeats} groups of points on the levels must be {levels} in all, at least one each")
     if pyramid.on_device is None:
-        check_sizes(sizes_of(on_host), value.shape[1])
+        check_sizes(on_host, value.shape[1])
 
 
 @compares_sizes
@@ -81,7 +82,7 @@ def check_offsets(references: Any, offsets: Any, pyramid: Pyramid) -> None:
         )
     _check_shapes(pyramid, offsets.shape[3], offsets)
     if pyramid.on_device is None:
-        check_range(sizes_of(pyramid.on_host))
+        check_range(pyramid.on_host)
     check_references(references, offsets)
 
 

@@ -16,6 +16,7 @@ SpatialShapes: TypeAlias = Sequence[Sequence[int]] | Int[Tensor, "levels 2"]
 MOST_POINTS = 16
 # Kernels compute positions in float32, which tells no more pixels along an axis apart.
 MOST_PIXELS_IN_LINE = 2**24
+_KEPT = {int, torch.SymInt}
 
 
 class Level(NamedTuple):
@@ -45,18 +46,14 @@ def split_by_home(spatial_shapes: Any, repeats: Sequence[int] = ()) -> Pyramid:
     """
     if isinstance(spatial_shapes, Tensor):
         return Pyramid(spatial_shapes, [], list(repeats))
+    sizes: list[Any]
     try:
-        pairs = [tuple(shape) for shape in spatial_shapes]
+        sizes = [size for height, width in spatial_shapes for size in (height, width)]
         # Sizes that are symbols, or tensors in a trace, stay that.
-        sizes: list[Any] = [
-            size if isinstance(size, int | torch.SymInt) or is_tracing() else operator.index(size)
-            for pair in pairs
-            for size in pair
-        ]
-    except TypeError as error:
-        raise TypeError(f"spatial_shapes must be pairs of ints (height, width), got {spatial_shapes!r}") from error
-    if any(len(pair) != 2 for pair in pairs):
-        raise ValueError(f"spatial_shapes must be pairs (height, width), got {pairs}")
+        if not set(map(type, sizes)) <= _KEPT and not is_tracing():
+            sizes = [operator.index(size) for size in sizes]
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"spatial_shapes must be pairs of ints (height, width), got {spatial_shapes!r}") from error
     return Pyramid(None, sizes, list(repeats))
 
 
@@ -75,7 +72,7 @@ def settle(pyramid: Pyramid, pixels: int) -> Pyramid:
     if on_device is None or on_device.device.type != "cpu":
         return pyramid
     on_host = on_device.flatten().tolist()
-    check_sizes(sizes_of(on_host), pixels)
+    check_sizes(on_host, pixels)
     return Pyramid(None, on_host, repeats)
 
 
@@ -110,27 +107,27 @@ def fit_levels(sizes: Int[Tensor, "levels 2"], pixels: int) -> Int[Tensor, "leve
     return torch.where(fits[:, None], torch.cat([sizes, starts[:, None]], dim=1), 0)
 
 
-def check_sizes(sizes: Sequence[tuple[int, int]], pixels: int) -> None:
-    """Refuse levels that cannot be, or that do not hold as many pixels as there are.
+def check_sizes(on_host: Sequence[int], pixels: int) -> None:
+    """Refuse levels, in a flat list, that cannot be, or that do not hold as many pixels as there are.
 
     Raises:
         ValueError: If a height or width is negative or beyond what kernels can tell apart, or the pixels differ.
     """
-    check_range(sizes)
-    held = sum(height * width for height, width in sizes)
+    check_range(on_host)
+    held = sum(map(operator.mul, on_host[::2], on_host[1::2]))
     if held != pixels:
-        raise ValueError(f"spatial_shapes {list(sizes)} hold {held} pixels, but value holds {pixels}")
+        raise ValueError(f"spatial_shapes {sizes_of(on_host)} hold {held} pixels, but value holds {pixels}")
 
 
-def check_range(sizes: Sequence[tuple[int, int]]) -> None:
-    """Refuse heights and widths that are negative or beyond what kernels can tell apart.
+def check_range(on_host: Sequence[int]) -> None:
+    """Refuse heights and widths, in a flat list, that are negative or beyond what kernels can tell apart.
 
     Raises:
         ValueError: If there is such a one.
     """
-    if any(not 0 <= size <= MOST_PIXELS_IN_LINE for pair in sizes for size in pair):
+    if min(on_host) < 0 or max(on_host) > MOST_PIXELS_IN_LINE:
         raise ValueError(
-            f"spatial_shapes must hold heights and widths from 0 to {MOST_PIXELS_IN_LINE}, got {list(sizes)}"
+            f"spatial_shapes must hold heights and widths from 0 to {MOST_PIXELS_IN_LINE}, got {sizes_of(on_host)}"
         )
 
 
