@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 _count_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
 _find_transform = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
+_has_storage = getattr(torch._C, "_has_storage", None)
 _linear_pointwise = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _mkldnn_convolution = getattr(torch, "mkldnn_convolution", None)
 _extension = getattr(getattr(torch, "_C", None), "__file__", None)
@@ -25,8 +26,18 @@ _Layer = TypeVar("_Layer", bound=nn.Module)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS: list[Any] = [getattr(nn.modules.module, f"_global{hooks}", None) for hooks in _HOOKS]
 _SHOWS_HOOKS = None not in _GLOBAL_HOOKS and all(hasattr(nn.Identity(), hooks) for hooks in _HOOKS)
-# As they were before anything else could replace them.
-_FORWARDS: dict[type[nn.Module], Any] = {kind: kind.forward for kind in (nn.Conv2d, nn.Dropout, nn.Linear)}
+
+
+def _own_forward(kind: type[nn.Module]) -> Any:
+    """Return the `forward` that a class was made with; None if another was in its place before this was imported."""
+    code = getattr(kind.forward, "__code__", None)
+    is_own = code is not None and code.co_filename == kind.__init__.__code__.co_filename
+    return kind.forward if is_own else None
+
+
+# What calling these layers runs, unless somebody has replaced it.
+_FUNCTIONS: dict[type[nn.Module], str] = {nn.Conv2d: "conv2d", nn.Dropout: "dropout", nn.Linear: "linear"}
+_RUNS = {kind: (_own_forward(kind), getattr(F, function)) for kind, function in _FUNCTIONS.items()}
 
 
 def has_dispatch_modes() -> bool | None:
@@ -39,15 +50,20 @@ def is_transformed() -> bool:
     return _find_transform is None or _find_transform() is not None
 
 
+def has_storage(tensor: Tensor) -> bool:
+    """Return whether a tensor has memory of its own, which mapped ones have not; False if PyTorch hides it."""
+    return _has_storage is not None and bool(_has_storage(tensor))
+
+
 def is_plain(layer: nn.Module, kind: type[_Layer]) -> TypeGuard[_Layer]:
-    """Return whether calling the layer does what `kind.forward` does and nothing else: no hook, no other `forward`.
+    """Return whether calling the layer does what PyTorch's `kind` does and nothing else: no hook, no other `forward`.
 
     False if PyTorch hides its hooks.
     """
     return (
         type(layer) is kind
         and "forward" not in layer.__dict__
-        and kind.forward is _FORWARDS.get(kind, kind.forward)
+        and _runs_as_made(kind)
         and _SHOWS_HOOKS
         and not (
             layer._forward_hooks
@@ -57,6 +73,14 @@ def is_plain(layer: nn.Module, kind: type[_Layer]) -> TypeGuard[_Layer]:
             or any(_GLOBAL_HOOKS)
         )
     )
+
+
+def _runs_as_made(kind: type[nn.Module]) -> bool:
+    """Return whether `forward` of a kind of layers, and the function that it calls, are PyTorch's own."""
+    if kind not in _RUNS:
+        return True
+    forward, function = _RUNS[kind]
+    return kind.forward is forward and getattr(F, _FUNCTIONS[kind]) is function
 
 
 def multiply_by_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,6 +1,7 @@
 """Kernels that Numba keeps on disk."""
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,14 @@ def test_a_full_disk_does_not_keep_kernels_from_being_compiled(folder: Path, mon
         patch.setattr(os, "replace", fail)
         assert compile_again().address
     assert compile_again().cache_hits == 0
+
+
+@pytest.mark.parametrize("content", [pickle.dumps("0.0"), b"\x8c\x01\xff.", b"cos\nnothing\n.", b"h\x05."], ids=str)
+def test_files_of_something_else_do_not_keep_kernels_from_being_compiled(content: bytes, folder: Path):
+    compile_again()
+    for file in folder.rglob("*.nbc"):
+        file.write_bytes(content)
+    assert compile_again().address
 
 
 @pytest.mark.parametrize("suffix", [".nbi", ".nbc"])

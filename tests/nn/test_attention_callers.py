@@ -2,6 +2,7 @@
 
 import inspect
 
+import numpy as np
 import pytest
 import torch
 
@@ -185,12 +186,30 @@ def test_padding_mask_in_the_place_of_level_starts_is_refused_with_the_way_out(r
         (torch.tensor([False, True]), r"torch\.bool of shape \(2,\)"),
         ([0, 28, 34], r"\[0, 28, 34\]"),
         ([], r"\[\]"),
+        ([0.0, 28.0], r"\[0.0, 28.0\]"),
+        ([[0], [28]], r"\[\[0\], \[28\]\]"),
+        (np.zeros((2, PIXELS), dtype=bool), "array"),
+        (28, "28"),
     ],
     ids=str,
 )
 def test_level_starts_that_are_not_an_integer_per_level_are_refused(rng, starts, found):
     with pytest.raises(ValueError, match=f"must be None or an integer for each of 2 levels, got {found}"):
         UNCHECKED_FORWARD(_layer(rng), *_inputs(rng), SHAPES, starts)
+
+
+@pytest.mark.parametrize(
+    ("references", "error", "message"),
+    [
+        (None, TypeError, "reference_points must be a tensor, got NoneType"),
+        ("x", TypeError, "reference_points must be a tensor, got str"),
+        (torch.zeros(2), ValueError, r"reference_points must have shape .*, got \(2,\)"),
+    ],
+    ids=str,
+)
+def test_reference_points_of_another_kind_are_refused(references, error, message):
+    with pytest.raises(error, match=message):
+        inspect.unwrap(MSDeformAttn._check)(MSDeformAttn(24, 2, 4, 3), references, SHAPES)
 
 
 @pytest.mark.gpu

@@ -2,7 +2,8 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -130,6 +131,7 @@ class MSDeformAttn(nn.Module):
             input_padding_mask: True at padded pixels, whose projected features count as zero.
 
         Raises:
+            TypeError: If what should be a tensor is not one.
             ValueError: If `reference_points` has neither 2 nor 4 coordinates, or neither one level nor the layer's, or
                 the spatial shapes do not fit the layer or the features, or `input_level_start_index` is anything but an
                 integer per level, such as a padding mask.
@@ -196,6 +198,13 @@ class MSDeformAttn(nn.Module):
 
     @compares_sizes
     def _check(self, reference_points: Tensor, spatial_shapes: SpatialShapes) -> None:
+        if not isinstance(reference_points, Tensor):
+            raise TypeError(f"reference_points must be a tensor, got {type(reference_points).__name__}")
+        if reference_points.ndim != 4:
+            raise ValueError(
+                "reference_points must have shape (batch, queries, levels, coordinates), got "
+                f"{tuple(reference_points.shape)}"
+            )
         levels, coordinates = reference_points.shape[-2:]
         if coordinates not in (2, 4):
             raise ValueError(f"reference_points must have 2 (x, y) or 4 (cx, cy, w, h) coordinates, got {coordinates}")
@@ -215,10 +224,9 @@ def _check_level_starts(starts: Any, n_levels: int) -> None:
     if starts is None:
         return
     if isinstance(starts, Tensor):
-        whole = not (starts.is_floating_point() or starts.is_complex() or starts.dtype == torch.bool)
-        fits = whole and tuple(starts.shape) == (n_levels,)
+        fits = _is_whole(starts) and tuple(starts.shape) == (n_levels,)
     else:
-        fits = len(starts) == n_levels
+        fits = isinstance(starts, Iterable) and len(each := list(starts)) == n_levels and all(map(_is_integer, each))
     if not fits:
         found = f"{starts.dtype} of shape {tuple(starts.shape)}" if isinstance(starts, Tensor) else repr(starts)
         raise ValueError(
@@ -227,6 +235,17 @@ def _check_level_starts(starts: Any, n_levels: int) -> None:
             "reference_points, input_flatten, input_spatial_shapes, input_padding_mask): pass it as "
             "input_padding_mask=mask"
         )
+
+
+def _is_integer(number: Any) -> bool:
+    """Return whether a number is an integer, of any kind and also in a tensor, which is not read."""
+    if isinstance(number, Tensor):
+        return not number.ndim and _is_whole(number)
+    return isinstance(number, int | torch.SymInt | Integral)
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 def _split(projected: Tensor, *sizes: int) -> Tensor:

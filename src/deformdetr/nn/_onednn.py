@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import grad as gradients
+from torch.overrides import has_torch_function
 
 from deformdetr import _compat
+from deformdetr._memory import check_storages
 from deformdetr._tracing import is_tracing
 
 # The gradient of a weight is that of a 1x1 convolution over images of so many rows, which copies nothing. PyTorch asks
@@ -19,9 +22,10 @@ from deformdetr._tracing import is_tracing
 ROWS_OF_IMAGE, FEWEST_IMAGES, MOST_COLUMNS = 64, 16, 512
 
 
-def serves(*tensors: Tensor | None) -> bool:
+def serves(x: Any, *parameters: Tensor | None) -> bool:
     """Return whether oneDNN is the faster choice, and no exporter, transform or mode needs to see other operators."""
-    if is_tracing() or not all(tensor is None or _is_plain(tensor) for tensor in tensors):
+    given = [x, *(parameter for parameter in parameters if parameter is not None)]
+    if is_tracing() or not all(_is_plain(tensor) for tensor in given):
         return False
     if torch.is_autocast_enabled("cpu"):
         return False
@@ -31,8 +35,10 @@ def serves(*tensors: Tensor | None) -> bool:
 
         chosen: bool = _compiling.chooses_onednn()
         return chosen
-    # A compiler is a mode itself.
-    return is_chosen() and _compat.has_dispatch_modes() is False
+    # A compiler is a mode itself, and modes that see functions count as parts of every tensor.
+    if not is_chosen() or _compat.has_dispatch_modes() is not False or has_torch_function(given):
+        return False
+    return not _has_tangent(*given)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -47,7 +53,12 @@ def is_chosen() -> bool:
     return bool(torch.backends.mkldnn.enabled) and not _compat.is_transformed() and _is_faster()
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def _has_tangent(*tensors: Tensor) -> bool:
+    """Return whether forward-mode derivatives, which oneDNN has none of, come with a tensor."""
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)  # type: ignore[no-untyped-call]
+
+
+def _is_plain(tensor: Any) -> bool:
     return (
         # Asked first, because a proxy of `torch.fx` answers nothing else.
         type(tensor) in (Tensor, nn.Parameter)
@@ -75,8 +86,10 @@ class _Linear(torch.autograd.Function):
         (grad,) = grads
         rows, weight = ctx.saved_tensors
         by_rows, by_weight, by_bias = ctx.needs_input_grad
-        # Gradients that are differentiated in turn are PyTorch's own.
-        is_plain = not torch.is_grad_enabled()
+        # Gradients that are differentiated or mapped in turn are PyTorch's own.
+        is_plain = not torch.is_grad_enabled() and (
+            torch.compiler.is_compiling() or (_compat.has_storage(grad) and not _has_tangent(grad, rows, weight))
+        )
         return (
             (_multiply(grad, weight.t()) if is_plain else grad @ weight) if by_rows else None,
             (_correlate(grad, rows) if is_plain else grad.T @ rows) if by_weight else None,
@@ -86,8 +99,14 @@ class _Linear(torch.autograd.Function):
 
 def _multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute `a @ b.T + bias`."""
-    product: Tensor = (multiply_op if torch.compiler.is_compiling() else _compat.multiply_by_onednn)(a, b, bias)
+    product: Tensor = (multiply_op if torch.compiler.is_compiling() else _multiply_by_onednn)(a, b, bias)
     return product
+
+
+def _multiply_by_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    # oneDNN is told addresses.
+    check_storages(a, b, bias)
+    return _compat.multiply_by_onednn(a, b, bias)
 
 
 def _correlate(a: Tensor, b: Tensor) -> Tensor:
@@ -117,12 +136,12 @@ def _correlate_by_onednn(a: Tensor, b: Tensor) -> Tensor:
 def _transpose_and_multiply(a: Tensor, b: Tensor) -> Tensor:
     # It takes half the time if the first factor is the one with fewer columns.
     if a.shape[1] > b.shape[1]:
-        return _compat.multiply_by_onednn(b.T, a.T, None).T.contiguous()
-    return _compat.multiply_by_onednn(a.T, b.T, None)
+        return _multiply_by_onednn(b.T, a.T, None).T.contiguous()
+    return _multiply_by_onednn(a.T, b.T, None)
 
 
 # For compilers, which take PyTorch's own with constant weights alone.
-multiply_op = torch.library.custom_op("deformdetr::multiply", _compat.multiply_by_onednn, mutates_args=())
+multiply_op = torch.library.custom_op("deformdetr::multiply", _multiply_by_onednn, mutates_args=())
 correlate_op = torch.library.custom_op("deformdetr::correlate", _correlate_by_onednn, mutates_args=())
 
 

@@ -159,27 +159,6 @@ def check_floating(name: str, tensor: Any) -> None:
         )
 
 
-def check_storages(*tensors: Tensor | None) -> None:
-    """Check that the memory of tensors holds all of their elements: storages can be shrunk below their views.
-
-    Raises:
-        ValueError: If one does not.
-    """
-    for tensor in tensors:
-        if tensor is None or not tensor.numel():
-            continue
-        last = tensor.numel() - 1
-        if not tensor.is_contiguous():
-            last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        end = (tensor.storage_offset() + last + 1) * tensor.element_size()
-        held = tensor.untyped_storage().nbytes()
-        if end > held:
-            raise ValueError(
-                f"a tensor of shape {tuple(tensor.shape)} and {tensor.dtype} needs {end} bytes, but its storage was "
-                f"resized to {held}"
-            )
-
-
 def _check_shapes(pyramid: Pyramid, levels: int, like: Tensor) -> None:
     """Check that there are as many sizes as levels, which are integers where a kernel reads them."""
     on_device, on_host, _ = pyramid

@@ -5,8 +5,8 @@ import os
 import torch
 from torch import Tensor
 
+from deformdetr._memory import check_storages
 from deformdetr.kernels._ms_deform_attn import _cpu, _gather, _reference
-from deformdetr.kernels._ms_deform_attn._checks import check_storages
 from deformdetr.kernels._ms_deform_attn._levels import Pyramid, place_levels, settle
 from deformdetr.kernels._ms_deform_attn._probe import has_kernels
 

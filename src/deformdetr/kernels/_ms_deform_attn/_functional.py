@@ -84,6 +84,7 @@ def ms_deform_attn(
         return _op.attend(
             value, pyramid, sampling_locations, attention_weights, deterministic=_is_deterministic(deterministic)
         )
+    _op.check_memory(value, sampling_locations, attention_weights)
     return _reference.forward(value, place_levels(pyramid, value.shape[1]), sampling_locations, attention_weights)
 
 

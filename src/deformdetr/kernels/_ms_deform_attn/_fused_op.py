@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deformdetr._memory import check_storages
 from deformdetr.kernels._ms_deform_attn._checks import (
     check_levels,
     check_output,
     check_padding,
     check_references,
     check_samples,
-    check_storages,
 )
 from deformdetr.kernels._ms_deform_attn._dispatch import runs_triton
 from deformdetr.kernels._ms_deform_attn._levels import MOST_POINTS, Pyramid

@@ -139,6 +139,8 @@ def _split(
         return
     batch, _, heads = attention_weights.shape[:3]
     # Rows are numbered in int32.
+    if value.shape[1] >= 2**31:
+        raise ValueError(f"without Numba, there may be fewer than 2^31 pixels, but value holds {value.shape[1]}")
     at_once = max(1, min(SAMPLES_AT_ONCE // attention_weights[0, :, 0].numel(), (2**31 - 1) // value.shape[1]))
     for image, first in itertools.product(range(batch), range(0, heads, at_once)):
         yield image, slice(None), slice(first, first + at_once)

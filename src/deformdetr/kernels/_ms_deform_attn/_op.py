@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from deformdetr import _compat
+from deformdetr._memory import check_storages
+from deformdetr._tracing import is_tracing
 from deformdetr.kernels._ms_deform_attn import _dispatch, _reference
 from deformdetr.kernels._ms_deform_attn._checks import check_levels, check_output, check_samples
 from deformdetr.kernels._ms_deform_attn._levels import Pyramid, place_levels
@@ -84,6 +86,18 @@ def eager_function(
 def is_transformed() -> bool:
     """Tell whether a transform of `torch.func` is at work; compilers trace through those by themselves."""
     return not torch.compiler.is_compiling() and _compat.is_transformed()
+
+
+def check_memory(*tensors: Tensor) -> None:
+    """Check storages before PyTorch's own operations read them, if they can be seen from here.
+
+    Raises:
+        ValueError: If one does not hold its tensor.
+    """
+    if torch.compiler.is_compiling() or is_tracing():
+        return
+    if all(type(tensor) in (Tensor, torch.nn.Parameter) and _compat.has_storage(tensor) for tensor in tensors):
+        check_storages(*tensors)
 
 
 def _run_forward(
@@ -215,6 +229,7 @@ def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ..
     """Differentiate twice, slowly: autograd goes through the reference of the first derivative."""
     grad_output, value, on_device, locations, weights = ctx.saved_tensors
     on_host, repeats, needs = ctx.rest
+    check_memory(grad_output, value, locations, weights)
     levels = place_levels(Pyramid(on_device, on_host, repeats), value.shape[1])
     with torch.enable_grad():
         inputs = [tensor.detach().requires_grad_() for tensor in (grad_output, value, locations, weights)]

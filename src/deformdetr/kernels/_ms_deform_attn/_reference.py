@@ -38,7 +38,7 @@ def corners(
         pixels: Number of value positions over all levels.
 
     Yields:
-        `Corner`s whose `row` indexes the matrix that `_rows` makes of the value; its first row lies outside all levels.
+        `Corner`s whose `row` indexes the matrix that `_rows` makes of the value; its last row lies outside all levels.
     """
     batch, _, heads = sampling_locations.shape[:3]
     device = sampling_locations.device
@@ -61,7 +61,7 @@ def corners(
                 pixel = start + line * width + column
                 yield Corner(
                     level=level,
-                    row=torch.where(inside, (image * pixels + pixel) * heads + head + 1, 0),
+                    row=torch.where(inside, (image * pixels + pixel) * heads + head, batch * pixels * heads),
                     x_weight=x - left if right else 1 - (x - left),
                     y_weight=y - top if bottom else 1 - (y - top),
                     x_sign=1 if right else -1,
@@ -141,13 +141,13 @@ def backward(
         dim=3,
     )
     return (
-        grad_rows[1:].view(value.shape).to(value.dtype),
+        grad_rows[:-1].view(value.shape).to(value.dtype),
         grad_locations.to(sampling_locations.dtype),
         torch.stack(grad_weights, dim=3).to(attention_weights.dtype),
     )
 
 
 def _rows(value: Tensor) -> Float[Tensor, "rows channels"]:
-    """Return a row of zeros, which stands for all that lies outside the levels, and one for every pixel and head."""
+    """Return a row for every pixel and head, and one of zeros, which stands for all that lies outside the levels."""
     rows = value.flatten(0, 2).to(torch.promote_types(value.dtype, torch.float32))
-    return torch.cat([rows.new_zeros(1, value.shape[3]), rows])
+    return torch.cat([rows, rows.new_zeros(1, value.shape[3])])

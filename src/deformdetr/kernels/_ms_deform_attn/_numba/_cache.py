@@ -23,8 +23,12 @@ from deformdetr.kernels._ms_deform_attn import _cpu_job, _levels
 from deformdetr.kernels._ms_deform_attn._numba import _vectors
 
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
-# Where nothing can be written, disks are full, processors are unknown, sources are missing or files are damaged.
-_NOT_KEPT = (OSError, RuntimeError, EOFError, pickle.PickleError)
+# Where nothing can be written, disks are full, processors are unknown, sources are missing or files are damaged: what
+# pickle makes of those is of any kind.
+_NOT_KEPT = (
+    OSError, RuntimeError, EOFError, pickle.PickleError,
+    AttributeError, ImportError, LookupError, TypeError, ValueError,
+)  # fmt: skip
 
 
 def compile_kernel(function: Callable[..., None], signature: Any, channels: int, dtype: torch.dtype) -> Any:
