@@ -1,6 +1,7 @@
 """The examples of the documents, run as they stand, and the links between them."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,12 @@ def test_config_in_the_training_guide_is_valid():
     (block,) = _blocks(ROOT / "docs" / "training.md", "yaml")
     experiment = Experiment.model_validate(yaml.safe_load(block))
     assert experiment.model.num_queries == 100
+
+
+def test_installation_lists_every_extra():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    listed = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "installation.md").read_text(), flags=re.MULTILINE)
+    assert sorted(listed) == sorted(extras)
 
 
 @pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.parent == ROOT], ids=lambda path: path.stem)

@@ -21,7 +21,7 @@ SIZES = [(60, 100), (108, 192), (200, 40), (48, 64)]
 
 @pytest.fixture
 def checkpoint(finished_run: Path, tmp_path: Path) -> Path:
-    """Give a trained checkpoint whose images are resized, in a folder of their own; it is evaluated on four."""
+    """Return a trained checkpoint whose images are resized, in a folder of their own; it is evaluated on four."""
     document = coco_document()
     document["images"] = [
         {"id": number, "file_name": f"{number}.png", "height": height, "width": width}
@@ -55,7 +55,7 @@ def detector(checkpoint: Checkpoint) -> Detector:
 
 
 def seen_by(model: Detector, images: list[Tensor]) -> ImageBatch:
-    """Give what the model within a detector is called with."""
+    """Return what the model within a detector is called with."""
     seen: list[Any] = []
     handle = model.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     with torch.inference_mode():

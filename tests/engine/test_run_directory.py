@@ -2,6 +2,7 @@
 
 import pytest
 
+from deformdetr._files import replacing
 from deformdetr.engine import RunDirectory, RunError, load_run
 from experiments import tiny_experiment
 
@@ -41,3 +42,15 @@ def test_line_that_an_interruption_cut_is_dropped(tmp_path):
     run.create(tiny_experiment(), {}, epoch=1)
     run.append_metrics({"epoch": 2, "loss": 0.5})
     assert run.metrics.read_text() == '{"epoch": 1, "loss": 2.0}\n{"epoch": 2, "loss": 0.5}\n'
+
+
+def test_what_a_killed_process_has_not_finished_is_removed_when_the_run_goes_on(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.create(tiny_experiment(), {}, epoch=0)
+    kept = sorted(tmp_path.iterdir())
+    # Never closed, as by a process that is killed.
+    killed = replacing(run.last)
+    killed.__enter__().write_bytes(b"half")
+    assert len(list(tmp_path.iterdir())) == len(kept) + 1
+    run.create(tiny_experiment(), {}, epoch=0)
+    assert sorted(tmp_path.iterdir()) == kept

@@ -25,7 +25,7 @@ WRITERS = {
 
 @pytest.fixture(params=WRITERS.items(), ids=lambda item: item[0])
 def writer(request, tmp_path):
-    """Give a file to write, and what writes more than 10 kB to it."""
+    """Return a file to write, and what writes more than 10 kB to it."""
     name, write = request.param
     return tmp_path / name, write
 

@@ -9,7 +9,7 @@ from deformdetr._files import FileError, read_json, read_mapping, write_mapping
 
 @pytest.mark.parametrize("suffix", [".yaml", ".yml", ".json", ".YAML", ".Json"])
 def test_written_settings_are_read_again(suffix, tmp_path):
-    settings = {"b": [1, 2.5, None, True, "ä: #x"], "a": {"on": "yes", "1": "2001-01-01"}, "empty": {}}
+    settings = {"b": [1, 2.5, None, True, "ä: #x"], "a": {"on": "yes", "1": "2001-01-01"}, "empty": {}, "ö": "a\x85b"}
     write_mapping(tmp_path / f"file{suffix}", settings)
     assert read_mapping(tmp_path / f"file{suffix}") == settings
 

@@ -36,6 +36,7 @@ def test_a_container_holds_the_state_dict(tmp_path):
     [
         (torch.eye(3).to_sparse(), "'deep.0.a' is torch.sparse_coo on cpu"),
         (torch.zeros(3, device="meta"), "'deep.0.a' is torch.strided on meta"),
+        (torch.zeros(3, dtype=torch.complex64), "'deep.0.a' is complex"),
     ],
 )
 def test_tensors_that_are_not_plain_are_named(tensor, kind, tmp_path):
@@ -65,3 +66,11 @@ def test_tensors_that_share_memory_are_written_apart_where_the_format_cannot_sha
     write_tensors({"a": shared, "b": shared[2:]}, tmp_path / "file.safetensors")
     content = safetensors.torch.load_file(tmp_path / "file.safetensors")
     assert content["b"].tolist() == [2, 3, 4, 5]
+
+
+def test_names_of_one_tensor_stay_so_where_it_is_copied(tmp_path, rng):
+    tensor = torch.randn(3, 4, generator=rng).T
+    write_tensors({"a": tensor, "b": tensor.detach(), "c": tensor.clone()}, tmp_path / "file.pth")
+    content = read_tensor_file(tmp_path / "file.pth")
+    assert content["a"].is_set_to(content["b"])
+    assert not content["a"].is_set_to(content["c"])

@@ -24,7 +24,7 @@ FORMATS = ("original", "hugging_face_4", "hugging_face_5", "mmdetection_2", "mmd
 
 
 def fill(model, rng):
-    """Give every entry another value than it was built with, rows of padding and counts included."""
+    """Change every value from what it was built with, rows of padding and counts included."""
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
             tensor.copy_(torch.randn(tensor.shape, generator=rng))

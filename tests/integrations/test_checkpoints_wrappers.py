@@ -120,6 +120,7 @@ def test_two_entries_that_differ_by_a_wrapper_alone_are_refused(model):
         (("ema", "module"), "entry ema.module"),
         (("checkpoint", "ema", "module"), "entry checkpoint.ema.module"),
         (("weights", "detector"), "entry weights.detector"),
+        (tuple("abcdef"), "entry a.b.c.d.e.f"),
     ],
 )
 def test_entries_of_any_name_and_depth_are_opened(entries, place, model):
@@ -140,6 +141,47 @@ def test_of_several_weights_an_average_comes_last_then_the_nearest_then_the_firs
     assert_taken(beside, state, "names after model.", ["names after ema_model.module."])
     # What is no model of ours is not looked at.
     assert_taken({"model": {"conv1.weight": torch.zeros(1)}, "ema": other}, other, "entry ema")
+
+
+def test_content_that_holds_itself_is_read_once(model):
+    content = {"model": model.state_dict()}
+    content["self"] = content
+    for _ in range(40):
+        content = {"first": content, "second": content}
+    assert load_checkpoint(model, content).fits
+
+
+def test_tensors_beside_a_prefix_are_reported(model, tmp_path):
+    state = prefixed(model.state_dict(), "model.")
+    state["class_heads.0.bias"] = state.pop("model.class_heads.0.bias")
+    told = "1 tensor (class_heads.0.bias) without such a prefix"
+    assert load_checkpoint(model, state, strict=False).left_aside == (told,)
+    with pytest.raises(CheckpointError, match=r"1 missing[^:]*:\n  class_heads\.0\.bias[\s\S]*1 tensor \(class_heads"):
+        load_checkpoint(model, state)
+    torch.save(state, tmp_path / "parts.pth")
+    report = convert_checkpoint(tmp_path / "parts.pth", tmp_path / "out.pth", "deformdetr")
+    assert told in str(report)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda tensor: tensor.to(torch.complex64), "complex"),
+        (lambda tensor: tensor.to_sparse(), "torch.sparse_coo on cpu"),
+        (lambda tensor: tensor.to("meta"), "torch.strided on meta"),
+    ],
+)
+def test_tensors_that_are_not_plain_are_refused_before_anything_is_loaded(change, kind, model):
+    state = model.state_dict()
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    name = "class_heads.0.weight"
+    content = {"model": shifted(state, 1)}
+    content["model"][name] = change(state[name])
+    with pytest.raises(CheckpointError, match=rf"it holds a tensor that is not plain: '{name}' is {kind}"):
+        load_checkpoint(model, content)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(ValueError, match=f"'{name}' is {kind}"):
+        translate_state_dict(content, "original")
 
 
 def test_conversion_says_where_weights_came_from(model, tmp_path):

@@ -13,7 +13,7 @@ from deformdetr.models import IMAGENET_MEAN, IMAGENET_STD, normalize_image, prep
 
 
 def published_size(height: int, width: int, short_side: int, max_size: int | None) -> tuple[int, int]:
-    """Give the size that DETR's transforms resize to, in exact arithmetic."""
+    """Return the size that DETR's transforms resize to, in exact arithmetic."""
     ratio = Fraction(max(height, width), min(height, width))
     side = short_side
     if max_size is not None and ratio * short_side > max_size:

@@ -37,7 +37,7 @@ _VALUES = (
 
 
 def _tenfold(first: str, form: str) -> str:
-    """Give ten lines, each of which names the one before it ten times."""
+    """Return ten lines, each of which names the one before it ten times."""
     names = "abcdefghijk"
     lines = [f"a: &a {first}"]
     lines += [f"{n}: &{n} {form.format(', '.join([f'*{p}'] * 10))}" for p, n in pairwise(names)]

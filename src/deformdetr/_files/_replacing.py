@@ -8,19 +8,22 @@ from pathlib import Path
 
 from deformdetr._files._paths import reason_of
 
+_UNFINISHED = ".unfinished"
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; what is there in the end is flushed to disk and replaces `path`.
 
-    After an exception `path` is as before, and nothing else is left. A symbolic link stays, and its target is replaced.
+    After an exception `path` is as before, and nothing else is left. A process that is killed leaves a hidden file,
+    which `remove_unfinished` removes. A symbolic link stays, and its target is replaced.
 
     Raises:
         OSError: If the file cannot be written; the message names `path`.
     """
     target = Path(os.path.realpath(path))
     # A random name: two processes may write the same file, and a name made from a long one might be too long.
-    unfinished = target.with_name(f".{secrets.token_hex(8)}.unfinished")
+    unfinished = target.with_name(f".{secrets.token_hex(8)}{_UNFINISHED}")
     try:
         # As root, a rename would replace even a device.
         if target.exists() and not target.is_file():
@@ -40,6 +43,13 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             unfinished.unlink()
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writers that were killed have left in a folder; no other writer may be at work there."""
+    for unfinished in folder.glob(f".*{_UNFINISHED}"):
+        # Another process may have been faster.
+        unfinished.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

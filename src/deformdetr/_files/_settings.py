@@ -40,10 +40,10 @@ def write_mapping(path: Path, fields: Mapping[str, Any]) -> None:
         ImportError: If it is YAML and pyyaml is not installed.
         OSError: If the file cannot be written.
     """
+    text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
     if _is_yaml(path):
-        text: str = _yaml(path).safe_dump(dict(fields), sort_keys=False, allow_unicode=True)
-    else:
-        text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+        # Unless it is escaped, pyyaml writes this line break (an ellipsis of Windows, read as Latin-1) as a space.
+        text = _yaml(path).safe_dump(dict(fields), sort_keys=False, allow_unicode="\x85" not in text)
     write_text(path, text)
 
 

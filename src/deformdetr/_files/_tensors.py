@@ -45,18 +45,44 @@ def read_tensor_file(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        FileError: If it cannot be read, or holds tensors that are not dense or not of plain numbers.
+        FileError: If it cannot be read, or holds tensors that are not dense or not of real numbers.
     """
     with reading_tensors(path):
         if _is_safetensors(path):
             from safetensors.torch import load_file
 
-            return load_file(path)
-        # The original keeps its command line in the file; a namespace of plain values is harmless.
-        with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    _check_tensors(path, content)
+            content: Any = load_file(path)
+        else:
+            # The original keeps its command line in the file; a namespace of plain values is harmless.
+            with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        check_tensors(content)
+    except ValueError as error:
+        raise FileError(f"{path} holds {error}") from error
     return content
+
+
+def check_tensors(content: Any) -> None:
+    """Refuse tensors that cannot be copied into a model, or not without losing part of their values.
+
+    Args:
+        content: Tensors and other values, in dicts, lists and tuples of any depth.
+
+    Raises:
+        ValueError: If one is sparse, quantized, complex or without values; the message names it.
+    """
+    # Neither recursive nor twice at the same place, because a file can nest its values in any depth and in themselves.
+    left, seen = [("", content)], set()
+    while left:
+        name, value = left.pop()
+        if isinstance(value, Tensor):
+            kind = _what_is_not_plain(value)
+            if kind is not None:
+                raise ValueError(f"a tensor that is not plain: {name.lstrip('.')!r} is {kind}")
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            left += [(f"{name}.{key!s:.80}", each) for key, each in _entries(value)]
 
 
 @contextmanager
@@ -94,7 +120,7 @@ def write_tensors(state: Mapping[str, Tensor], path: Path, *, container: str | N
     Raises:
         OSError: If the file cannot be written.
     """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    plain = _on_cpu(state)
     if not _is_safetensors(path):
         write_tensor_file(plain if container is None else {container: plain}, path)
         return
@@ -121,31 +147,32 @@ def write_tensor_file(content: Any, path: Path) -> None:
         torch.save(content, file)
 
 
+def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors as they are written: names of one tensor stay so, also where it has to be copied."""
+    copies: dict[tuple[object, ...], Tensor] = {}
+    plain = {}
+    for name, tensor in state.items():
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if place not in copies:
+            copies[place] = tensor.detach().cpu().contiguous()
+        plain[name] = copies[place]
+    return plain
+
+
 def _is_safetensors(path: Path) -> bool:
     return path.suffix.lower() == ".safetensors"
 
 
-def _check_tensors(path: Path, content: Any) -> None:
-    """Refuse tensors that copying into a model would fail on.
-
-    Raises:
-        FileError: If one is sparse, quantized or without values.
-    """
-    # Neither recursive nor twice at the same place, because a file can nest its values in any depth and in themselves.
-    left, seen = [("", content)], set()
-    while left:
-        name, value = left.pop()
-        if isinstance(value, Tensor):
-            if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
-                kind = "quantized" if value.is_quantized else f"{value.layout} on {value.device}"
-                raise FileError(f"{path} holds a tensor that is not plain: {name.lstrip('.')!r} is {kind}")
-        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
-            seen.add(id(value))
-            left += [(f"{name}.{key!s:.80}", each) for key, each in _entries(value)]
+def _what_is_not_plain(tensor: Tensor) -> str | None:
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        return f"{tensor.layout} on {tensor.device}"
+    if tensor.is_quantized:
+        return "quantized"
+    return "complex" if tensor.is_complex() else None
 
 
-def _entries(values: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
-    yield from values.items() if isinstance(values, dict) else enumerate(values)
+def _entries(values: Mapping[Any, Any] | list[Any] | tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
+    yield from values.items() if isinstance(values, Mapping) else enumerate(values)
 
 
 def _reason(error: BaseException, path: Path) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deformdetr._files import write_mapping, write_text
+from deformdetr._files import remove_unfinished, write_mapping, write_text
 from deformdetr.engine._checkpoint import Checkpoint
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import RunError
@@ -75,8 +75,13 @@ class RunDirectory:
         return checkpoint
 
     def create(self, experiment: Experiment, environment: Mapping[str, Any], *, epoch: int) -> None:
-        """Make the directory with config and environment; drop metrics of epochs after `epoch`, which run again."""
+        """Make the directory with config and environment; drop metrics of epochs after `epoch`, which run again.
+
+        Checkpoints that a killed process has not finished are removed: one for each time it was killed would fill the
+        disk.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(self.path)
         write_mapping(self.config, experiment.model_dump(mode="json"))
         write_mapping(self.environment, environment)
         self._write_metrics([row for row in self.read_metrics() if row["epoch"] <= epoch])

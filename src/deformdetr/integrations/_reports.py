@@ -30,7 +30,7 @@ class CheckpointReport:
     place: str = ""
     """Entry and prefix under which the weights were; empty for a state dict by itself."""
     left_aside: tuple[str, ...] = ()
-    """Places of other weights, such as an average."""
+    """Places of other weights, such as an average, and tensors without the weights' prefix."""
 
     @property
     def fits(self) -> bool:
@@ -79,7 +79,7 @@ class ConversionReport:
     place: str = ""
     """Entry and prefix under which the weights were; empty for a state dict by itself."""
     left_aside: tuple[str, ...] = ()
-    """Places of other weights, such as an average."""
+    """Places of other weights, such as an average, and tensors without the weights' prefix."""
 
     @property
     def lossless(self) -> bool:

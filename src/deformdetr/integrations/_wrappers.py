@@ -1,10 +1,12 @@
 """Weights inside of what training loops, parallel training, compilers and averages put around them."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from deformdetr._files import check_tensors
 from deformdetr.integrations._formats import find_lineages
 from deformdetr.integrations._lineage import CheckpointFormat, Lineage
 
@@ -12,7 +14,8 @@ from deformdetr.integrations._lineage import CheckpointFormat, Lineage
 _TRANSPARENT = {"_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod"}
 # What entries that hold an average of the weights are called, among other words.
 _AVERAGES = {"average", "averaged", "avg", "ema", "swa"}
-_DEPTH = 4
+# What AveragedModel has beside the weights.
+_COUNT = "n_averaged"
 
 
 class Weights(NamedTuple):
@@ -26,7 +29,7 @@ class Weights(NamedTuple):
     prefix: str
     """What stood before every name."""
     left_aside: tuple[str, ...] = ()
-    """Places of other weights in the same content."""
+    """Places of other weights in the same content, and tensors beside them."""
 
     @property
     def place(self) -> str:
@@ -48,23 +51,28 @@ def find_weights(content: Mapping[str, Any]) -> Weights:
     Raises:
         ValueError: If there are none in a known format; the message says what there is.
     """
-    found = [
-        Weights(
-            {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)},
-            lineage,
-            entries,
-            prefix,
-        )
-        for entries, state in _state_dicts(content)
-        for prefix, lineage in find_lineages(state)
-    ]
+    found: list[Weights] = []
+    rest: list[str] = []
+    for entries, state in _state_dicts(content):
+        lineages = find_lineages(state)
+        for prefix, lineage in lineages:
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+            found.append(Weights(tensors, lineage, entries, prefix))
+        known = (*(prefix for prefix, _ in lineages), _COUNT)
+        beside = [name for name in state if not name.startswith(known)]
+        if lineages and beside:
+            rest.append(f"{_count(beside)} without such a prefix")
     if not found:
         raise ValueError(
             "not a checkpoint of Deformable DETR, DINO, DN-DETR or DETR in a known format; it holds "
             f"{describe(content)}"
         )
     best, *others = sorted(found, key=_distance)
-    return best._replace(left_aside=tuple(each.place for each in others))
+    try:
+        check_tensors(best.tensors)
+    except ValueError as error:
+        raise ValueError(f"it holds {error}") from error
+    return best._replace(left_aside=(*(each.place for each in others), *rest))
 
 
 def recognise(state_dict: Mapping[str, Any]) -> CheckpointFormat:
@@ -95,17 +103,19 @@ def _count(names: list[str]) -> str:
     return f"{len(names)} tensor{'s' * (len(names) > 1)} ({listed})"
 
 
-def _state_dicts(
-    content: Mapping[Any, Any], entries: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Give every mapping that holds tensors, outer ones first."""
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if tensors:
-        yield entries, _without_transparent(tensors)
-    if len(entries) < _DEPTH:
-        for name, value in content.items():
-            if isinstance(value, Mapping):
-                yield from _state_dicts(value, (*entries, str(name)))
+def _state_dicts(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """Yield every mapping that holds tensors with the entries that lead to it, outer ones first."""
+    left: deque[tuple[tuple[str, ...], Mapping[Any, Any]]] = deque([((), content)])
+    opened = set()
+    while left:
+        entries, values = left.popleft()
+        tensors = {str(name): value for name, value in values.items() if isinstance(value, Tensor)}
+        if tensors:
+            yield entries, _without_transparent(tensors)
+        # Opened once, because a file can nest its values in any depth and in themselves.
+        if id(values) not in opened:
+            opened.add(id(values))
+            left.extend(((*entries, str(name)), value) for name, value in values.items() if isinstance(value, Mapping))
 
 
 def _without_transparent(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,10 +19,10 @@ class Detector(nn.Module):
     """Detect objects with the inputs and outputs of torchvision's detectors, so that loops written for those work.
 
     In training it takes images and targets and returns a dict of losses to add up; in evaluation it takes images and
-    returns their detections. Images are resized with antialiasing (unlike by torchvision's detectors), normalised and
-    padded here, by the functions that prepare images for evaluation and prediction: a uint8 image gives the same
-    numbers, bit for bit. A floating-point one, whose pixels are not rounded to 8 bits after resizing, gives them up to
-    that rounding.
+    returns their detections. Images are resized with antialiasing (unlike by torchvision's detectors), normalized and
+    padded here, by the functions that prepare images for evaluation and prediction: a uint8 image on the CPU gives the
+    same numbers, bit for bit. One on another device, where it is resized in floating point, gives pixels that differ by
+    at most 1 of 255; a floating-point one, whose pixels are not rounded to 8 bits, gives them up to rounding.
 
     Labels are the channels of the model's logits, from 0, and mean the same in targets and detections: unlike with
     torchvision, 0 is not set aside for the background.

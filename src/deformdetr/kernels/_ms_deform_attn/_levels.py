@@ -16,7 +16,7 @@ SpatialShapes: TypeAlias = Sequence[Sequence[int]] | Int[Tensor, "levels 2"]
 MOST_POINTS = 16
 # Kernels compute positions in float32, which tells no more pixels along an axis apart.
 MOST_PIXELS_IN_LINE = 2**24
-_KEPT = {int, torch.SymInt}
+_KEPT = (int, torch.SymInt)
 
 
 class Level(NamedTuple):
@@ -50,8 +50,8 @@ def split_by_home(spatial_shapes: Any, repeats: Sequence[int] = ()) -> Pyramid:
     try:
         sizes = [size for height, width in spatial_shapes for size in (height, width)]
         # Sizes that are symbols, or tensors in a trace, stay that.
-        if not set(map(type, sizes)) <= _KEPT and not is_tracing():
-            sizes = [operator.index(size) for size in sizes]
+        if not torch.compiler.is_compiling() and not is_tracing():
+            sizes = [size if isinstance(size, _KEPT) else operator.index(size) for size in sizes]
     except (TypeError, ValueError) as error:
         raise type(error)(f"spatial_shapes must be pairs of ints (height, width), got {spatial_shapes!r}") from error
     return Pyramid(None, sizes, list(repeats))
