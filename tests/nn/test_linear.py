@@ -54,9 +54,9 @@ def test_gradients_of_many_rows_are_those_of_pytorch(shape, d_out, rng, calls):
             torch.autograd.grad(layer(each).square().sum(), list(layer.parameters()))
             for layer, each in ((ours, strided), (theirs, strided.double()))
         ]
-        for mine, other in zip(*grads, strict=True):
-            assert mine.is_contiguous()
-            assert_near(mine, other)
+        assert all(mine.is_contiguous() and mine.shape == other.shape for mine, other in zip(*grads, strict=True))
+        # Together, because a sum of one column's rows may be near zero.
+        assert_near(*(torch.cat([each.flatten() for each in some]) for some in grads))
     assert len(calls) == 2
 
 
