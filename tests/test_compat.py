@@ -148,7 +148,9 @@ def test_everything_computes_the_same_without(names, removed, rows, rng, seed):
     expected = compute()
     flops = counted(rng)
     removed(*names)
-    torch.testing.assert_close(compute(), expected, rtol=1e-4, atol=1e-5)
+    for got, wanted in zip(compute(), expected, strict=True):
+        # Gradients are sums over many rows, whose rounding errors are those of their largest.
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5 * max(1, float(wanted.detach().abs().max())))
     # With all of them gone, counters of operations cannot be seen.
     assert counted(rng) == flops or set(names) == set(NAMES)
 
