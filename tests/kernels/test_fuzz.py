@@ -216,7 +216,8 @@ def break_shapes(shapes: list[tuple[int, int]], choose: random.Random) -> Any:
     if kind == "flat":
         return [size for shape in shapes for size in shape]
     if kind == "tensor":
-        return (torch.tensor(shapes) - choose.randint(-1, 3)).to(choose.choice(ANY_DTYPE))
+        home = choose.choice(["cpu", "cpu", "meta"])
+        return (torch.tensor(shapes) - choose.randint(-1, 3)).to(home, choose.choice(ANY_DTYPE))
     return choose.choice(NO_TENSORS)
 
 

@@ -359,6 +359,17 @@ def test_shapes_that_do_not_fit_are_refused_by_the_product_itself(shapes, rng):
         torch.ops.deformdetr.multiply(*tensors)
 
 
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_tensors_of_several_devices_are_refused_by_the_product_itself(where, rng):
+    tensors = [torch.randn(shape, generator=rng) for shape in ((5, 8), (4, 8), (4,))]
+    tensors[where] = tensors[where].to("meta")
+    with pytest.raises(ValueError, match=r"one device, got .*meta"):
+        torch.ops.deformdetr.multiply(*tensors)
+    if where < 2:
+        with pytest.raises(ValueError, match=r"one device, got .*meta"):
+            torch.ops.deformdetr.correlate(*(tensor[:4] for tensor in tensors[:2]))
+
+
 @pytest.mark.parametrize("shapes", [[(2000, 8), (1024, 8)], [(1024, 8), (2048, 8)], [(10, 8), (20, 8)]], ids=str)
 def test_rows_that_do_not_fit_are_refused_by_the_gradient_of_weights_itself(shapes, rng):
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):

@@ -147,9 +147,22 @@ correlate_op = torch.library.custom_op("deformdetr::correlate", _correlate_by_on
 
 @multiply_op.register_fake
 def _(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    _check_devices(a, b, bias)
     return a.new_empty(a.shape[0], b.shape[0])
 
 
 @correlate_op.register_fake
 def _(a: Tensor, b: Tensor) -> Tensor:
+    _check_devices(a, b)
     return a.new_empty(a.shape[1], b.shape[1])
+
+
+def _check_devices(first: Tensor, *others: Tensor | None) -> None:
+    """Refuse tensors of several devices, for which PyTorch takes a fake kernel if one is `meta`.
+
+    Raises:
+        ValueError: If they lie on several.
+    """
+    for tensor in others:
+        if tensor is not None and tensor.device != first.device:
+            raise ValueError(f"tensors must lie on one device, got {first.device} and {tensor.device}")

@@ -72,9 +72,10 @@ def _check_and_run_forward(
 
 
 def _check_tensors(
-    value: Tensor, references: Tensor, offsets: Tensor, logits: Tensor, padding_mask: Tensor | None
+    value: Tensor, pyramid: Pyramid, references: Tensor, offsets: Tensor, logits: Tensor, padding_mask: Tensor | None
 ) -> None:
     check_samples(value, offsets, logits, names=NAMES)
+    check_levels(pyramid, value, logits.shape[3])
     check_references(references, logits)
     check_padding(padding_mask, value)
 
@@ -82,8 +83,7 @@ def _check_tensors(
 def _check(
     value: Tensor, pyramid: Pyramid, references: Tensor, offsets: Tensor, logits: Tensor, padding_mask: Tensor | None
 ) -> None:
-    _check_tensors(value, references, offsets, logits, padding_mask)
-    check_levels(pyramid, value, logits.shape[3])
+    _check_tensors(value, pyramid, references, offsets, logits, padding_mask)
     if logits.shape[4] > MOST_POINTS:
         raise ValueError(f"the fused op takes at most {MOST_POINTS} points per level, got {logits.shape[4]}")
     if not runs_triton(value, references, offsets, logits):
@@ -132,7 +132,7 @@ fused_backward_op = torch.library.custom_op("deformdetr::fused_ms_deform_attn_ba
 def _(
     value: Tensor, on_device: Any, on_host: Any, references: Tensor, offsets: Tensor, logits: Tensor, mask: Any
 ) -> Tensor:
-    _check_tensors(value, references, offsets, logits, mask)
+    _check_tensors(value, Pyramid(on_device, on_host, []), references, offsets, logits, mask)
     batch, queries = offsets.shape[:2]
     return value.new_empty(batch, queries, value.shape[2] * value.shape[3])
 
@@ -150,7 +150,7 @@ def _(
     padding_mask: Any,
     *needs: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_tensors(value, references, offsets, logits, padding_mask)
+    _check_tensors(value, Pyramid(on_device, on_host, []), references, offsets, logits, padding_mask)
     by_value, by_references, by_offsets, by_logits = (
         like.new_empty(like.shape if need else (0,))
         for like, need in zip((value, references, offsets, logits), needs, strict=True)

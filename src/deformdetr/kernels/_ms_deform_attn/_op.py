@@ -174,6 +174,7 @@ def _(
     deterministic: bool,  # noqa: FBT001
 ) -> Tensor:
     check_samples(value, sampling_locations, attention_weights)
+    check_levels(Pyramid(spatial_shapes, spatial_shapes_on_host, repeats), value, attention_weights.shape[3])
     batch, queries = sampling_locations.shape[:2]
     return value.new_empty(batch, queries, value.shape[2] * value.shape[3])
 
@@ -191,6 +192,7 @@ def _(
     *needs: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_samples(value, sampling_locations, attention_weights)
+    check_levels(Pyramid(spatial_shapes, spatial_shapes_on_host, repeats), value, attention_weights.shape[3])
     by_value, by_locations, by_weights = (
         like.new_empty(like.shape if need else (0,))
         for like, need in zip((value, sampling_locations, attention_weights), needs, strict=True)
