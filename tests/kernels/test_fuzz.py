@@ -321,7 +321,7 @@ def test_tensors_that_change_before_the_backward_are_refused_or_have_gradients(s
         shrink_storage(leaf.data, choose)
     if choose.random() < 0.3:
         broken = break_shapes(call.shapes, choose)
-        if isinstance(broken, Tensor) and broken.dtype == torch.int64:
+        if isinstance(broken, Tensor) and (broken.dtype, broken.device) == (shapes.dtype, shapes.device):
             shapes.data = broken
     try:
         torch.autograd.grad(out, leaves, call.grad.float())
