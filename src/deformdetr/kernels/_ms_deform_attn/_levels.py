@@ -125,7 +125,8 @@ def check_range(on_host: Sequence[int]) -> None:
     Raises:
         ValueError: If there is such a one.
     """
-    if min(on_host) < 0 or max(on_host) > MOST_PIXELS_IN_LINE:
+    # One by one, because compilers take the least of several symbols for a reason to compile anew.
+    if not all(0 <= size <= MOST_PIXELS_IN_LINE for size in on_host):
         raise ValueError(
             f"spatial_shapes must hold heights and widths from 0 to {MOST_PIXELS_IN_LINE}, got {sizes_of(on_host)}"
         )
