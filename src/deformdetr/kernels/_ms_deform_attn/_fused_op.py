@@ -51,7 +51,7 @@ def _run_forward(
     from deformdetr.kernels._ms_deform_attn import _gpu
 
     check_storages(value, reference_points, sampling_offsets, attention_logits, padding_mask)
-    pyramid = Pyramid(spatial_shapes, spatial_shapes_on_host, [])
+    pyramid = Pyramid(spatial_shapes, spatial_shapes_on_host or [], [])
     sampling = _gpu.Sampling(sampling_offsets, attention_logits, reference_points, padding_mask)
     return _gpu.forward(value, pyramid, sampling)
 
@@ -67,7 +67,7 @@ def _check_and_run_forward(
 ) -> Tensor:
     """Run the forward for whoever calls the op itself."""
     tensors = (reference_points, sampling_offsets, attention_logits, padding_mask)
-    _check(value, Pyramid(spatial_shapes, spatial_shapes_on_host, []), *tensors)
+    _check(value, Pyramid(spatial_shapes, spatial_shapes_on_host or [], []), *tensors)
     return _run_forward(value, spatial_shapes, spatial_shapes_on_host, *tensors)
 
 
@@ -108,7 +108,7 @@ def _run_backward(
     """Run the backward kernel; a gradient that is not needed is empty."""
     from deformdetr.kernels._ms_deform_attn import _gpu
 
-    pyramid = Pyramid(spatial_shapes, spatial_shapes_on_host, [])
+    pyramid = Pyramid(spatial_shapes, spatial_shapes_on_host or [], [])
     _check(value, pyramid, reference_points, sampling_offsets, attention_logits, padding_mask)
     check_output("output", output, value, attention_logits)
     check_output("grad_output", grad_output, value, attention_logits)

@@ -109,8 +109,11 @@ def _run_forward(
     attention_weights: Tensor,
     deterministic: bool,  # noqa: FBT001  # Of the backward; ops take arguments by position.
 ) -> Tensor:
-    """Run the forward kernel of the device, on arguments that have been checked."""
-    pyramid = Pyramid(spatial_shapes, spatial_shapes_on_host, repeats)
+    """Run the forward kernel of the device, on arguments that have been checked.
+
+    Packages compiled ahead of time pass None for empty lists.
+    """
+    pyramid = Pyramid(spatial_shapes, spatial_shapes_on_host or [], repeats or [])
     return _dispatch.forward(value, pyramid, sampling_locations, attention_weights)
 
 
@@ -125,7 +128,7 @@ def _check_and_run_forward(
 ) -> Tensor:
     """Run the forward for whoever calls the op itself."""
     check_samples(value, sampling_locations, attention_weights)
-    pyramid = Pyramid(spatial_shapes, spatial_shapes_on_host, repeats)
+    pyramid = Pyramid(spatial_shapes, spatial_shapes_on_host or [], repeats or [])
     check_levels(pyramid, value, attention_weights.shape[3])
     return _dispatch.forward(value, pyramid, sampling_locations, attention_weights)
 
@@ -145,7 +148,7 @@ def _run_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run the backward kernel of the device; a gradient that is not needed is empty."""
     check_samples(value, sampling_locations, attention_weights)
-    pyramid = Pyramid(spatial_shapes, spatial_shapes_on_host, repeats)
+    pyramid = Pyramid(spatial_shapes, spatial_shapes_on_host or [], repeats or [])
     check_levels(pyramid, value, attention_weights.shape[3])
     check_output("grad_output", grad_output, value, attention_weights)
     needs = (needs_value, needs_locations, needs_weights)
@@ -174,7 +177,9 @@ def _(
     deterministic: bool,  # noqa: FBT001
 ) -> Tensor:
     check_samples(value, sampling_locations, attention_weights)
-    check_levels(Pyramid(spatial_shapes, spatial_shapes_on_host, repeats), value, attention_weights.shape[3])
+    check_levels(
+        Pyramid(spatial_shapes, spatial_shapes_on_host or [], repeats or []), value, attention_weights.shape[3]
+    )
     batch, queries = sampling_locations.shape[:2]
     return value.new_empty(batch, queries, value.shape[2] * value.shape[3])
 
@@ -192,7 +197,9 @@ def _(
     *needs: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_samples(value, sampling_locations, attention_weights)
-    check_levels(Pyramid(spatial_shapes, spatial_shapes_on_host, repeats), value, attention_weights.shape[3])
+    check_levels(
+        Pyramid(spatial_shapes, spatial_shapes_on_host or [], repeats or []), value, attention_weights.shape[3]
+    )
     by_value, by_locations, by_weights = (
         like.new_empty(like.shape if need else (0,))
         for like, need in zip((value, sampling_locations, attention_weights), needs, strict=True)
