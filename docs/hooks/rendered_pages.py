@@ -1,4 +1,4 @@
-"""A hook of MkDocs that reads the built pages: no Markdown may be left in their text, and every local link must work."""
+"""MkDocs hook that checks the built pages for unrendered Markdown and dead local links."""
 
 import logging
 import re
