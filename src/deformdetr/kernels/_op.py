@@ -11,7 +11,7 @@ Triton kernels fuse. Elsewhere the public functions compute locations and weight
 import os
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from deformdetr._memory import check_storages
 from deformdetr._tracing import is_tracing
 from deformdetr.kernels import _gather, _numba, _reference
 from deformdetr.kernels._checks import check_arguments, check_output
-from deformdetr.kernels._levels import MOST_POINTS, Pyramid, place_levels, read_on_cpu
+from deformdetr.kernels._levels import MOST_POINTS, Level, Pyramid, place_levels, read_on_cpu
 from deformdetr.kernels._sampling import locate_samples, mask_padding, normalize_attention
 
 
@@ -39,13 +39,13 @@ def choose_forward(backend: str, *tensors: Tensor) -> Callable[..., Tensor]:
     return _choose(tensors, _Forward, _TransformedForward, forward_op)
 
 
-def choose_backward(*tensors: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+def choose_backward(*tensors: Tensor | None) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Return the function that runs the backward, chosen as for the forward."""
     return _choose(tensors, _Backward, _TransformedBackward, backward_op)
 
 
 def _choose(
-    tensors: tuple[Tensor, ...],
+    tensors: tuple[Tensor | None, ...],
     eager: type[torch.autograd.Function],
     transformed: type[torch.autograd.Function],
     op: Callable[..., Any],
@@ -53,7 +53,7 @@ def _choose(
     if torch.compiler.is_compiling():
         return op
     for tensor in tensors:
-        if type(tensor) not in (Tensor, torch.nn.Parameter):
+        if tensor is not None and type(tensor) not in (Tensor, torch.nn.Parameter):
             return op
     has_modes, is_transformed = _compat.has_dispatch_modes(), _compat.is_transformed()
     # If PyTorch hides its modes, one may be active that has to see the op. No transform takes the op.
@@ -83,26 +83,48 @@ def _runs_triton(value: Tensor, locations: Tensor, weights: Tensor, references: 
     return torch.float64 not in dtypes
 
 
-def _choose_kernel(value: Tensor, locations: Tensor, weights: Tensor) -> ModuleType:
-    """Return the module that computes where Triton does not."""
+def _choose_kernel(value: Tensor, locations: Tensor, weights: Tensor, references: Tensor | None) -> ModuleType:
+    """Return the module that runs where Triton does not.
+
+    Raises:
+        ValueError: If there are reference points, which only the Triton kernels take.
+    """
+    if references is not None:
+        raise ValueError(f"the fused op runs on GPUs and not in float64, got {value.dtype} on {value.device}")
     if value.device.type != "cpu" or torch.float64 in (value.dtype, locations.dtype, weights.dtype):
         return _reference
     return _numba if _numba.is_usable(value.shape[3], value.dtype) else _gather
 
 
-def _run_reference(
-    value: Tensor,
-    spatial_shapes: Tensor | None,
-    sizes: list[int],
-    repeats: list[int],
-    locations: Tensor,
-    weights: Tensor,
-    *_: Any,
-) -> Tensor:
+class Inputs(NamedTuple):
+    """Arguments of the operator in the order of the op."""
+
+    value: Tensor
+    spatial_shapes: Tensor | None
+    sizes: list[int]
+    repeats: list[int]
+    locations: Tensor
+    weights: Tensor
+    references: Tensor | None = None
+    padding_mask: Tensor | None = None
+    deterministic: bool = False
+
+    def pyramid(self) -> Pyramid:
+        """Return the levels. Packages compiled ahead of time pass None for empty lists."""
+        return Pyramid(self.spatial_shapes, self.sizes or [], self.repeats or [])
+
+    def levels(self) -> list[Level]:
+        """Return the level of every group of points, with sizes in a CPU tensor read and checked."""
+        pixels = self.value.shape[1]
+        return place_levels(read_on_cpu(self.pyramid(), pixels), pixels)
+
+
+def _run_reference(*arguments: Any) -> Tensor:
     """Run the reference by operations that autograd, compilers and `torch.jit.trace` go through."""
-    _check_visible_storages(value, locations, weights)
-    levels = place_levels(Pyramid(spatial_shapes, sizes, repeats), value.shape[1])
-    return _reference.forward(value, levels, locations, weights)
+    inputs = Inputs(*arguments)
+    _check_visible_storages(inputs.value, inputs.locations, inputs.weights)
+    levels = place_levels(inputs.pyramid(), inputs.value.shape[1])
+    return _reference.forward(inputs.value, levels, inputs.locations, inputs.weights)
 
 
 def _check_visible_storages(*tensors: Tensor) -> None:
@@ -117,58 +139,34 @@ def _check_visible_storages(*tensors: Tensor) -> None:
         check_storages(*tensors)
 
 
-def _check(
-    value: Tensor,
-    spatial_shapes: Tensor | None,
-    sizes: list[int],
-    repeats: list[int],
-    locations: Tensor,
-    weights: Tensor,
-    references: Tensor | None,
-    padding_mask: Tensor | None,
-    deterministic: bool,  # noqa: FBT001  # Ops take arguments by position.
-) -> None:
+def _check(inputs: Inputs) -> None:
     """Check the arguments of an op, which anyone may call."""
-    pyramid = Pyramid(spatial_shapes, sizes or [], repeats or [])
+    value, *_, locations, weights, references, padding_mask, deterministic = inputs
     fused = references is not None
-    check_arguments(value, pyramid, locations, weights, references, padding_mask, fused=fused)
+    check_arguments(value, inputs.pyramid(), locations, weights, references, padding_mask, fused=fused)
     if fused and deterministic:
         raise ValueError("the fused op has no deterministic gradients: pass sampling_locations in place of offsets")
     if fused and weights.shape[4] > MOST_POINTS:
         raise ValueError(f"the fused op takes at most {MOST_POINTS} points per level, got {weights.shape[4]}")
 
 
-def _run_forward(
-    ctx: Any,
-    value: Tensor,
-    spatial_shapes: Tensor | None,
-    sizes: list[int],
-    repeats: list[int],
-    locations: Tensor,
-    weights: Tensor,
-    references: Tensor | None,
-    padding_mask: Tensor | None,
-    deterministic: bool,  # noqa: FBT001
-) -> Tensor:
-    """Run the kernel that the device and the dtypes ask for, on arguments that have been checked.
+def _run_forward(ctx: Any, *arguments: Any) -> Tensor:
+    """Run the kernel for the device and the dtypes, on arguments that have been checked.
 
-    Unless `ctx` is None, what the backward needs is saved in it. Packages compiled ahead of time pass None for empty
-    lists.
+    Unless `ctx` is None, what the backward needs is saved in it.
     """
+    value, *_, locations, weights, references, padding_mask, _ = inputs = Inputs(*arguments)
     check_storages(value, locations, weights, references, padding_mask)
-    pyramid = Pyramid(spatial_shapes, sizes or [], repeats or [])
     if _runs_triton(value, locations, weights, references):
         # Imported here, because triton takes longer to import than the whole of this library.
         from deformdetr.kernels import _triton
 
-        output = _triton.forward(value, pyramid, _triton.Sampling(locations, weights, references, padding_mask))
-    elif references is not None:
-        raise ValueError(f"the fused op runs on GPUs and not in float64, got {value.dtype} on {value.device}")
+        sampling = _triton.Sampling(locations, weights, references, padding_mask)
+        output = _triton.forward(value, inputs.pyramid(), sampling)
     else:
-        levels = place_levels(read_on_cpu(pyramid, value.shape[1]), value.shape[1])
-        output = _choose_kernel(value, locations, weights).forward(value, levels, locations, weights)
+        kernel = _choose_kernel(value, locations, weights, references)
+        output = kernel.forward(value, inputs.levels(), locations, weights)
     if ctx is not None:
-        inputs = (value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, deterministic)
         _save_forward(ctx, inputs, output)
     return output
 
@@ -182,10 +180,10 @@ def _forward(
     weights: Tensor,
     references: Tensor | None,
     padding_mask: Tensor | None,
-    deterministic: bool,  # noqa: FBT001
+    deterministic: bool,  # noqa: FBT001  # Ops take arguments by position.
 ) -> Tensor:
-    inputs = (value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, deterministic)
-    _check(*inputs)
+    inputs = Inputs(value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, deterministic)
+    _check(inputs)
     return _run_forward(None, *inputs)
 
 
@@ -208,32 +206,42 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of value, locations, weights and references; those that are not needed are empty.
 
-    `output` is that of the forward if fused, else None.
+    `output` is the result of the forward if fused, else None.
     """
-    _check(value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, deterministic)
+    inputs = Inputs(value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, deterministic)
+    _check(inputs)
     check_output("grad_output", grad_output, value, weights)
     if references is not None:
         check_output("output", output, value, weights)
     check_storages(grad_output, output, value, locations, weights, references, padding_mask)
-    pyramid = Pyramid(spatial_shapes, sizes or [], repeats or [])
     needs = (needs_value, needs_locations, needs_weights)
     if _runs_triton(value, locations, weights, references):
         from deformdetr.kernels import _triton
 
         sampling = _triton.Sampling(locations, weights, references, padding_mask)
         wanted = _triton.Needs(*needs, needs_references and references is not None)
-        grads = _triton.backward(grad_output, output, value, pyramid, sampling, wanted, deterministic=deterministic)
-    elif references is not None:
-        raise ValueError(f"the fused op runs on GPUs and not in float64, got {value.dtype} on {value.device}")
+        grads = _triton.backward(
+            grad_output, output, value, inputs.pyramid(), sampling, wanted, deterministic=deterministic
+        )
     else:
-        levels = place_levels(read_on_cpu(pyramid, value.shape[1]), value.shape[1])
-        kernel = _choose_kernel(value, locations, weights)
-        grads = *kernel.backward(grad_output, value, levels, locations, weights, needs), None
+        kernel = _choose_kernel(value, locations, weights, references)
+        grads = *kernel.backward(grad_output, value, inputs.levels(), locations, weights, needs), None
+    return _fill(grads, inputs)
+
+
+def _fill(
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None], inputs: Inputs
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return gradients as an op must: empty tensors in place of None."""
     by_value, by_locations, by_weights, by_references = (
-        value.new_empty(0, dtype=None if like is None else like.dtype) if grad is None else grad
-        for grad, like in zip(grads, (value, locations, weights, references), strict=True)
+        inputs.value.new_empty(0, dtype=None if like is None else like.dtype) if grad is None else grad
+        for grad, like in zip(grads, _differentiable(inputs), strict=True)
     )
     return by_value, by_locations, by_weights, by_references
+
+
+def _differentiable(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    return inputs.value, inputs.locations, inputs.weights, inputs.references
 
 
 forward_op = torch.library.custom_op("deformdetr::ms_deform_attn", _forward, mutates_args=())
@@ -241,79 +249,83 @@ backward_op = torch.library.custom_op("deformdetr::ms_deform_attn_backward", _ba
 
 
 @forward_op.register_fake
-def _(value: Tensor, *inputs: Any) -> Tensor:
-    _check(value, *inputs)
-    batch, queries, heads = inputs[4].shape[:3]
-    return value.new_empty(batch, queries, heads * value.shape[3])
+def _(*arguments: Any) -> Tensor:
+    inputs = Inputs(*arguments)
+    _check(inputs)
+    batch, queries, heads = inputs.weights.shape[:3]
+    return inputs.value.new_empty(batch, queries, heads * inputs.value.shape[3])
 
 
 @backward_op.register_fake
-def _(grad_output: Tensor, output: Tensor | None, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs, needs = inputs[:9], inputs[9:]
-    _check(*inputs)
-    value, _, _, _, locations, weights, references, _, _ = inputs
+def _(grad_output: Tensor, output: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs, needs = Inputs(*arguments[:9]), arguments[9:]
+    _check(inputs)
     by_value, by_locations, by_weights, by_references = (
-        like.new_empty(like.shape)
-        if need and like is not None
-        else value.new_empty(0, dtype=None if like is None else like.dtype)
-        for like, need in zip((value, locations, weights, references), needs, strict=True)
+        like.new_empty(like.shape) if need and like is not None else None
+        for like, need in zip(_differentiable(inputs), needs, strict=True)
     )
-    return by_value, by_locations, by_weights, by_references
+    return _fill((by_value, by_locations, by_weights, by_references), inputs)
 
 
-def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save(ctx: Any, tensor: Tensor | None, inputs: Inputs) -> None:
+    """Save a tensor and the inputs for `_load`."""
     value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, deterministic = inputs
+    ctx.save_for_backward(tensor, value, spatial_shapes, locations, weights, references, padding_mask)
+    ctx.settings = sizes, repeats, deterministic
+
+
+def _load(ctx: Any) -> tuple[Any, Inputs]:
+    tensor, value, spatial_shapes, locations, weights, references, padding_mask = ctx.saved_tensors
+    sizes, repeats, deterministic = ctx.settings
+    return tensor, Inputs(
+        value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, deterministic
+    )
+
+
+# PyTorch passes the arguments of a custom op's `setup_context` by these names.
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    given = Inputs(*inputs)
     # Only the fused backward reads the output.
-    kept = None if references is None else output
-    ctx.save_for_backward(kept, value, spatial_shapes, locations, weights, references, padding_mask)
-    ctx.rest = sizes, repeats, deterministic
+    _save(ctx, None if given.references is None else output, given)
 
 
 def _differentiate_forward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    output, value, spatial_shapes, locations, weights, references, padding_mask = ctx.saved_tensors
-    sizes, repeats, deterministic = ctx.rest
+    output, inputs = _load(ctx)
     needs_value, _, _, _, needs_locations, needs_weights, needs_references, _, _ = ctx.needs_input_grad
     needs = (needs_value, needs_locations, needs_weights, needs_references)
-    tensors = (grad_output, value, locations, weights)
-    run = choose_backward(*tensors) if references is None else choose_backward(*tensors, references)
-    grads = run(
-        grad_output, output, value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask,
-        deterministic, *needs,
-    )  # fmt: skip
+    run = choose_backward(grad_output, *_differentiable(inputs))
+    grads = run(grad_output, output, *inputs, *needs)
     by_value, *others = (grad if need else None for grad, need in zip(grads, needs, strict=True))
     return by_value, None, None, None, *others, None, None
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    grad_output, _, value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask = inputs[:10]
-    ctx.save_for_backward(grad_output, value, spatial_shapes, locations, weights, references, padding_mask)
-    ctx.rest = sizes, repeats, inputs[11:]
+    _save(ctx, inputs[0], Inputs(*inputs[2:11]))
+    ctx.needs = inputs[11:]
 
 
 def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate twice, slowly: autograd goes through the first derivative of the reference."""
-    grad_output, value, spatial_shapes, locations, weights, references, padding_mask = ctx.saved_tensors
-    sizes, repeats, needs = ctx.rest
-    given = [grad_output, value, locations, weights, *([] if references is None else [references])]
+    grad_output, inputs = _load(ctx)
+    given = [grad_output, *(tensor for tensor in _differentiable(inputs) if tensor is not None)]
     _check_visible_storages(*given)
-    pyramid = Pyramid(spatial_shapes, sizes or [], repeats or [])
-    levels = place_levels(pyramid, value.shape[1])
+    levels = place_levels(inputs.pyramid(), inputs.value.shape[1])
     with torch.enable_grad():
-        grad_output, *inputs = (tensor.detach().requires_grad_() for tensor in given)
-        sampled = inputs
-        if references is not None:
-            value, offsets, logits, references = inputs
-            locations = locate_samples(references, offsets, pyramid)
-            sampled = [mask_padding(value, padding_mask), locations, normalize_attention(logits)]
-        first = _reference.backward(grad_output, sampled[0], levels, sampled[1], sampled[2])
-        if references is not None:
-            first = torch.autograd.grad(sampled, inputs, first, create_graph=True)
-        # Those that were not needed are empty.
-        wanted = [(by, grad) for by, grad, need in zip(first, grads, needs, strict=False) if need]
-        by_output, by_value, *others = torch.autograd.grad(
-            [by for by, _ in wanted], [grad_output, *inputs], [grad for _, grad in wanted], allow_unused=True
+        grad_output, *leaves = (tensor.detach().requires_grad_() for tensor in given)
+        sampled = leaves
+        if inputs.references is not None:
+            value, offsets, logits, references = leaves
+            locations = locate_samples(references, offsets, inputs.pyramid())
+            sampled = [mask_padding(value, inputs.padding_mask), locations, normalize_attention(logits)]
+        first: Any = _reference.backward(grad_output, sampled[0], levels, sampled[1], sampled[2])
+        if inputs.references is not None:
+            first = torch.autograd.grad(sampled, leaves, first, create_graph=True)
+        # Gradients that were not needed are empty, and there is none of references without references.
+        wanted = [(by, grad) for by, grad, need in zip(first, grads, ctx.needs, strict=False) if need]
+        by_output, *seconds = torch.autograd.grad(
+            [by for by, _ in wanted], [grad_output, *leaves], [grad for _, grad in wanted], allow_unused=True
         )
-    by_locations, by_weights, by_references = (*others, None)[:3]
+    by_value, by_locations, by_weights, by_references = (*seconds, None)[:4]
     return by_output, None, by_value, None, None, None, by_locations, by_weights, by_references, *[None] * 6
 
 
@@ -357,7 +369,7 @@ backward_op.register_autograd(_differentiate_backward, setup_context=_save_backw
 
 
 class _Forward(torch.autograd.Function):
-    # No `setup_context`: PyTorch would inspect the signature at every call.
+    # No `setup_context`, for which PyTorch inspects the signature at every call.
     forward = staticmethod(_run_forward)
     backward = staticmethod(_differentiate_forward)
 
