@@ -21,7 +21,7 @@ from deformdetr._memory import check_storages
 from deformdetr._tracing import is_tracing
 from deformdetr.kernels import _gather, _numba, _reference
 from deformdetr.kernels._checks import check_arguments, check_output
-from deformdetr.kernels._levels import MOST_POINTS, Level, Pyramid, place_levels, read_on_cpu
+from deformdetr.kernels._levels import MOST_POINTS, Pyramid, place_levels, read_on_cpu
 from deformdetr.kernels._sampling import locate_samples, mask_padding, normalize_attention
 
 
@@ -113,11 +113,6 @@ class Inputs(NamedTuple):
         """Return the levels. Packages compiled ahead of time pass None for empty lists."""
         return Pyramid(self.spatial_shapes, self.sizes or [], self.repeats or [])
 
-    def levels(self) -> list[Level]:
-        """Return the level of every group of points, with sizes in a CPU tensor read and checked."""
-        pixels = self.value.shape[1]
-        return place_levels(read_on_cpu(self.pyramid(), pixels), pixels)
-
 
 def _run_reference(*arguments: Any) -> Tensor:
     """Run the reference by operations that autograd, compilers and `torch.jit.trace` go through."""
@@ -165,7 +160,8 @@ def _run_forward(ctx: Any, *arguments: Any) -> Tensor:
         output = _triton.forward(value, inputs.pyramid(), sampling)
     else:
         kernel = _choose_kernel(value, locations, weights, references)
-        output = kernel.forward(value, inputs.levels(), locations, weights)
+        levels = place_levels(read_on_cpu(inputs.pyramid(), value.shape[1]), value.shape[1])
+        output = kernel.forward(value, levels, locations, weights)
     if ctx is not None:
         _save_forward(ctx, inputs, output)
     return output
@@ -225,7 +221,8 @@ def _backward(
         )
     else:
         kernel = _choose_kernel(value, locations, weights, references)
-        grads = *kernel.backward(grad_output, value, inputs.levels(), locations, weights, needs), None
+        levels = place_levels(read_on_cpu(inputs.pyramid(), value.shape[1]), value.shape[1])
+        grads = *kernel.backward(grad_output, value, levels, locations, weights, needs), None
     return _fill(grads, inputs)
 
 
