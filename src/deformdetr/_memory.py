@@ -9,7 +9,7 @@ def check_storages(*tensors: Tensor | None) -> None:
     """Check that the storages of tensors hold all their elements: a storage can be shrunk below its tensors.
 
     Raises:
-        ValueError: If a storage is too small, or there is no memory, as for zeros in PyTorch's forward-mode derivatives.
+        ValueError: If a storage is too small or missing, as for zeros in PyTorch's forward-mode derivatives.
     """
     for tensor in tensors:
         if tensor is None or not tensor.numel():
