@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.pages import RESULTS, ROOT, write_generated_part
-from deformdetr.kernels._ms_deform_attn import _launch, _triton
+from deformdetr.kernels._triton import _backward, _forward, _launch_table
 
 STORED = RESULTS / "machine_code.json"
 PAGE = ROOT / "docs" / "gpu.md"
@@ -52,7 +52,7 @@ class Code(NamedTuple):
 
 
 def build(direction: str, dtype: str, target: GPUTarget, size: str = "many", **changes: Any) -> Any:
-    """Compile a kernel as `_gpu` launches it for four levels, four points and eight heads of 32 channels."""
+    """Compile a kernel as the library launches it for four levels, four points and eight heads of 32 channels."""
     coordinates = changes.pop("coordinates", 0)
     needs = changes.pop("needs", ("VALUE", "LOCATIONS", "WEIGHTS"))
     channels = changes.pop("channels", 32)
@@ -63,7 +63,7 @@ def build(direction: str, dtype: str, target: GPUTarget, size: str = "many", **c
         "PREDICATED": target.backend == "cuda",
         "ROWS": launch.rows, "CHUNKS": launch.chunks, "WIDTH": launch.width,
     }  # fmt: skip
-    kernel = getattr(_triton, f"ms_deform_attn_{direction}")
+    kernel = _forward.ms_deform_attn_forward if direction == "forward" else _backward.ms_deform_attn_backward
     if direction == "backward":
         constants |= {f"NEEDS_{name}": name in needs for name in ("VALUE", "REFERENCES", "LOCATIONS", "WEIGHTS")}
     constants |= changes
@@ -83,17 +83,17 @@ def build(direction: str, dtype: str, target: GPUTarget, size: str = "many", **c
 
 
 def choose(
-    direction: _launch.Direction, dtype: str, target: GPUTarget, size: _launch.Size, channels: int
-) -> tuple[bool, _launch.Launch]:
+    direction: _launch_table.Direction, dtype: str, target: GPUTarget, size: _launch_table.Size, channels: int
+) -> tuple[bool, _launch_table.Launch]:
     """Give whether channels are read in pairs, and how the kernel is launched."""
     paired = channels % 2 == 0 and (dtype == "bf16" or (dtype == "fp16" and direction == "backward"))
-    launch = _launch.choose(
+    launch = _launch_table.choose(
         direction,
-        _launch.Architecture(str(target.arch), target.warp_size, predicates_loads=target.backend == "cuda"),
+        _launch_table.Architecture(str(target.arch), target.warp_size, predicates_loads=target.backend == "cuda"),
         precision="float32" if dtype == "fp32" else "half",
         row_words=channels // 2 if paired else channels,
         word_size=4 if paired else BYTES[dtype],
-        rows=_launch.MANY_ROWS if size == "many" else 1,
+        rows=_launch_table.MANY_ROWS if size == "many" else 1,
     )
     return paired, launch
 

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from deformdetr.kernels._ms_deform_attn import _cpu_memory
+from deformdetr.kernels._numba import _large_pages
 
 
 def peak_bytes(call: Callable[[], object], device: str) -> int:
@@ -34,7 +34,7 @@ def _peak_on_host(call: Callable[[], object]) -> int:
     # The profiler's library complains on standard error where there is no GPU.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with (
-        patch.object(_cpu_memory, "LARGE", sys.maxsize),
+        patch.object(_large_pages, "LARGE", sys.maxsize),
         warnings.catch_warnings(),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
     ):

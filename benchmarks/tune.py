@@ -16,31 +16,32 @@ from unittest import mock
 
 import torch
 
-from deformdetr.kernels import _ms_deform_attn as operator
-from deformdetr.kernels._ms_deform_attn import _launch
-from deformdetr.kernels._ms_deform_attn._levels import split_by_home
+from deformdetr.kernels._levels import pack_shapes
+from deformdetr.kernels._triton import _launch_table
 
-TABLE = Path(operator.__file__).with_name(_launch.TABLE)
+TABLE = Path(_launch_table.__file__).with_name(_launch_table.TABLE)
 
 LEVELS = ((100, 167), (50, 84), (25, 42), (13, 21))
 PIXELS = sum(height * width for height, width in LEVELS)
 # (batch, queries): an encoder, and a decoder.
-SIZES: dict[_launch.Size, tuple[int, int]] = {"many": (2, PIXELS), "few": (4, 300)}
-DTYPES: dict[_launch.Precision, torch.dtype] = {"float32": torch.float32, "half": torch.bfloat16}
+SIZES: dict[_launch_table.Size, tuple[int, int]] = {"many": (2, PIXELS), "few": (4, 300)}
+DTYPES: dict[_launch_table.Precision, torch.dtype] = {"float32": torch.float32, "half": torch.bfloat16}
 
 Timer = Callable[[Callable[[], object]], float]
 
 
-def candidates(size: _launch.Size) -> Iterator[dict[str, int]]:
+def candidates(size: _launch_table.Size) -> Iterator[dict[str, int]]:
     """Give all combinations; queries that are not the pixels cannot be served in tiles."""
     tiled = (0, 1) if size == "many" else (0,)
     for warps, chunks, tile in itertools.product((1, 2, 4, 8), (1, 2), tiled):
         yield {"warps": warps, "chunks": chunks, "tiled": tile}
 
 
-def calls(size: _launch.Size, precision: _launch.Precision) -> dict[_launch.Direction, Callable[[], object]]:
+def calls(
+    size: _launch_table.Size, precision: _launch_table.Precision
+) -> dict[_launch_table.Direction, Callable[[], object]]:
     """Give both directions on random input of that size, as a layer in training calls them."""
-    from deformdetr.kernels._ms_deform_attn import _gpu
+    from deformdetr.kernels import _triton
 
     batch, queries = SIZES[size]
     dtype = DTYPES[precision]
@@ -54,18 +55,20 @@ def calls(size: _launch.Size, precision: _launch.Precision) -> dict[_launch.Dire
         references = torch.rand(batch, queries, 1, 2, device="cuda").expand(-1, -1, len(LEVELS), -1).contiguous()
     offsets = 2 * torch.randn(batch, queries, 8, len(LEVELS), 4, 2, device="cuda")
     logits = torch.randn(batch, queries, 8, len(LEVELS), 4, device="cuda")
-    sampling = _gpu.Sampling(offsets.to(dtype), logits.to(dtype), references)
-    pyramid = split_by_home(LEVELS, [])
-    out = _gpu.forward(value, pyramid, sampling)
-    needs = _gpu.Needs(value=True, locations=True, weights=True)
+    sampling = _triton.Sampling(offsets.to(dtype), logits.to(dtype), references)
+    pyramid = pack_shapes(LEVELS)
+    out = _triton.forward(value, pyramid, sampling)
+    needs = _triton.Needs(value=True, locations=True, weights=True)
     return {
-        "forward": lambda: _gpu.forward(value, pyramid, sampling),
-        "backward": lambda: _gpu.backward(out, out, value, pyramid, sampling, needs, deterministic=False),
+        "forward": lambda: _triton.forward(value, pyramid, sampling),
+        "backward": lambda: _triton.backward(out, out, value, pyramid, sampling, needs, deterministic=False),
     }
 
 
 def tune(
-    architecture: str, time: Timer, make_calls: Callable[..., dict[_launch.Direction, Callable[[], object]]] = calls
+    architecture: str,
+    time: Timer,
+    make_calls: Callable[..., dict[_launch_table.Direction, Callable[[], object]]] = calls,
 ):
     """Give the fastest entries for an architecture, and print all times."""
     best: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
@@ -74,7 +77,7 @@ def tune(
             times = {}
             for entry in candidates(size):
                 table = {"launches": {"any": {direction: {precision: {size: entry}}}}}
-                with mock.patch.object(_launch, "read_table", lambda table=table: table):
+                with mock.patch.object(_launch_table, "read_table", lambda table=table: table):
                     times[json.dumps(entry)] = time(call)
                 print(f"{architecture} {direction} {precision} {size} {entry}: {times[json.dumps(entry)] * 1e3:.1f} us")
             fastest = min(times, key=times.__getitem__)
@@ -99,14 +102,14 @@ def main() -> None:
     import triton
 
     device = torch.device("cuda", torch.cuda.current_device())
-    architecture = _launch.architecture_of(device).name
+    architecture = _launch_table.architecture_of(device).name
     # Replayed from a graph, so that only the device's time counts.
     entries = tune(architecture, lambda call: triton.testing.do_bench_cudagraph(call, rep=50))
     source = (
         f"Measured on {torch.cuda.get_device_name(device)} by `python -m benchmarks.tune --write`, torch "
         f"{torch.__version__}, triton {triton.__version__}, {datetime.now(UTC):%Y-%m-%d}."
     )
-    table = add(_launch.read_table(), architecture, entries, source)
+    table = add(_launch_table.read_table(), architecture, entries, source)
     print(json.dumps(table["launches"][architecture], indent=2))
     if arguments.write:
         TABLE.write_text(json.dumps(table, indent=2) + "\n")

@@ -13,8 +13,8 @@ CORE = ("_files", "boxes", "kernels", "losses", "matching", "nn", "structures")
 ALLOWED = {
     "deformdetr/_files/_settings.py": {"yaml"},
     "deformdetr/_files/_tensors.py": {"safetensors"},
-    "deformdetr/kernels/_ms_deform_attn/_numba": {"llvmlite", "numba", "numpy"},
-    "deformdetr/kernels/_ms_deform_attn/_triton": {"triton"},
+    "deformdetr/kernels/_numba": {"llvmlite", "numba", "numpy"},
+    "deformdetr/kernels/_triton": {"triton"},
     "deformdetr/matching": {"scipy"},
     "deformdetr/nn/_backbone.py": {"torchvision"},
 }

@@ -16,9 +16,8 @@ from benchmarks.cases import Device, Dtype, Levels
 from benchmarks.problems.contender import UnavailableError
 from benchmarks.problems.operator_inputs import LOGITS, OFFSETS, SAMPLED, Form, Inputs, locate, weigh
 from deformdetr import kernels
-from deformdetr.kernels import ms_deform_attn
-from deformdetr.kernels._ms_deform_attn import _gather
-from deformdetr.kernels._ms_deform_attn._levels import place_levels, split_by_home
+from deformdetr.kernels import _gather, ms_deform_attn
+from deformdetr.kernels._levels import pack_shapes, place_levels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +89,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, levels: Levels, locations: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(value, locations, weights)
-        ctx.levels = place_levels(split_by_home(levels), value.shape[1])
+        ctx.levels = place_levels(pack_shapes(levels), value.shape[1])
         return _gather.forward(value, ctx.levels, locations, weights)
 
     @staticmethod

@@ -2,9 +2,9 @@ import json
 
 from benchmarks import tune
 
-from deformdetr.kernels._ms_deform_attn import _launch
+from deformdetr.kernels._triton import _launch_table
 
-ARCHITECTURE = _launch.Architecture("any", 32, predicates_loads=True)
+ARCHITECTURE = _launch_table.Architecture("any", 32, predicates_loads=True)
 
 
 def test_fastest_launch_of_every_class_is_found_and_added_to_the_table():
@@ -12,13 +12,13 @@ def test_fastest_launch_of_every_class_is_found_and_added_to_the_table():
 
     def calls(size, precision):
         def call(direction):
-            launch = _launch.choose(
+            launch = _launch_table.choose(
                 direction,
                 ARCHITECTURE,
                 precision=precision,
                 row_words=32,
                 word_size=4,
-                rows=_launch.MANY_ROWS if size == "many" else 1,
+                rows=_launch_table.MANY_ROWS if size == "many" else 1,
             )
             chosen.append(launch)
             # Two warps and two chunks are fastest here, in any order of trial.
@@ -32,9 +32,9 @@ def test_fastest_launch_of_every_class_is_found_and_added_to_the_table():
             for size in ("few", "many"):
                 assert entries[direction][precision][size] == {"warps": 2, "chunks": 2, "tiled": 0}
     assert len(set(chosen)) == 16
-    table = tune.add(_launch.read_table(), "sm_90", entries, "seen")
+    table = tune.add(_launch_table.read_table(), "sm_90", entries, "seen")
     assert table["sources"]["sm_90"] == "seen"
-    assert table["launches"]["any"] == _launch.read_table()["launches"]["any"]
+    assert table["launches"]["any"] == _launch_table.read_table()["launches"]["any"]
     assert table["launches"]["sm_90"] == entries
 
 

@@ -16,7 +16,7 @@ _Sample: TypeAlias = Callable[[Tensor, list["_Level"], Tensor, Tensor], Tensor]
 
 
 def decompositions(sampling: Sampling = "grid_sample") -> dict[Any, Callable[..., Tensor]]:
-    """Give plain PyTorch for the operator and its fused form, for `ExportedProgram.run_decompositions`.
+    """Give plain PyTorch for the operator, fused or not, for `ExportedProgram.run_decompositions`.
 
     Both forms compute what the operator does, in float32 at least: zero beyond the border, zero at locations that are
     NaN or infinite, and nothing that depends on what is stored at pixels that are not sampled.
@@ -31,47 +31,34 @@ def decompositions(sampling: Sampling = "grid_sample") -> dict[Any, Callable[...
     if sampling not in get_args(Sampling):
         raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))}; got {sampling!r}")
     sample = _sample_grids if sampling == "grid_sample" else _sample_rows
-    return {
-        torch.ops.deformdetr.ms_deform_attn.default: partial(_attend, sample),
-        torch.ops.deformdetr.fused_ms_deform_attn.default: partial(_attend_fused, sample),
-    }
+    return {torch.ops.deformdetr.ms_deform_attn.default: partial(_attend, sample)}
 
 
 def _attend(
     sample: _Sample,
     value: Tensor,
-    on_device: Tensor | None,
-    on_host: list[Any],
+    spatial_shapes: Tensor | None,
+    sizes: list[Any],
     repeats: list[int],
     locations: Tensor,
     weights: Tensor,
+    references: Tensor | None,
+    padding_mask: Tensor | None,
     deterministic: bool,  # noqa: FBT001  # Ops take arguments by position.
 ) -> Tensor:
-    """Take the arguments of the operator."""
-    levels = _levels(on_device, on_host)
+    """Compute the operator from its arguments; with reference points, from offsets and logits."""
+    if padding_mask is not None:
+        value = value.masked_fill(padding_mask[:, :, None, None], 0)
+    if references is not None:
+        shapes = list(zip(sizes[::2], sizes[1::2], strict=True)) if spatial_shapes is None else spatial_shapes
+        locations = sampling_locations(references, locations, shapes)
+        dtype = torch.promote_types(weights.dtype, torch.float32)
+        weights = weights.flatten(3).softmax(-1, dtype=dtype).view(weights.shape)
+    levels = _levels(spatial_shapes, sizes)
     if repeats:
         levels = [level for level, count in zip(levels, repeats, strict=True) for _ in range(count)]
     dtype = torch.promote_types(value.dtype, torch.float32)
     return sample(value.to(dtype), levels, locations.to(dtype), weights.to(dtype)).to(value.dtype)
-
-
-def _attend_fused(
-    sample: _Sample,
-    value: Tensor,
-    on_device: Tensor | None,
-    on_host: list[Any],
-    references: Tensor,
-    offsets: Tensor,
-    logits: Tensor,
-    padding_mask: Tensor | None,
-) -> Tensor:
-    """Take the arguments of the fused operator."""
-    if padding_mask is not None:
-        value = value.masked_fill(padding_mask[:, :, None, None], 0)
-    shapes = list(zip(on_host[::2], on_host[1::2], strict=True)) if on_device is None else on_device
-    locations = sampling_locations(references, offsets, shapes)
-    weights = logits.flatten(3).softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).view(logits.shape)
-    return _attend(sample, value, on_device, on_host, [], locations, weights, deterministic=False)
 
 
 class _Level(NamedTuple):

@@ -1,4 +1,4 @@
-"""How kernels are launched: a table made offline, never a search at the first call."""
+"""Launch parameters of the kernels, from a table made offline: no search at the first call."""
 
 import functools
 import json
@@ -16,20 +16,20 @@ Entries: TypeAlias = dict[Direction, dict[Precision, dict[Size, dict[str, int]]]
 
 
 class Table(TypedDict):
-    """What the file holds."""
+    """Content of the file."""
 
     sources: dict[str, str]
-    """Where the entries of every architecture come from."""
+    """Provenance of the entries of every architecture."""
     launches: dict[str, Entries]
-    """By architecture; `any` stands for all that have none."""
+    """By architecture; `any` serves all others."""
 
 
 TABLE = "launch_table.json"
 
-# Below this many (image, query, head) rows a GPU waits for memory, above it for instructions.
+# With fewer (image, query, head) rows memory latency limits a GPU, with more instructions do.
 MANY_ROWS = 2**16
 
-# Every lane reads as much at once as the hardware can.
+# The most that one lane can read at once.
 _BYTES_PER_LANE = 16
 
 
@@ -37,25 +37,25 @@ class Launch(NamedTuple):
     """Launch parameters of one kernel."""
 
     rows: int
-    """Queries that a program serves."""
+    """Queries per program."""
     width: int
-    """Words of a row that are read in one pass, a power of two."""
+    """Words of a row read in one pass, a power of two."""
     chunks: int
     """Passes over a row, 1 or 2."""
     warps: int
     tiled: bool
-    """Whether queries that are the pixels themselves are served in square tiles, which share what they sample."""
+    """Whether queries that are the pixels themselves are served in square tiles, which sample the same pixels."""
 
 
 class Architecture(NamedTuple):
-    """What the table distinguishes."""
+    """Properties of a GPU that launches depend on."""
 
     name: str
-    """Such as sm_90 or gfx942; a name without entries of its own takes those of any."""
+    """For example sm_90 or gfx942."""
     lanes: int
-    """Threads that run in step."""
+    """Threads that run in lockstep: a warp."""
     predicates_loads: bool
-    """Whether a load that is masked out costs no more than another."""
+    """Whether masked loads cost no more than others."""
 
 
 def choose(
@@ -67,12 +67,12 @@ def choose(
     word_size: int,
     rows: int,
 ) -> Launch:
-    """Look up how to launch.
+    """Return the launch parameters of a kernel.
 
     Args:
         direction: Which kernel.
-        architecture: For which GPU.
-        precision: That of the value.
+        architecture: Which GPU.
+        precision: Precision of the value.
         row_words: Words in one head's channels of one pixel.
         word_size: Bytes per word.
         rows: Number of (image, query, head) combinations.
@@ -81,19 +81,19 @@ def choose(
     entry = table.get(architecture.name, table["any"])[direction][precision]["many" if rows >= MANY_ROWS else "few"]
     chunks = entry["chunks"] if row_words * word_size > _BYTES_PER_LANE else 1
     width = next_power_of_2(-(-row_words // chunks))
-    # One row per group of lanes that read it in one go; more rows per warp would go through shared memory.
+    # One row per group of lanes that read it in one pass; more rows per warp would go through shared memory.
     served = max(1, entry["warps"] * architecture.lanes * _BYTES_PER_LANE // (width * word_size))
     return Launch(rows=served, width=width, chunks=chunks, warps=entry["warps"], tiled=bool(entry["tiled"]))
 
 
 def next_power_of_2(number: int) -> int:
-    """Give the smallest one that is not smaller, faster than Triton's own function."""
+    """Return the smallest power of two that is at least `number`, faster than Triton's own function."""
     return 1 << (number - 1).bit_length()
 
 
 @functools.cache
 def architecture_of(device: torch.device) -> Architecture:
-    """Name the architecture of a GPU; the interpreter has none."""
+    """Return the architecture of a GPU; the interpreter has none."""
     if device.type != "cuda":
         return Architecture("none", 32, predicates_loads=True)
     properties = torch.cuda.get_device_properties(device)
@@ -104,6 +104,6 @@ def architecture_of(device: torch.device) -> Architecture:
 
 @functools.cache
 def read_table() -> Table:
-    """Read the table that comes with the library."""
+    """Return the table that is part of the library."""
     table: Table = json.loads(resources.files(__package__).joinpath(TABLE).read_text())
     return table

@@ -1,7 +1,7 @@
-"""The kernels for CPUs, in the part of Python that Numba compiles.
+"""The CPU kernels, in the part of Python that Numba compiles.
 
-A kernel is a function of one `Job`. Any number of threads may run it at once on the same one: each takes the next task
-until there is none, and no two tasks write to the same place.
+A kernel is a function of one `Job`. Any number of threads may run it on the same job at once: each takes the next task
+until none is left, and no two tasks write to the same place.
 """
 
 import functools
@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numba import carray, config, from_dtype, njit, types
 
-from deformdetr.kernels._ms_deform_attn._cpu_job import Job
-from deformdetr.kernels._ms_deform_attn._levels import MOST_PIXELS_IN_LINE
-from deformdetr.kernels._ms_deform_attn._numba._cache import compile_kernel, name_of
-from deformdetr.kernels._ms_deform_attn._numba._vectors import (
+from deformdetr.kernels._levels import MOST_PIXELS_IN_LINE
+from deformdetr.kernels._numba._cache import compile_kernel, name_of
+from deformdetr.kernels._numba._job import Job
+from deformdetr.kernels._numba._vectors import (
     FLOAT_BYTES,
     add,
     add_stored,
@@ -35,7 +35,7 @@ _SIGNATURE = types.void(types.CPointer(from_dtype(np.dtype(Job))))
 _HALF, _ONE = np.float32(0.5), np.float32(1)
 
 
-def _refuse_not_to_compile() -> None:
+def _check_that_numba_compiles() -> None:
     if config.DISABLE_JIT:
         raise RuntimeError(
             "NUMBA_DISABLE_JIT is set, but the kernels for CPUs work on addresses and run only if they are compiled"
@@ -44,9 +44,9 @@ def _refuse_not_to_compile() -> None:
 
 @njit
 def _read_level(levels, index, pixels):
-    """Return height, width and first pixel, all 0 where the level is not one of an image of `pixels`.
+    """Return height, width and first pixel; all are 0 if the level does not fit into `pixels` pixels.
 
-    Levels are checked before; this bounds every address of a pixel, at no cost worth mentioning.
+    Levels have been checked before. Here the check bounds every address of a pixel, at no measurable cost.
     """
     place = levels + 3 * index * LONG_BYTES
     height, width, start = read_long(place), read_long(place + LONG_BYTES), read_long(place + 2 * LONG_BYTES)
@@ -58,9 +58,9 @@ def _read_level(levels, index, pixels):
 
 @njit
 def _locate(locations, index, size):
-    """Give the pixel at or before a location along one axis, how far behind it lies, and whether that is anywhere.
+    """Return the pixel at or before a location along one axis, the distance past it, and whether any pixel is touched.
 
-    Pixel `i` is at `(i + 1/2) / size`. A location that is not finite is nowhere, and then the pixel means nothing.
+    Pixel `i` is at `(i + 1/2) / size`. A location that is not finite touches none, and its pixel is meaningless.
     """
     position = read_float(locations + index * FLOAT_BYTES) * np.float32(size) - _HALF
     first = np.floor(position)
@@ -69,7 +69,7 @@ def _locate(locations, index, size):
 
 @njit
 def _visit(job, pixel, grad, weight):
-    """Add to the gradient of one pixel, and give its inner product with that of the output."""
+    """Add to the gradient of one pixel, and return the inner product of the pixel with the gradient of the output."""
     if job.grad_value != 0:
         add_to(job.grad_value + pixel * float_bytes(grad), weight, grad)
     if job.grad_locations != 0 or job.grad_weights != 0:
@@ -79,7 +79,7 @@ def _visit(job, pixel, grad, weight):
 
 @njit
 def _differentiate(job, image, head, run, nothing):
-    """Do one head of an image in equal levels; `nothing` is a vector of zeros, whose type tells what all are."""
+    """Differentiate one head of an image in a run of equal levels. All vectors have the type of `nothing`, of zeros."""
     begin, end = read_long(job.runs + run * LONG_BYTES), read_long(job.runs + (run + 1) * LONG_BYTES)
     height, width, start = _read_level(job.levels, begin, job.pixels)
     start += image * job.pixels
@@ -87,9 +87,9 @@ def _differentiate(job, image, head, run, nothing):
         for pixel in range(start, start + height * width):
             store(job.grad_value + (pixel * job.heads + head) * float_bytes(nothing), nothing)
     for query in range(job.queries):
-        bag = (image * job.queries + query) * job.heads + head
-        grad = load(job.output + bag * float_bytes(nothing), nothing)
-        for at in range((bag * job.n_levels + begin) * job.points, (bag * job.n_levels + end) * job.points):
+        out_row = (image * job.queries + query) * job.heads + head
+        grad = load(job.output + out_row * float_bytes(nothing), nothing)
+        for at in range((out_row * job.n_levels + begin) * job.points, (out_row * job.n_levels + end) * job.points):
             x, right_share, is_along = _locate(job.locations, 2 * at, width)
             y, lower_share, is_across = _locate(job.locations, 2 * at + 1, height)
             by_weight = by_x = by_y = np.float32(0)
@@ -128,28 +128,28 @@ def _differentiate(job, image, head, run, nothing):
 def compile_forward(channels: int, dtype: torch.dtype):
     """Compile the kernel of `out[b, q, m] = sum_{l, p} A[b, q, m, l, p] * bilinear(value[b, level l, m], at p)`.
 
-    A task is one head of some queries of an image, each of which adds up in registers what its samples touch.
+    A task is one head of some queries of an image. The sum of every query stays in registers.
     """
-    _refuse_not_to_compile()
+    _check_that_numba_compiles()
     stored, out_bytes, row_bytes = name_of(dtype), channels * FLOAT_BYTES, channels * dtype.itemsize
 
     def forward(pointer):
         job = carray(pointer, 1)[0]
-        parts = (job.queries + job.queries_at_once - 1) // job.queries_at_once
+        parts = (job.queries + job.queries_per_task - 1) // job.queries_per_task
         task = take_number(job.next_task)
         while task < job.tasks:
             head, part, image = task % job.heads, task // job.heads % parts, task // job.heads // parts
-            begin = part * job.queries_at_once
-            for query in range(begin, min(begin + job.queries_at_once, job.queries)):
-                bag = (image * job.queries + query) * job.heads + head
+            begin = part * job.queries_per_task
+            for query in range(begin, min(begin + job.queries_per_task, job.queries)):
+                out_row = (image * job.queries + query) * job.heads + head
                 out = zeros(channels, stored)
                 for level in range(job.n_levels):
                     height, width, start = _read_level(job.levels, level, job.pixels)
                     start += image * job.pixels
                     right, down = job.heads * row_bytes, width * job.heads * row_bytes
-                    sample = (bag * job.n_levels + level) * job.points
-                    # Levels are summed by themselves: a single sum of all samples would round them off more.
-                    part = zeros(channels, stored)
+                    sample = (out_row * job.n_levels + level) * job.points
+                    # Each level has its own sum: a single sum over all samples would have larger rounding errors.
+                    level_sum = zeros(channels, stored)
                     for at in range(sample, sample + job.points):
                         x, right_share, is_along = _locate(job.locations, 2 * at, width)
                         y, lower_share, is_across = _locate(job.locations, 2 * at + 1, height)
@@ -161,15 +161,15 @@ def compile_forward(channels: int, dtype: torch.dtype):
                         left_share = _ONE - right_share
                         row = job.value + ((start + y * width + x) * job.heads + head) * row_bytes
                         if (y >= 0) & (x >= 0):
-                            part = add_stored(part, upper * left_share, row)
+                            level_sum = add_stored(level_sum, upper * left_share, row)
                         if (y >= 0) & (x + 1 < width):
-                            part = add_stored(part, upper * right_share, row + right)
+                            level_sum = add_stored(level_sum, upper * right_share, row + right)
                         if (y + 1 < height) & (x >= 0):
-                            part = add_stored(part, lower * left_share, row + down)
+                            level_sum = add_stored(level_sum, lower * left_share, row + down)
                         if (y + 1 < height) & (x + 1 < width):
-                            part = add_stored(part, lower * right_share, row + down + right)
-                    out = add(out, part)
-                store(job.output + bag * out_bytes, out)
+                            level_sum = add_stored(level_sum, lower * right_share, row + down + right)
+                    out = add(out, level_sum)
+                store(job.output + out_row * out_bytes, out)
             task = take_number(job.next_task)
 
     return compile_kernel(forward, _SIGNATURE, channels, dtype)
@@ -177,7 +177,7 @@ def compile_forward(channels: int, dtype: torch.dtype):
 
 @functools.cache
 def compile_backward(channels: int, dtype: torch.dtype):
-    """Compile the kernel of all gradients; those that nobody needs have the address 0.
+    """Compile the kernel of all gradients; those that are not needed have address 0.
 
     With `g` the gradient of the output, and `d = g . v` for each of a sample's pixels `v`:
 
@@ -185,11 +185,11 @@ def compile_backward(channels: int, dtype: torch.dtype):
     * attention weight: the sum over the pixels of `w_x w_y d`
     * location: the sum of `A (± w_y width, ± w_x height) d`, with + for the right and the lower pixels
 
-    A task is one head of an image in some of its levels, to whose pixels it alone adds. It takes level after level, and
-    query by query in each: results are the same in every bit however levels are shared out, and the pixels of a level
-    stay in a cache. Two passes, one for each half of this, would read from memory more often.
+    A task is one head of an image in some of its levels. No other task adds to the pixels of these. It goes through
+    level after level, and through all queries in each. So results are bit-identical however levels are distributed, and
+    the pixels of a level stay in a cache. Separate passes for value and samples would read memory more often.
     """
-    _refuse_not_to_compile()
+    _check_that_numba_compiles()
     stored = name_of(dtype)
 
     def backward(pointer):
@@ -197,8 +197,8 @@ def compile_backward(channels: int, dtype: torch.dtype):
         task = take_number(job.next_task)
         while task < job.tasks:
             head, image, part = task % job.heads, task // job.heads % job.images, task // job.heads // job.images
-            first = part * job.runs_at_once
-            for run in range(first, first + job.runs_at_once):
+            first = part * job.runs_per_task
+            for run in range(first, first + job.runs_per_task):
                 _differentiate(job, image, head, run, zeros(channels, stored))
             task = take_number(job.next_task)
 

@@ -1,9 +1,9 @@
-"""The kernels of the backward: all gradients at once, and that of the value in a fixed order."""
+"""The backward kernels: one for all gradients, and one for the gradient of the value in a fixed order."""
 
 import triton
 import triton.language as tl
 
-from deformdetr.kernels._ms_deform_attn._triton._parts import (
+from deformdetr.kernels._triton._parts import (
     SIZES,
     dot_rows,
     find_position,
@@ -22,9 +22,9 @@ from deformdetr.kernels._ms_deform_attn._triton._parts import (
 
 @triton.jit
 def _add_row(pointer, even, odd, weight, mask, WORDS: tl.constexpr, PAIRED: tl.constexpr):
-    """Add a weighted row to the gradient of the value: even channels, then odd ones, where PAIRED.
+    """Add a weighted row to the gradient of the value: even channels, then odd ones, if PAIRED.
 
-    No result and no order is asked for, so that the additions leave as vectors and nobody waits for them.
+    Relaxed atomics whose result is unused: they compile to vector reductions that the warp does not wait for.
     """
     tl.atomic_add(pointer, even * weight[:, None], mask=mask, sem="relaxed")
     if PAIRED:
@@ -35,13 +35,13 @@ def _add_row(pointer, even, odd, weight, mask, WORDS: tl.constexpr, PAIRED: tl.c
 def _subtract_weighted(
     grads, logits, first, amount, largest, share, exists, TOTAL: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """Subtract from the gradient of every logit the amount of its row times its attention."""
+    """Subtract `amount` of its row, times its attention, from the gradient of every logit."""
     column = tl.arange(0, COLUMNS)
     mask = exists[:, None] & (column < TOTAL)[None, :]
     index = first[:, None] + column[None, :]
     logit = tl.load(logits + index, mask=mask, other=float("-inf")).to(tl.float32)
     weight = power(logit, largest[:, None]) * share[:, None]
-    # Other lanes have stored what this one reads.
+    # This lane reads what others have stored.
     tl.debug_barrier()
     grad = tl.load(grads + index, mask=mask, other=0).to(tl.float32) - weight * amount[:, None]
     tl.store(grads + index, grad.to(grads.dtype.element_ty), mask=mask)
@@ -89,7 +89,7 @@ def ms_deform_attn_backward(
     NEEDS_LOCATIONS: tl.constexpr,
     NEEDS_WEIGHTS: tl.constexpr,
 ):
-    """Differentiate the forward, whose positions and weights are computed again.
+    """Differentiate the forward; positions and weights are computed again.
 
     With `g` the gradient of one output, `w_x w_y` a corner's weights and `d = g . v` for its pixel `v`:
 
@@ -98,9 +98,9 @@ def ms_deform_attn_backward(
     * weight: `D = sum d w_x w_y`, and for its logit `A (D - mean)`; the mean of all `D` under the attention is
       `g . output`
 
-    An output in half precision gives a mean that is a little off; it is corrected at the end, when all `D` are known.
+    An output in half precision makes that mean inexact. It is corrected at the end, when all `D` are known.
 
-    Gradients of references are written per head and level: (image, query, head, level, coordinate).
+    Gradients of references are stored per head and level: (image, query, head, level, coordinate).
     """
     FUSED: tl.constexpr = COORDINATES > 0
     DTYPE: tl.constexpr = value.dtype.element_ty
@@ -150,7 +150,7 @@ def ms_deform_attn_backward(
     if FUSED:
         largest, share = sum_up_softmax(weights, row * (L * P), L * P, POINTS)
         if NEEDS_WEIGHTS:
-            # The mean of the samples' products with the gradient, under the attention, is that of their mean.
+            # The inner product is linear: the mean of all `D` under the attention is `g . output`.
             low, high = load_row(output + grad_row, exists[:, None] & in_chunk, PREDICATED, PAIRED, DTYPE)
             mean = dot_rows(low, high, even, odd, PAIRED)
             if CHUNKS == 2:
@@ -166,7 +166,7 @@ def ms_deform_attn_backward(
             )
         width_in_float, height_in_float = width.to(tl.float32), height.to(tl.float32)
         grad_x, grad_y, grad_w, grad_h = zero, zero, zero, zero
-        # Compilers take time with the square of what is unrolled.
+        # Compile time grows with the square of the unrolled length.
         for point in tl.range(P, loop_unroll_factor=2):
             index = row * (L * P) + (level * P + point)
             x, y = load_xy(locations, index)
@@ -271,16 +271,16 @@ def ms_deform_attn_backward_of_value(
     SAMPLES: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Sum up the gradient of one head's pixel by itself, in a fixed order.
+    """Sum the gradient of one head of one pixel in a fixed order.
 
-    A pixel belongs to the four cells between it and its neighbours. `order` numbers all samples, sorted by cell, and
-    `first_of_cell` says where each cell's begin; cells of one row follow each other, so that two stretches of `order`
-    hold all samples that touch the pixel. Which cell has which number is said in `sort_by_cell`.
+    A pixel belongs to the four cells between it and its neighbors. `order` has the indices of all samples, sorted by
+    cell, and `first_of_cell` the position at which each cell begins. Cells of one row are consecutive, so two ranges of
+    `order` hold all samples that touch the pixel. `sort_by_cell` defines the numbers of cells.
     """
     pixel = tl.program_id(0)
     head = tl.program_id(1)
     image = (first_image + tl.program_id(2)).to(tl.int64)
-    # A pixel of no level is that of a level of its own, beyond all cells, and gets zero.
+    # A pixel outside all levels gets zero, as the only pixel of a level without samples.
     height, width, level_start, is_in_level = 1, 1, pixel, False
     next_start = first_start(CHECKED)
     for level in range(L):

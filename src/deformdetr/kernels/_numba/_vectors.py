@@ -1,8 +1,8 @@
-"""What the CPU kernels do with memory: numbers, and vectors of channels, at addresses.
+"""Memory access of the CPU kernels: numbers, and vectors of channels, at addresses.
 
-Vectors are LLVM's own: it makes of them what the processor has, whatever their length, and reads a whole one before
-anything is written. Loops over arrays would be several times as slow: LLVM unrolls one whose length it knows before it
-looks for vectors, and then finds none, since the arrays might overlap.
+Vectors are LLVM's own. LLVM maps them to the vector registers of the processor, whatever their length, and reads a
+whole vector before it writes. Loops over arrays are several times as slow: LLVM unrolls a loop of known length before
+it looks for vectors, and then finds none, because the arrays might overlap.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,16 +14,16 @@ from numba import types
 from numba.extending import intrinsic, models, register_model
 
 _FLOAT, _BITS, _LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-# Channels in one piece of a vector: longer ones take long to compile.
+# Channels in one chunk of a vector: longer chunks take long to compile.
 MOST_CHANNELS = 64
 FLOAT_BYTES = 4
 _FUSED, _IN_ANY_ORDER = ("contract",), ("contract", "reassoc")
 
 
 class _Vector(types.Type):
-    """A float32 vector of so many channels, in pieces of powers of two: LLVM takes others apart, number by number.
+    """The type of float32 vectors, split into power-of-two chunks, because LLVM scalarizes other lengths.
 
-    Its type tells the dtype of `value` too, so that kernels are told both once, where they make their first vector.
+    It includes the dtype of `value`, so that a kernel names both once, where it makes its first vector.
     """
 
     def __init__(self, channels: int, dtype: torch.dtype) -> None:
@@ -74,7 +74,7 @@ def read_long(typing: Any, address: types.Type) -> tuple[Any, Callable[..., Any]
 
 @intrinsic
 def take_number(typing: Any, address: types.Type) -> tuple[Any, Callable[..., Any]]:
-    """Read an int64 and increase it by one, as if no other thread did so at once."""
+    """Read an int64 and add one to it, atomically."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         counter = builder.inttoptr(arguments[0], _LONG.as_pointer())
@@ -85,7 +85,7 @@ def take_number(typing: Any, address: types.Type) -> tuple[Any, Callable[..., An
 
 @intrinsic(prefer_literal=True)
 def zeros(typing: Any, channels: Any, dtype: Any) -> tuple[Any, Callable[..., Any]]:
-    """Make a vector of zeros, for a value of the dtype of that name: float32, bfloat16 or float16."""
+    """Return a vector of zeros, for a `value` of the dtype of that name: float32, bfloat16 or float16."""
     kind = _Vector(channels.literal_value, getattr(torch, dtype.literal_value))
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
@@ -96,7 +96,7 @@ def zeros(typing: Any, channels: Any, dtype: Any) -> tuple[Any, Callable[..., An
 
 @intrinsic
 def float_bytes(typing: Any, vector: _Vector) -> tuple[Any, Callable[..., Any]]:
-    """Count the bytes of a vector that is stored as float32."""
+    """Return the bytes of a vector stored as float32."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         return _LONG(vector.channels * FLOAT_BYTES)
@@ -106,7 +106,7 @@ def float_bytes(typing: Any, vector: _Vector) -> tuple[Any, Callable[..., Any]]:
 
 @intrinsic
 def stored_bytes(typing: Any, vector: _Vector) -> tuple[Any, Callable[..., Any]]:
-    """Count the bytes of a vector that is stored as `value` is."""
+    """Return the bytes of a vector stored in the dtype of `value`."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         return _LONG(vector.channels * vector.dtype.itemsize)
@@ -116,7 +116,7 @@ def stored_bytes(typing: Any, vector: _Vector) -> tuple[Any, Callable[..., Any]]
 
 @intrinsic
 def load(typing: Any, source: types.Type, like: _Vector) -> tuple[Any, Callable[..., Any]]:
-    """Read a vector of float32, of the type of another."""
+    """Read a float32 vector of the type of `like`."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         return _join(builder, _load(builder, arguments[0], like, torch.float32))
@@ -148,7 +148,7 @@ def add(typing: Any, vector: _Vector, other: _Vector) -> tuple[Any, Callable[...
 
 @intrinsic
 def add_to(typing: Any, target: types.Type, weight: types.Type, vector: _Vector) -> tuple[Any, Callable[..., Any]]:
-    """Add `weight` times a vector to one of float32 in memory."""
+    """Add `weight` times a vector to a float32 vector in memory."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         target, weight, pieces = arguments[0], arguments[1], _split(builder, arguments[2])
@@ -161,7 +161,7 @@ def add_to(typing: Any, target: types.Type, weight: types.Type, vector: _Vector)
 
 @intrinsic
 def add_stored(typing: Any, vector: _Vector, weight: types.Type, source: types.Type) -> tuple[Any, Callable[..., Any]]:
-    """Add a vector and `weight` times one that is stored as `value` is."""
+    """Return a vector plus `weight` times a stored one, in the dtype of `value`."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         pieces, weight, source = _split(builder, arguments[0]), arguments[1], arguments[2]
@@ -173,7 +173,7 @@ def add_stored(typing: Any, vector: _Vector, weight: types.Type, source: types.T
 
 @intrinsic
 def dot_stored(typing: Any, vector: _Vector, source: types.Type) -> tuple[Any, Callable[..., Any]]:
-    """Multiply a vector with one that is stored as `value` is, and add the products up."""
+    """Return the inner product of a vector and a stored one, in the dtype of `value`."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         total = _FLOAT(0.0)
@@ -229,13 +229,13 @@ def _store(builder: ir.IRBuilder, address: ir.Value, pieces: Sequence[ir.Value])
 
 
 def _widen(builder: ir.IRBuilder, stored: ir.Value, dtype: torch.dtype) -> ir.Value:
-    """Make float32 of bfloat16 or float16."""
+    """Convert bfloat16 or float16 to float32."""
     count = stored.type.count
     bits, floats = ir.VectorType(_BITS, count), ir.VectorType(_FLOAT, count)
     wide = builder.zext(stored, bits)
     if dtype == torch.bfloat16:
         return builder.bitcast(builder.shl(wide, bits([16] * count)), floats)
-    # By integers, because not every processor has an instruction. As part of a float32, the exponent is 112 too low.
+    # With integers, because not every processor has an instruction. Read as float32, the exponent is 112 too low.
     magnitude = builder.shl(builder.and_(wide, bits([0x7FFF] * count)), bits([13] * count))
     finite = builder.fmul(builder.bitcast(magnitude, floats), floats([2.0**112] * count))
     is_finite = builder.icmp_unsigned("<", magnitude, bits([0x7C00 << 13] * count))
@@ -246,7 +246,7 @@ def _widen(builder: ir.IRBuilder, stored: ir.Value, dtype: torch.dtype) -> ir.Va
 
 
 def _repeat(builder: ir.IRBuilder, number: ir.Value, count: int) -> ir.Value:
-    """Make a vector of one number."""
+    """Return a vector that repeats one number."""
     nothing = ir.Constant(ir.VectorType(_FLOAT, count), ir.Undefined)
     first = builder.insert_element(nothing, number, _BITS(0))
     return builder.shuffle_vector(first, nothing, ir.VectorType(_BITS, count)([0] * count))

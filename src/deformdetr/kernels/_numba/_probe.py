@@ -1,23 +1,23 @@
-"""Whether Numba can compile the kernels for CPUs here, which is found out once, when they are first needed."""
+"""Whether Numba can compile the CPU kernels here, found out once, at the first call that needs them."""
 
 import threading
 import warnings
 
 import torch
 
-# What is raised by imports of Numba and llvmlite that are missing or broken, or made for another NumPy than is
-# installed, and by compilation where their interfaces have changed.
+# Raised by imports of Numba and llvmlite if they are missing, broken, or built for another NumPy, and by compilation if
+# their interfaces have changed.
 _NOT_USABLE = (ImportError, OSError, AttributeError, TypeError, ValueError, RuntimeError, SystemError)
 
 _lock = threading.Lock()
-# One item once it is known: why Numba cannot, or None.
+# Empty until it is known; then one item: the reason why Numba is not usable, or None.
 _found: list[str | None] = []
 
 
-def has_kernels(channels: int, dtype: torch.dtype) -> bool:
-    """Return whether Numba compiles the kernels; the first call tries those of its arguments, and warns if it does not.
+def is_usable(channels: int, dtype: torch.dtype) -> bool:
+    """Return whether Numba compiles the kernels. The first call compiles those of its arguments, and warns on failure.
 
-    What fails after that is a fault and is raised.
+    Failures after that are errors, and raised.
     """
     if not _found:
         with _lock:
@@ -30,10 +30,12 @@ def has_kernels(channels: int, dtype: torch.dtype) -> bool:
 
 
 def _try(channels: int, dtype: torch.dtype) -> str | None:
-    """Return why the kernels cannot be compiled, if they cannot."""
+    """Return why the kernels cannot be compiled, or None if they can."""
     try:
         # Imported here, because numba takes longer to import than the whole of this library.
-        from deformdetr.kernels._ms_deform_attn._numba import NumbaError, compile_backward, compile_forward
+        from numba.core.errors import NumbaError
+
+        from deformdetr.kernels._numba._kernels import compile_backward, compile_forward
     except _NOT_USABLE as error:
         return f"{type(error).__name__}: {error}"
     try:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from deformdetr.kernels._ms_deform_attn._triton._parts import (
+from deformdetr.kernels._triton._parts import (
     SIZES,
     find_position,
     first_start,
@@ -54,8 +54,8 @@ def ms_deform_attn_forward(
 ):
     """Sum bilinear samples, weighted: `out[q] = sum_{l, p} A[q, l, p] bilinear(value_l, position[q, l, p])`.
 
-    With COORDINATES (of references), `locations` are offsets and `weights` logits. Channels are counted in words: pairs
-    of 16 bits where PAIRED. CHUNKS of WIDTH words cover the D channels.
+    If there are COORDINATES (of reference points), `locations` are offsets and `weights` are logits. Channels are
+    counted in words: pairs of 16 bits if PAIRED. CHUNKS of WIDTH words cover the D channels.
     """
     FUSED: tl.constexpr = COORDINATES > 0
     DTYPE: tl.constexpr = value.dtype.element_ty
@@ -114,7 +114,7 @@ def ms_deform_attn_forward(
             inside_y, top, has_bottom, top_weight, bottom_weight = split_axis(v, height.to(tl.float32))
             inside = inside_x & inside_y
             pixel = start + top * width + left
-            # Products and not `where`: the compiler then knows that steps are multiples of a pixel, and loads 16 bytes.
+            # Products, not `where`: they show the compiler that steps are multiples of a pixel, so it loads 16 bytes.
             step_x = has_right.to(tl.int32)
             step_y = has_bottom.to(tl.int32) * width
             for corner in tl.static_range(4):

@@ -1,4 +1,4 @@
-"""The specification of multi-scale deformable attention: plain, slow, obvious, and right in float64."""
+"""The specification of multi-scale deformable attention in plain PyTorch: slow, obvious, and exact in float64."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from deformdetr.kernels._ms_deform_attn._levels import Level
+from deformdetr._dtypes import at_least_float32
+from deformdetr.kernels._levels import Level
 
 
 class Corner(NamedTuple):
@@ -26,19 +27,19 @@ def corners(
     sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
     pixels: int,
 ) -> Iterator[Corner]:
-    """Go through the four corners of every level's sampling points.
+    """Iterate over the four corners of every level's sampling points.
 
-    With pixel centres at half-integers, as in `grid_sample(align_corners=False)`: a location `l` in [0, 1] along an
+    With pixel centers at half-integers, as in `grid_sample(align_corners=False)`: a location `l` in [0, 1] along an
     axis of `n` pixels lies at `u = l n - 1/2`; its neighbours `floor(u)` and `floor(u) + 1` weigh `1 - (u - floor(u))`
     and `u - floor(u)`.
 
     Args:
-        levels: Sizes and places of all levels, as ints or as scalar tensors on any device; never read on the host.
+        levels: All levels, as ints or as scalar tensors on any device, which are not read on the host.
         sampling_locations: (x, y) as fractions of each level.
         pixels: Number of value positions over all levels.
 
     Yields:
-        `Corner`s whose `row` indexes the matrix that `_rows` makes of the value; its last row lies outside all levels.
+        `Corner`s whose `row` indexes the result of `_rows`. Corners outside the level have its last row, of zeros.
     """
     batch, _, heads = sampling_locations.shape[:3]
     device = sampling_locations.device
@@ -48,7 +49,7 @@ def corners(
         location = sampling_locations[:, :, :, level]
         x = location[..., 0] * width - 0.5
         y = location[..., 1] * height - 0.5
-        # NaN and infinity are moved outside the level, because zero weights would not hide them from a product.
+        # NaN and infinity are moved outside the level: a product with a weight of zero would not hide them.
         finite = x.isfinite() & y.isfinite()
         x, y = torch.where(finite, x, -2), torch.where(finite, y, -2)
         left, top = x.floor(), y.floor()
@@ -56,7 +57,7 @@ def corners(
             for right in (0, 1):
                 column, line = left + right, top + bottom
                 inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
-                # Integers before multiplying: a float32 product would lose pixels beyond 2^24.
+                # Convert to integers before multiplying: float32 products cannot tell pixels beyond 2^24 apart.
                 column, line = torch.where(inside, column, 0).long(), torch.where(inside, line, 0).long()
                 pixel = start + line * width + column
                 yield Corner(
@@ -79,7 +80,7 @@ def forward(
 
     `out[b, q, m] = sum_{l, p} A[b, q, m, l, p] * bilinear(value[b, level l, m], locations[b, q, m, l, p])`
 
-    Half precision is read as stored and summed in float32; plain autograd differentiates it any number of times.
+    Sums are formed in float32 at least. Autograd differentiates this any number of times.
     """
     batch, pixels, heads, channels = value.shape
     rows = _rows(value)
@@ -98,12 +99,13 @@ def backward(
     levels: Sequence[Level],
     sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
     attention_weights: Float[Tensor, "batch queries heads levels points"],
+    needs: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[
-    Float[Tensor, "batch pixels heads channels"],
-    Float[Tensor, "batch queries heads levels points 2"],
-    Float[Tensor, "batch queries heads levels points"],
+    Float[Tensor, "batch pixels heads channels"] | None,
+    Float[Tensor, "batch queries heads levels points 2"] | None,
+    Float[Tensor, "batch queries heads levels points"] | None,
 ]:
-    """Give the gradients of `forward` by its value, locations and weights, without autograd.
+    """Return the gradients of `forward` with respect to value, locations and weights; None for those not needed.
 
     With `g` the gradient of one output, corner weights `w_x w_y` and `d = g . v` for the corner's pixel `v`:
 
@@ -140,14 +142,15 @@ def backward(
         ],
         dim=3,
     )
+    needs_value, needs_locations, needs_weights = needs
     return (
-        grad_rows[:-1].view(value.shape).to(value.dtype),
-        grad_locations.to(sampling_locations.dtype),
-        torch.stack(grad_weights, dim=3).to(attention_weights.dtype),
+        grad_rows[:-1].view(value.shape).to(value.dtype) if needs_value else None,
+        grad_locations.to(sampling_locations.dtype) if needs_locations else None,
+        torch.stack(grad_weights, dim=3).to(attention_weights.dtype) if needs_weights else None,
     )
 
 
 def _rows(value: Tensor) -> Float[Tensor, "rows channels"]:
-    """Return a row for every pixel and head, and one of zeros, which stands for all that lies outside the levels."""
-    rows = value.flatten(0, 2).to(torch.promote_types(value.dtype, torch.float32))
+    """Return a row for every pixel and head, and one of zeros for everything outside the levels."""
+    rows = at_least_float32(value.flatten(0, 2))
     return torch.cat([rows, rows.new_zeros(1, value.shape[3])])

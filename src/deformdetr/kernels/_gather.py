@@ -1,9 +1,9 @@
-"""The operator on CPUs where Numba cannot compile kernels, put together from PyTorch's own operations.
+"""The operator on CPUs without Numba, from PyTorch's own operations.
 
-Every query of a head is a bag of weighted pixels, four for each sample. Embedding bags sum them; sampled products of
-sparse matrices are their inner products with a gradient; and embedding bags over the same entries, sorted by pixel, sum
-gradients into pixels. Images are taken one by one, with as many heads at once as `SAMPLES_AT_ONCE` allows, which bounds
-the memory. Sums have a fixed order.
+For every head, a query is a bag of weighted pixels in the sense of `torch.nn.EmbeddingBag`, four pixels per sample.
+Embedding bags sum them. Sampled products of sparse matrices are their inner products with a gradient. Embedding bags
+over the same entries, sorted by pixel, sum gradients into pixels. Images are processed one by one, with as many heads
+at once as `SAMPLES_AT_ONCE` allows, which bounds the memory. Sums have a fixed order.
 """
 
 import functools
@@ -17,24 +17,24 @@ from jaxtyping import Bool, Float, Float32, Int32
 from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
 
-from deformdetr.kernels._ms_deform_attn._levels import Level
+from deformdetr.kernels._levels import Level
 
-# With more, what is computed for each of them would not stay in the cache of a core.
+# With more samples, intermediate results would not fit the cache of a core.
 SAMPLES_AT_ONCE = 2**17
 
 
 class Samples(NamedTuple):
-    """Where the samples of some queries and heads lie, for each of which they are a bag.
+    """Positions of samples: a bag for each of some queries and heads.
 
-    Along an axis of `n` pixels, a location `l` is `u = l n - 1/2`. A sample takes from pixel `i`, which is `floor(u)`
-    moved into `0 ... n - 2`, and from `i + 1`: of pixel `j` the share `max(0, 1 - |u - j|)`. That is the bilinear
-    weight between two pixels as well as between the last one and the outside, and zero beyond. The four pixels of a
-    sample are upper left, upper right, lower left and lower right.
+    Along an axis of `n` pixels, a location `l` lies at `u = l n - 1/2`. A sample reads pixel `i`, which is `floor(u)`
+    clamped to `0 ... n - 2`, and pixel `i + 1`. The share of pixel `j` is `max(0, 1 - |u - j|)`: the bilinear weight
+    between two pixels and between the last pixel and the outside, and zero beyond. The four pixels of a sample are
+    upper left, upper right, lower left and lower right.
 
     Attributes:
         row: The pixels as rows of (pixels * heads).
-        near: How far behind pixel `i` a sample lies, as (x, y): `u - i`.
-        far: The same for pixel `i + 1`; minus infinity where there is none, because an axis has one pixel alone.
+        near: Distance from pixel `i`, (x, y): `u - i`.
+        far: Distance from pixel `i + 1`; minus infinity if there is none, on an axis of a single pixel.
         size: Width and height of the samples' levels.
     """
 
@@ -44,18 +44,18 @@ class Samples(NamedTuple):
     size: Float32[Tensor, "2 1 samples"]
 
     def shares(self) -> tuple[Float32[Tensor, "2 bags samples"], Float32[Tensor, "2 bags samples"]]:
-        """Return the shares of near and of far pixels, as (x, y)."""
+        """Return the shares of near and of far pixels, (x, y)."""
         near, far = (distance.abs().neg_().add_(1).relu_() for distance in (self.near, self.far))
         return near, far
 
     def slopes(self) -> tuple[Float32[Tensor, "2 bags samples"], Float32[Tensor, "2 bags samples"]]:
-        """Return the derivatives of touched pixels' shares by distance, from the right where they jump."""
+        """Return the derivatives of touched pixels' shares by distance; at jumps, the derivatives from the right."""
         one = self.near.new_ones(())
         near, far = (torch.where(distance < 0, one, -one) for distance in (self.near, self.far))
         return near, far
 
     def touched(self) -> Bool[Tensor, "bags 4 samples"]:
-        """Return which pixels have a share, or one of zero that grows to the right or below."""
+        """Return which pixels have a share, or a share of zero that grows to the right or below."""
         (left, upper), (right, lower) = ((distance >= -1) & (distance < 1) for distance in (self.near, self.far))
         return torch.stack([y & x for y in (upper, lower) for x in (left, right)], 1)
 
@@ -75,7 +75,7 @@ def forward(
         rows = _as_rows(value[part])
         sums = _sum_rows(rows, samples.row, weights)
         if not sums.sum().isfinite():
-            # Weights of zero do not hide NaN and infinity. What is not touched reads zeros instead.
+            # Weights of zero do not hide NaN and infinity: pixels that are not touched read zeros instead.
             row = torch.where(samples.touched(), samples.row, len(rows))
             sums = _sum_rows(pad(rows, (0, 0, 0, 1)), row, weights)
         out[part] = sums.view(queries, -1, value.shape[3])
@@ -113,7 +113,7 @@ def backward(
             by_value[part] = _sum_into_rows(grad, row, _weigh(near, far, attention), rows).view_as(value[part])
         if by_locations is None and by_weights is None:
             continue
-        # Weights of zero would not hide NaN and infinity.
+        # Weights of zero do not hide NaN and infinity.
         dots = _dot_rows(grad, _as_rows(value[part]), samples.row).where(touched, 0)
         upper_left, upper_right, lower_left, lower_right = dots.movedim(1, 0).contiguous()
         left = _mix(upper_left, lower_left, near[1], far[1])
@@ -134,7 +134,7 @@ def _split(
     value: Float[Tensor, "batch pixels heads channels"],
     attention_weights: Float[Tensor, "batch queries heads levels points"],
 ) -> Iterator[tuple[int, slice, slice]]:
-    """Yield images, with some heads of each, as indices of any of the operator's tensors."""
+    """Yield images, with some heads of each, as indices into any of the operator's tensors."""
     if not value.numel() or not attention_weights.numel():
         return
     batch, _, heads = attention_weights.shape[:3]
@@ -147,17 +147,17 @@ def _split(
 
 
 def _locate(levels: Sequence[Level], sampling_locations: Float[Tensor, "queries heads levels points 2"]) -> Samples:
-    """Find the pixels of all samples."""
+    """Return the pixels of all samples."""
     queries, heads, _, points = sampling_locations.shape[:4]
 
     def spread(numbers: Sequence[Sequence[int]], dtype: torch.dtype) -> Tensor:
-        """Repeat what holds for every level, in one row or more, for each of its points."""
+        """Repeat the numbers of every level, in one or more rows, for each of its points."""
         return torch.tensor(numbers, dtype=dtype, device=sampling_locations.device).repeat_interleave(points, 1)
 
     heights, widths, starts = zip(*levels, strict=True)
     sizes = (widths, heights)
     is_empty = spread([[not height * width for height, width, _ in levels]], torch.bool)
-    # Samples of a level without pixels lie nowhere. The rows that they do not take from must exist nevertheless.
+    # Samples of an empty level touch no pixel, but their rows must exist nevertheless.
     size = spread(sizes, torch.float32).masked_fill_(is_empty, torch.nan).unsqueeze(1)
     last = spread([[max(n - 2, 0) for n in axis] for axis in sizes], torch.float32)
     last = last.masked_fill_(is_empty, 0).unsqueeze(1)
@@ -168,10 +168,10 @@ def _locate(levels: Sequence[Level], sampling_locations: Float[Tensor, "queries 
     head = torch.arange(heads, dtype=torch.int32, device=sampling_locations.device).repeat(queries).unsqueeze(1)
 
     planes = sampling_locations.flatten(2, 3).flatten(0, 1).movedim(-1, 0)
-    # Two planes, in which x and y would otherwise stay interleaved.
+    # Into a new tensor of two planes: x and y would otherwise stay interleaved.
     position = torch.mul(planes, size, out=torch.empty(planes.shape, dtype=torch.float32, device=planes.device))
     position.sub_(0.5)
-    # NaN is as far outside as infinity.
+    # NaN lies outside, like infinity.
     position.nan_to_num_(nan=-2.0)
     pixel = position.clamp(torch.zeros_like(last), last).to(torch.int32)
     near = position.sub_(pixel)
@@ -186,7 +186,7 @@ def _weigh(
     far: Float32[Tensor, "2 bags samples"],
     attention: Float32[Tensor, "bags samples"],
 ) -> Float32[Tensor, "bags 4 samples"]:
-    """Return the weight of every pixel."""
+    """Return the weight of every pixel of every sample."""
     return torch.stack([y * x for y in (near[1] * attention, far[1] * attention) for x in (near[0], far[0])], 1)
 
 
@@ -210,12 +210,12 @@ def _dot_rows(
 ) -> Float32[Tensor, "bags 4 samples"]:
     """Compute the inner product of every bag's vector with each of its rows."""
     entries = row.shape[1:].numel()
-    # PyTorch takes a matrix to have no more entries than places, and cuts off the others.
+    # PyTorch expects no more entries per row than columns, and drops others.
     rows = pad(rows, (0, 0, 0, max(0, entries - len(rows))))
     starts = torch.arange(0, row.numel() + 1, entries, dtype=torch.int32, device=row.device)
-    # Zeros, because what is there times `beta` is added.
+    # Zeros, because PyTorch adds `beta` times the given values.
     dots = torch.zeros_like(row, dtype=torch.float32)
-    _spend_beta_warning()
+    _silence_beta_warning()
     matrix = torch.sparse_csr_tensor(
         starts, row.flatten(), dots.view(-1), (len(bags), len(rows)), device=row.device, check_invariants=False
     )
@@ -224,8 +224,8 @@ def _dot_rows(
 
 
 @functools.cache
-def _spend_beta_warning() -> None:
-    """Have PyTorch warn that such tensors are in beta, which it does once, where nobody hears it."""
+def _silence_beta_warning() -> None:
+    """Suppress the warning that sparse CSR tensors are in beta, which PyTorch issues once."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 0], [], [], (1, 1), dtype=torch.float32, device="cpu", check_invariants=False)
@@ -239,11 +239,11 @@ def _sum_into_rows(
 ) -> Float32[Tensor, "rows channels"]:
     """Sum the weighted vectors of all bags into each of their rows, in the order of the bags.
 
-    Entries whose row is `rows` are left out.
+    Entries of row `rows` are left out.
     """
     row = row.flatten()
     starts = pad(torch.bincount(row, minlength=rows + 1)[:rows].cumsum(0, dtype=torch.int32), (1, 0))
-    # Half as many digits are sorted in half the time.
+    # Sorting half the bits takes half the time.
     order = (row.to(torch.int16) if rows < 2**15 else row).argsort(stable=True)
     order = order[: int(starts[-1])]
     bag = order.to(torch.int32).floor_divide_(weights.shape[1:].numel())

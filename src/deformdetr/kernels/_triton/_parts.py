@@ -1,13 +1,13 @@
-"""What forward and backward have in common: geometry, attention, and rows of channels."""
+"""Functions that the forward and backward kernels share: geometry, attention, and rows of channels."""
 
 import triton
 import triton.language as tl
 
-from deformdetr.kernels._ms_deform_attn import _levels
+from deformdetr.kernels import _levels
 
 MOST_PIXELS_IN_LINE = tl.constexpr(_levels.MOST_PIXELS_IN_LINE)
 
-# Arguments that change from image to image; a kernel compiled for one of their values serves all.
+# Arguments that change from image to image: kernels are not specialized on their values.
 SIZES = (
     "queries",
     "pixels",
@@ -22,11 +22,12 @@ SIZES = (
 def split_axis(position, size):
     """Split one coordinate into two pixels and their weights.
 
-    Positions outside [-1, size), NaN included, are not inside; the rest is then meaningless but finite and in range.
+    Positions outside [-1, size), NaN included, are not inside. Their pixels and weights are meaningless, but finite and
+    in range.
     """
     inside = (position >= -1.0) & (position < size)
     position = tl.where(inside, position, 0.0)
-    # Between -1 and 0 the pixel before the first lies outside, and the first one is the second of its cell.
+    # Between -1 and 0 the pixel before the position lies outside, and only the first pixel counts.
     first = tl.maximum(tl.floor(position), 0.0)
     has_second = (position >= 0.0) & (position < size - 1.0)
     distance = position - first
@@ -35,13 +36,13 @@ def split_axis(position, size):
 
 @triton.jit
 def slopes(position, has_second):
-    """Give the derivatives of the two weights of an axis: from the right, where they jump."""
+    """Return the derivatives of the two weights of an axis; at jumps, the derivatives from the right."""
     return tl.where(position < 0.0, 1.0, -1.0), tl.where(has_second, 1.0, 0.0)
 
 
 @triton.jit
 def halves(bits, DTYPE: tl.constexpr):
-    """Read two numbers of 16 bits from every 32 bits, the lower ones first."""
+    """Return the low and the high 16 bits of every word as float32."""
     if DTYPE == tl.bfloat16:
         return (bits << 16).to(tl.float32, bitcast=True), (bits & -65536).to(tl.float32, bitcast=True)
     else:
@@ -52,7 +53,7 @@ def halves(bits, DTYPE: tl.constexpr):
 
 @triton.jit
 def join(low, high, DTYPE: tl.constexpr):
-    """Undo `halves`, rounding to DTYPE."""
+    """Return words of two numbers each, rounded to DTYPE: the inverse of `halves`."""
     low = low.to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
     high = high.to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32) << 16
     return low | high
@@ -60,9 +61,9 @@ def join(low, high, DTYPE: tl.constexpr):
 
 @triton.jit
 def load_row(pointer, mask, PREDICATED: tl.constexpr, PAIRED: tl.constexpr, DTYPE: tl.constexpr):
-    """Read channels in float32: even and odd ones apart where PAIRED, else all of them, twice.
+    """Load channels as float32: even and odd ones separately if PAIRED, else all of them, twice.
 
-    Without predicates (on AMD's GPUs masked loads take several times the registers), addresses must be in range.
+    If not PREDICATED, addresses must be in range: masked loads on AMD's GPUs take several times the registers.
     """
     if PREDICATED:
         bits = tl.load(pointer, mask=mask, other=0)
@@ -85,7 +86,7 @@ def dot_rows(even, odd, other_even, other_odd, PAIRED: tl.constexpr):
 
 @triton.jit
 def load_xy(pointer, index):
-    """Read the pair at `index` of an array of pairs with one load."""
+    """Load the pair at `index` of an array of pairs in one instruction."""
     DTYPE: tl.constexpr = pointer.dtype.element_ty
     if DTYPE == tl.float32:
         bits = tl.load(pointer.to(tl.pointer_type(tl.int64)) + index)
@@ -98,15 +99,15 @@ def load_xy(pointer, index):
 
 @triton.jit
 def load_level(shapes, level, start, pixels, GROUPED: tl.constexpr, CHECKED: tl.constexpr):
-    """Read height, width and first pixel, and the first pixel of the next level.
+    """Load height, width and first pixel of a level, and the first pixel of the next level.
 
-    If CHECKED, height and width are -1, so that no position is inside, where a level is empty or does not fit into the
-    pixels of the value, by the rule of `fit_levels`. Where levels repeat, the table has a column of first pixels.
+    If CHECKED, levels that are empty or do not fit into the value, as in `fit_levels`, have height and width -1: no
+    position is inside. If GROUPED, the table has a column of first pixels.
     """
     COLUMNS: tl.constexpr = 3 if GROUPED else 2
     height = tl.load(shapes + level * COLUMNS).to(tl.int64)
     width = tl.load(shapes + level * COLUMNS + 1).to(tl.int64)
-    # Both from 1 to the most, which is a power of two: one less is smaller, and has no sign.
+    # True if both are from 1 to the maximum, a power of two: one less is below it, and not negative.
     is_level = ((height - 1) | (width - 1)).to(tl.uint64) < MOST_PIXELS_IN_LINE
     height, width = height.to(tl.int32), width.to(tl.int32)
     if GROUPED:
@@ -127,13 +128,13 @@ def load_level(shapes, level, start, pixels, GROUPED: tl.constexpr, CHECKED: tl.
 
 @triton.jit
 def first_start(CHECKED: tl.constexpr):
-    """Return the first pixel of the first level, in as many bits as sums of unknown sizes take."""
+    """Return the first pixel of the first level, in 64 bits if CHECKED, because sums of unknown sizes can be large."""
     return tl.zeros((), tl.int64 if CHECKED else tl.int32)
 
 
 @triton.jit
 def load_reference(references, query, level, stride_query, stride_level, COORDINATES: tl.constexpr):
-    """Read reference points in float32: centres, and sizes where there are 4 COORDINATES."""
+    """Load reference points as float32: centers, and sizes if there are 4 COORDINATES."""
     pointer = references + query.to(tl.int64) * stride_query + level * stride_level
     x = tl.load(pointer).to(tl.float32)
     y = tl.load(pointer + 1).to(tl.float32)
@@ -145,7 +146,7 @@ def load_reference(references, query, level, stride_query, stride_level, COORDIN
 
 @triton.jit
 def sum_up_softmax(logits, first, TOTAL: tl.constexpr, COLUMNS: tl.constexpr):
-    """Give the largest logit of every row, and the inverse of the sum of exponentials relative to it."""
+    """Return the largest logit of every row, and the inverse of the sum of exponentials relative to it."""
     column = tl.arange(0, COLUMNS)
     logit = tl.load(logits + first[:, None] + column[None, :], mask=(column < TOTAL)[None, :], other=float("-inf"))
     largest = tl.max(logit.to(tl.float32), axis=1)
@@ -161,7 +162,7 @@ def power(logit, largest):
 def find_position(
     x, y, reference_x, reference_y, reference_w, reference_h, width, height, COORDINATES: tl.constexpr, P: tl.constexpr
 ):
-    """Turn a location (0 COORDINATES) or an offset from a reference into a position in pixels."""
+    """Convert a location (0 COORDINATES) or an offset from a reference point to a position in pixels."""
     if COORDINATES == 0:
         return x * width - 0.5, y * height - 0.5
     elif COORDINATES == 2:
@@ -174,7 +175,7 @@ def find_position(
 
 @triton.jit
 def is_visible(padding, pixel, mask, PADDED: tl.constexpr):
-    """Tell where a pixel counts: where the mask says so, and the padding mask does not say otherwise."""
+    """Return where a pixel counts: inside the level, and not padded."""
     if PADDED:
         return mask & (tl.load(padding + pixel) == 0)
     else:
