@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from checkpoints import tiny_config
 from deformdetr import preset
 from deformdetr.config import ContrastiveDenoisingConfig, DeformableDETRConfig, DenoisingConfig
-from deformdetr.nn import AnchorDecoder, AnchorQueries, ContrastiveDenoising, Denoising, MixedQueries
+from deformdetr.nn import AnchorPosition, AnchorQueries, ContrastiveDenoising, Denoising, MixedQueries
 
 ANCHORS = {"anchor_queries": True, "with_box_refine": True}
 
@@ -41,7 +41,7 @@ def test_every_number_reaches_its_part():
     denoising = DenoisingConfig(num_groups=3, label_noise_scale=0.1, box_noise_scale=0.6)
     model = tiny_config(**ANCHORS, denoising=denoising, query_scale=True, inverse_sigmoid_eps=1e-4).build()
     assert isinstance(model.queries, AnchorQueries)
-    assert isinstance(model.decoder, AnchorDecoder)
+    assert isinstance(model.decoder.position, AnchorPosition)
     assert isinstance(model.denoising, Denoising)
     assert (model.denoising.num_groups, model.denoising.label_noise_scale, model.denoising.box_noise_scale) == (
         3,
@@ -62,7 +62,7 @@ def test_dino_is_what_the_paper_describes():
     model = config.build()
     assert isinstance(model.queries, MixedQueries)
     assert model.queries.content.weight.shape == (900, 32)
-    assert isinstance(model.decoder, AnchorDecoder)
+    assert isinstance(model.decoder.position, AnchorPosition)
     assert model.decoder.look_forward_twice
     assert model.decoder.norm is not None
     assert model.decoder.position.scale is None

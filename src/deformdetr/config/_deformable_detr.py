@@ -14,7 +14,6 @@ from deformdetr.losses import FocalClassification, SetCriterion
 from deformdetr.matching import FocalClassCost, HungarianMatcher
 from deformdetr.models import DeformableDETR, SigmoidPostProcess
 from deformdetr.nn import (
-    AnchorDecoder,
     AnchorPosition,
     AnchorQueries,
     ChannelMapper,
@@ -229,16 +228,13 @@ class DeformableDETRConfig(Config):
     def _feed_forward(self) -> FeedForward:
         return FeedForward(self.d_model, self.d_ffn, dropout=self.dropout)
 
-    def _decoder(
-        self, layers: Sequence[DeformableDecoderLayer], box_heads: Sequence[nn.Module]
-    ) -> DeformableDecoder | AnchorDecoder:
-        if not self.anchor_queries:
-            return DeformableDecoder(layers, box_heads, with_box_refine=self.with_box_refine)
-        return AnchorDecoder(
+    def _decoder(self, layers: Sequence[DeformableDecoderLayer], box_heads: Sequence[nn.Module]) -> DeformableDecoder:
+        return DeformableDecoder(
             layers,
             box_heads,
-            AnchorPosition(self.d_model, has_scale=self.query_scale),
+            position=AnchorPosition(self.d_model, has_scale=self.query_scale) if self.anchor_queries else None,
             norm=nn.LayerNorm(self.d_model) if self.decoder_norm else None,
+            with_box_refine=self.with_box_refine,
             look_forward_twice=self.look_forward_twice,
             eps=self.inverse_sigmoid_eps,
         )
