@@ -12,9 +12,9 @@ from deformdetr import PRESETS, DeformableDETRConfig, preset, preset_names
 from deformdetr.config import (
     Config,
     ConvBackboneConfig,
-    CriterionConfig,
     DeformConvConfig,
     DETRConfig,
+    FocalCriterionConfig,
     LearnedPositionConfig,
     ResNetConfig,
     SinePositionConfig,
@@ -29,7 +29,7 @@ from deformdetr.nn import DeformConv2d, FeatureBackbone, LearnedQueries, Proposa
 
 ODD = tiny_config(
     position=LearnedPositionConfig(max_size=7),
-    criterion=CriterionConfig(focal_gamma=1.5, loss_giou=0),
+    criterion=FocalCriterionConfig(focal_gamma=1.5, loss_giou=0),
     two_stage=True,
     top_k=9,
     dec_n_points=(3, 6, 3, 1),
@@ -144,7 +144,7 @@ def test_schema_describes_every_field_and_accepts_nothing_else():
         (DeformableDETRConfig, {"backbone": {"kind": "vgg"}}),
         (DeformableDETRConfig, {"position": {"kind": "conv"}}),
         (ResNetConfig, {"name": "resnet20"}),
-        (CriterionConfig, {"loss_mask": 1.0}),
+        (FocalCriterionConfig, {"loss_mask": 1.0}),
         (DETRConfig, {"criterion": {"kind": "focal", "no_object_weight": 0.1}}),
         (DETRConfig, {"criterion": {"kind": "hinge"}}),
         (TimmConfig, {"name": "hf-hub:somebody/something"}),
@@ -186,8 +186,8 @@ def test_unknown_fields_and_kinds_are_refused(kind, fields):
         (ResNetConfig, {"trainable_layers": 6}, "less than or equal to 5"),
         (ConvBackboneConfig, {"channels": (8, 8, 12, 8)}, r"multiples of 8, got \(8, 8, 12, 8\)"),
         (SinePositionConfig, {"temperature": 0}, "greater than 0"),
-        (CriterionConfig, {"focal_alpha": 1.5}, "less than or equal to 1"),
-        (CriterionConfig, {"cost_giou": -1}, "greater than or equal to 0"),
+        (FocalCriterionConfig, {"focal_alpha": 1.5}, "less than or equal to 1"),
+        (FocalCriterionConfig, {"cost_giou": -1}, "greater than or equal to 0"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused_with_their_numbers(kind, fields, message):
@@ -235,7 +235,7 @@ def test_an_unknown_preset_is_answered_with_the_known_ones():
 
 
 def test_criterion_passes_its_numbers_on():
-    config = CriterionConfig(cost_class=1, cost_bbox=2, cost_giou=3, loss_class=4, loss_bbox=5, loss_giou=6)
+    config = FocalCriterionConfig(cost_class=1, cost_bbox=2, cost_giou=3, loss_class=4, loss_bbox=5, loss_giou=6)
     criterion = config.build()
     assert criterion.weights == {"loss_ce": 4, "loss_bbox": 5, "loss_giou": 6}
     matcher = criterion.matcher
@@ -273,7 +273,7 @@ def test_described_convolutions_are_in_the_described_stages(version, layers, cou
 def test_a_criterion_of_detr_that_names_no_kind_is_that_of_detr():
     config = DETRConfig(criterion={"loss_class": 3})
     assert config.criterion == SoftmaxCriterionConfig(loss_class=3)
-    assert config.replace(criterion={"kind": "focal", "loss_class": 3}).criterion == CriterionConfig(loss_class=3)
+    assert config.replace(criterion={"kind": "focal", "loss_class": 3}).criterion == FocalCriterionConfig(loss_class=3)
 
 
 @pytest.mark.parametrize("kind", [tiny_config, lambda: DETRConfig(d_model=16, n_heads=2, d_ffn=24)])
