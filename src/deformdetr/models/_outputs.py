@@ -20,7 +20,7 @@ def gather_layers(
         count = noised.content.shape[1]
         restored = [_slice_queries(layer, slice(count)) for layer in layers]
         layers = [_slice_queries(layer, slice(count, None)) for layer in layers]
-    outputs: Predictions = {**layers[-1]}
+    outputs: Predictions = {"pred_logits": layers[-1]["pred_logits"], "pred_boxes": layers[-1]["pred_boxes"]}
     if aux_loss:
         outputs["aux_outputs"] = list(layers[:-1])
     if noised is not None:
@@ -32,7 +32,8 @@ def _denoising_outputs(
     layers: list[LayerPredictions], noised: NoisedQueries, *, aux_loss: bool
 ) -> DenoisingPredictions:
     outputs: DenoisingPredictions = {
-        **layers[-1],
+        "pred_logits": layers[-1]["pred_logits"],
+        "pred_boxes": layers[-1]["pred_boxes"],
         "num_groups": noised.num_groups,
         "has_negatives": noised.has_negatives,
     }

@@ -40,7 +40,7 @@ class Pyramid(NamedTuple):
         self, pixels: Float[Tensor, "batch pixels d_model"]
     ) -> list[Float[Tensor, "batch d_model _height _width"]]:
         """Return feature maps like the levels from what `flatten_levels` made of them."""
-        pieces = pixels.split([height * width for height, width in self.spatial_shapes], dim=1)
+        pieces = torch.split(pixels, [height * width for height, width in self.spatial_shapes], dim=1)
         return [piece.transpose(1, 2).view(level.shape) for piece, level in zip(pieces, self.levels, strict=True)]
 
 
