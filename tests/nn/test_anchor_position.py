@@ -11,7 +11,7 @@ from deformdetr.nn import AnchorPosition
 D_MODEL = 16
 
 
-def test_position_is_a_perceptron_of_the_sines_of_y_x_width_and_height(rng):
+def test_position_is_an_mlp_of_the_sines_of_y_x_width_and_height(rng):
     module = AnchorPosition(D_MODEL, has_scale=True)
     boxes, content = torch.rand(2, 3, 4, generator=rng), torch.randn(2, 3, D_MODEL, generator=rng)
     for image in range(2):
@@ -30,7 +30,7 @@ def test_position_is_a_perceptron_of_the_sines_of_y_x_width_and_height(rng):
             torch.testing.assert_close(module(boxes, content)[image, query], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_position_starts_xavier_and_needs_channels_that_split_in_four():
+def test_position_is_initialized_by_xavier_and_needs_a_multiple_of_four_channels():
     module = AnchorPosition(64)
     assert module.scale is None
     assert fills_uniform_bound(module.encoding.layers[0].weight, xavier_bound(128, 64))

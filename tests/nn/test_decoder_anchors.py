@@ -78,7 +78,7 @@ def test_layers_encode_and_refine_the_boxes(rng, pyramid, queries, norm, look_fo
         torch.testing.assert_close(output.hidden_states[index], hidden)
         torch.testing.assert_close(output.boxes[index], boxes, rtol=1e-4, atol=1e-5)
         losses.append(boxes.square().sum())
-        # Outputs start from boxes that know their gradient, where to look from those that do not.
+        # Predicted boxes are relative to references with a gradient; attention uses detached ones.
         moved = (head(query) + torch.logit(reference)).sigmoid()
         start, reference = moved if look_forward_twice else moved.detach(), moved.detach()
     ours = torch.autograd.grad(sum(boxes.square().sum() for boxes in output.boxes), list(decoder.parameters()))
@@ -95,7 +95,7 @@ def test_boxes_train_the_layer_before_only_when_looking_forward_twice(
 ):
     decoder = _decoder(rng, look_forward_twice=look_forward_twice)
     _decode(decoder, *queries, pyramid).boxes[-1].sum().backward()
-    # The hidden states train all layers; the heads get a gradient through boxes alone.
+    # Hidden states train all layers, but box heads have a gradient through boxes only.
     assert [all(p.grad is not None for p in head.parameters()) for head in decoder.box_heads] == trained
 
 

@@ -41,7 +41,7 @@ def _mixed(rng, num_queries=11, **settings):
 
 
 def _scored(module, pyramid):
-    """Compute logits and boxes of all pixels, one part after the other."""
+    """Compute logits and boxes of all pixels step by step."""
     grid = proposal_logits(SHAPES, pyramid.padding_mask)
     memory = pyramid.features.masked_fill(grid.isinf().any(-1, keepdim=True), 0)
     memory = F.linear(memory, module.memory_projection.weight, module.memory_projection.bias)
@@ -105,7 +105,7 @@ def test_proposal_logits_agree_with_loops_over_pixels():
 
 def test_pixels_too_near_the_edge_or_of_too_coarse_a_level_propose_nothing():
     edges = proposal_logits([(1, 80)], torch.zeros(1, 80, dtype=torch.bool))[0, :, 0].isfinite()
-    # 0.5 / 80 lies nearer than 0.01 to the edge, 1.5 / 80 does not.
+    # 0.5 / 80 is closer than 0.01 to the edge, 1.5 / 80 is not.
     assert edges.tolist() == [False, *[True] * 78, False]
     shapes = [(2, 2)] * 6
     by_level = proposal_logits(shapes, torch.zeros(1, 24, dtype=torch.bool)).isfinite().all(-1).view(6, 4)
@@ -207,7 +207,7 @@ def test_fewer_pixels_than_queries_give_all_of_them(rng, pyramid):
         assert queries.reference_points.shape == (2, 75, 4)
 
 
-def test_proposal_queries_start_xavier_with_pytorchs_biases():
+def test_proposal_queries_are_initialized_by_xavier_with_pytorchs_biases():
     module = ProposalQueries(300, 256, class_head(256, 91), nn.Linear(256, 4))
     for linear, width in ((module.memory_projection, 256), (module.position_projection, 512)):
         assert fills_uniform_bound(linear.weight, xavier_bound(width, width))
@@ -228,7 +228,7 @@ def test_proposals_stay_in_float32_in_half_precision(rng, pyramid, autocast):
     boxes = queries.predictions["enc_outputs"]["pred_boxes"]
     assert (queries.reference_points.dtype, boxes.dtype) == (torch.float32, torch.float32)
     torch.testing.assert_close(boxes, expected, rtol=0, atol=0.05)
-    # The grid is not rounded: where the head is silent, boxes are exact.
+    # The grid is not rounded: with a box head of zeros, boxes are exact.
     module.box_head = nn.Linear(D_MODEL, 4).to(module.memory_projection.weight.dtype)
     nn.init.zeros_(module.box_head.weight)
     nn.init.zeros_(module.box_head.bias)
@@ -238,7 +238,7 @@ def test_proposals_stay_in_float32_in_half_precision(rng, pyramid, autocast):
     torch.testing.assert_close(silent, proposal_logits(SHAPES, pyramid.padding_mask).sigmoid(), rtol=0, atol=1e-7)
 
 
-def test_proposals_need_channels_that_split_in_four():
+def test_proposals_need_a_multiple_of_four_channels():
     with pytest.raises(ValueError, match="d_model must be a multiple of 4, got 10"):
         ProposalQueries(3, 10, nn.Identity(), nn.Identity())
 
@@ -292,7 +292,7 @@ def test_chosen_boxes_are_detached_and_content_is_learned(rng, pyramid):
         assert parameter.grad is None or parameter.grad.isfinite().all(), name
 
 
-def test_mixed_queries_start_xavier():
+def test_mixed_queries_are_initialized_by_xavier():
     module = MixedQueries(300, 256, nn.Identity(), nn.Identity())
     assert fills_uniform_bound(module.content.weight, xavier_bound(300, 256))
     assert fills_uniform_bound(module.memory_projection.weight, xavier_bound(256, 256))

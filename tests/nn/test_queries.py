@@ -35,7 +35,7 @@ def test_learned_queries_are_position_then_content(pyramid):
     assert queries.predictions == {}
 
 
-def test_learned_queries_start_at_the_original_distributions():
+def test_learned_queries_are_initialized_as_in_the_original():
     module = LearnedQueries(300, 256)
     weight = module.embedding.weight.detach()
     assert weight.shape == (300, 512)
