@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from textwrap import shorten
+from types import ModuleType
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -52,13 +53,7 @@ class TimmConfig(Config):
             ValueError: If timm does not know the network, `out_indices` differ in number from `out_layers`, or the
                 weights cannot be read or do not fit.
         """
-        try:
-            import timm
-        except ImportError as error:
-            raise ImportError(f"the backbone {self.name} needs timm: pip install 'deformdetr[timm]'") from error
-
-        if not timm.is_model(self.name):
-            raise ValueError(f"timm {timm.__version__} has no model {self.name!r}")
+        timm = _import_timm(self.name)
         indices = self.out_indices or tuple(layer - 5 for layer in out_layers)
         if len(indices) != len(out_layers):
             raise ValueError(f"the model takes {len(out_layers)} feature maps, but out_indices are {indices}")
@@ -81,6 +76,17 @@ class TimmConfig(Config):
             strides=body.feature_info.reduction(),
             frozen=[f"model.{name}" for name in self.frozen],
         )
+
+
+def _import_timm(network: str) -> ModuleType:
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(f"the backbone {network} needs timm: pip install 'deformdetr[timm]'") from error
+    if not timm.is_model(network):
+        raise ValueError(f"timm {timm.__version__} has no model {network!r}")
+    module: ModuleType = timm
+    return module
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
