@@ -18,6 +18,11 @@ class Config(BaseModel):
 
         A nested config is given as a config or as a mapping, and replaced completely.
 
+        Example:
+            >>> from deformdetr.config import DETRConfig
+            >>> DETRConfig().replace(num_classes=3).num_classes
+            3
+
         Raises:
             pydantic.ValidationError: If the changed config is not valid.
         """
@@ -30,6 +35,14 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 def save_config(config: Config, path: str | Path) -> None:
     """Write a config to a YAML or JSON file, by its suffix; the file is replaced atomically.
+
+    Example:
+        >>> import tempfile
+        >>> from deformdetr.config import DETRConfig
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_config(DETRConfig(num_classes=3), f"{folder}/model.json")
+        ...     load_config(f"{folder}/model.json", DETRConfig).num_classes
+        3
 
     Raises:
         ValueError: If the suffix is none of `.yaml`, `.yml` and `.json`.

@@ -9,7 +9,12 @@ from deformdetr.nn import ContrastiveDenoising, Denoising
 
 
 class DenoisingConfig(Config):
-    """Denoising of DN-DETR; see `deformdetr.nn.Denoising`."""
+    """Denoising of DN-DETR; see `deformdetr.nn.Denoising`.
+
+    Example:
+        >>> DenoisingConfig(num_groups=3).build(num_classes=91, d_model=256, eps=1e-3).num_groups
+        3
+    """
 
     kind: Literal["dn"] = "dn"
     num_groups: PositiveInt = Field(default=5, description="Noised copies of every target.")
@@ -34,7 +39,12 @@ class DenoisingConfig(Config):
 
 
 class ContrastiveDenoisingConfig(Config):
-    """Contrastive denoising of DINO; see `deformdetr.nn.ContrastiveDenoising`."""
+    """Contrastive denoising of DINO; see `deformdetr.nn.ContrastiveDenoising`.
+
+    Example:
+        >>> ContrastiveDenoisingConfig(dn_number=50).build(num_classes=91, d_model=256, eps=1e-3).dn_number
+        50
+    """
 
     kind: Literal["cdn"] = "cdn"
     dn_number: PositiveInt = Field(

@@ -12,7 +12,12 @@ from deformdetr.nn import ConvBackbone, DeformConv2d, LearnedPositionEncoding, R
 
 
 class DeformConvConfig(Config):
-    """Deformable convolutions instead of 3x3 convolutions; see `deformdetr.nn.DeformConv2d`."""
+    """Deformable convolutions instead of 3x3 convolutions; see `deformdetr.nn.DeformConv2d`.
+
+    Example:
+        >>> ResNetConfig(deform_conv=DeformConvConfig(layers=(4,))).deform_conv.version
+        2
+    """
 
     version: Literal[1, 2] = Field(default=2, description="1 offsets the sampling points; 2 modulates them too.")
     layers: tuple[Annotated[int, Field(ge=1, le=4)], ...] = Field(
@@ -24,7 +29,12 @@ class DeformConvConfig(Config):
 
 
 class ResNetConfig(Config):
-    """A torchvision ResNet; see `deformdetr.nn.ResNetBackbone`."""
+    """A torchvision ResNet; see `deformdetr.nn.ResNetBackbone`.
+
+    Example:
+        >>> ResNetConfig(name="resnet18").build(out_layers=(3, 4)).channels
+        (256, 512)
+    """
 
     kind: Literal["resnet"] = "resnet"
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
@@ -71,7 +81,12 @@ class ResNetConfig(Config):
 
 
 class ConvBackboneConfig(Config):
-    """A small residual network for demonstrations and tests; see `deformdetr.nn.ConvBackbone`."""
+    """A small residual network for demonstrations and tests; see `deformdetr.nn.ConvBackbone`.
+
+    Example:
+        >>> ConvBackboneConfig().build(out_layers=(3, 4)).channels
+        (128, 256)
+    """
 
     kind: Literal["conv"] = "conv"
     channels: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (32, 64, 128, 256)
@@ -89,7 +104,12 @@ class ConvBackboneConfig(Config):
 
 
 class SinePositionConfig(Config):
-    """Fixed position encodings; see `deformdetr.nn.SinePositionEncoding`."""
+    """Fixed position encodings; see `deformdetr.nn.SinePositionEncoding`.
+
+    Example:
+        >>> SinePositionConfig(offset=0.0).build(d_model=64).offset
+        0.0
+    """
 
     kind: Literal["sine"] = "sine"
     temperature: PositiveFloat = 10000.0
@@ -102,7 +122,12 @@ class SinePositionConfig(Config):
 
 
 class LearnedPositionConfig(Config):
-    """Learned position encodings; see `deformdetr.nn.LearnedPositionEncoding`."""
+    """Learned position encodings; see `deformdetr.nn.LearnedPositionEncoding`.
+
+    Example:
+        >>> sum(parameter.numel() for parameter in LearnedPositionConfig(max_size=40).build(d_model=64).parameters())
+        2560
+    """
 
     kind: Literal["learned"] = "learned"
     max_size: PositiveInt = Field(default=50, description="Largest height and width of a feature map, in pixels.")

@@ -83,5 +83,10 @@ def preset(name: str) -> DeformableDETRConfig | DETRConfig:
 
 
 def preset_names() -> list[str]:
-    """Return the names of the presets."""
+    """Return the names of the presets.
+
+    Example:
+        >>> "dino_r50_4scale" in preset_names()
+        True
+    """
     return list(PRESETS)

@@ -10,7 +10,13 @@ from deformdetr.structures import Target
 
 
 def needs_targets(model: nn.Module) -> bool:
-    """Return whether a model denoises, so that training calls it with `targets`."""
+    """Return whether a model denoises, so that training calls it with `targets`.
+
+    Example:
+        >>> import deformdetr
+        >>> needs_targets(deformdetr.preset("demo").build())
+        False
+    """
     return getattr(model, "denoising", None) is not None
 
 

@@ -110,6 +110,15 @@ class DeformableDecoder(nn.Module):
     The decoders of Deformable DETR need neither `position` nor `norm`. DAB-DETR and DN-DETR have `position`, DINO has
     all options.
 
+    Example:
+        >>> self_attn, cross_attn = nn.MultiheadAttention(64, 4, batch_first=True), MSDeformAttn(64, n_levels=1)
+        >>> layer = DeformableDecoderLayer(self_attn, cross_attn, FeedForward(64, 128))
+        >>> decoder = DeformableDecoder([layer], box_heads=[nn.Linear(64, 4)])
+        >>> query, memory = torch.rand(1, 10, 64), torch.rand(1, 8 * 8, 64)
+        >>> references, valid_ratios = torch.rand(1, 10, 2), torch.ones(1, 1, 2)
+        >>> decoder(query, torch.zeros_like(query), references, memory, [(8, 8)], valid_ratios).boxes[-1].shape
+        torch.Size([1, 10, 4])
+
     Args:
         layers: Built layers, which the stack owns.
         box_heads: Modules that return four numbers per query, added to the logits of its reference: one per layer, or
@@ -188,6 +197,7 @@ class DeformableDecoder(nn.Module):
         if (query_position is None) == (self.position is None):
             raise ValueError("query_position is needed by a decoder without `position`, and refused by one with it")
         output = DecoderOutput([], [])
+        # Predicted boxes are relative to these, which keep their gradient when looking forward twice.
         start = reference_points
         for index, layer in enumerate(self.layers):
             ratios = valid_ratios.repeat(1, 1, reference_points.shape[-1] // 2)
@@ -197,13 +207,15 @@ class DeformableDecoder(nn.Module):
             query = layer(query, query_position, on_levels, memory, spatial_shapes, padding_mask, attention_mask)
             box_head = self.box_heads[index % len(self.box_heads)]
             hidden = query if self.norm is None else self.norm(query)
-            boxes = offset_boxes(start, box_head(hidden), self.eps)
+            deltas = box_head(hidden)
+            boxes = offset_boxes(start, deltas, self.eps)
             output.hidden_states.append(hidden)
             output.boxes.append(boxes)
             if self.with_box_refine and index + 1 < len(self.layers):
-                # The next references are computed without the norm, and only from detached references.
+                # The references of the next layer are computed without the norm, from detached references.
                 if self.norm is not None or self.look_forward_twice:
-                    boxes = offset_boxes(reference_points, box_head(query), self.eps)
+                    deltas = deltas if self.norm is None else box_head(query)
+                    boxes = offset_boxes(reference_points, deltas, self.eps)
                 reference_points = boxes.detach()
                 start = boxes if self.look_forward_twice else reference_points
         return output

@@ -133,6 +133,13 @@ class TransformerDecoderLayer(nn.Module):
 class TransformerEncoder(nn.Module):
     """A stack of encoder layers over one feature map.
 
+    Example:
+        >>> import torch
+        >>> layer = TransformerEncoderLayer(nn.MultiheadAttention(64, 4, batch_first=True), FeedForward(64, 128))
+        >>> src = torch.rand(1, 8 * 8, 64)
+        >>> TransformerEncoder([layer])(src, torch.zeros_like(src)).shape
+        torch.Size([1, 64, 64])
+
     Args:
         layers: Built layers, which the stack owns.
     """
@@ -155,6 +162,15 @@ class TransformerEncoder(nn.Module):
 
 class TransformerDecoder(nn.Module):
     """A stack of decoder layers.
+
+    Example:
+        >>> import torch
+        >>> self_attn, cross_attn = (nn.MultiheadAttention(64, 4, batch_first=True) for _ in range(2))
+        >>> layer = TransformerDecoderLayer(self_attn, cross_attn, FeedForward(64, 128))
+        >>> query, memory = torch.rand(1, 10, 64), torch.rand(1, 8 * 8, 64)
+        >>> decoder = TransformerDecoder([layer], norm=nn.LayerNorm(64))
+        >>> [hidden.shape for hidden in decoder(query, torch.zeros_like(query), memory, torch.zeros_like(memory))]
+        [torch.Size([1, 10, 64])]
 
     Args:
         layers: Built layers, which the stack owns.
