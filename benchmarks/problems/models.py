@@ -13,7 +13,7 @@ from benchmarks.cases import ModelCase, Variant
 from benchmarks.problems.contender import UnavailableError
 from benchmarks.problems.targets import draw_targets
 from deformdetr import DeformableDETRConfig
-from deformdetr.config import CriterionConfig, ResNetConfig
+from deformdetr.config import FocalCriterionConfig, ResNetConfig
 from deformdetr.integrations import from_hugging_face, to_hugging_face
 from deformdetr.structures import Target
 
@@ -128,7 +128,7 @@ class HuggingFace(Model):
 def describe(case: ModelCase) -> DeformableDETRConfig:
     """Describe a case's model; the losses' weights are those of transformers, which has none for the class."""
     tiny = _TINY if case.tiny else {}
-    return DeformableDETRConfig(criterion=CriterionConfig(loss_class=1.0), **tiny | _VARIANTS[case.variant])
+    return DeformableDETRConfig(criterion=FocalCriterionConfig(loss_class=1.0), **tiny | _VARIANTS[case.variant])
 
 
 def draw_batch(case: ModelCase, classes: int, device: str, seed: int) -> Batch:

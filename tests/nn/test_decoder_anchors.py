@@ -1,20 +1,16 @@
-"""The decoder of queries that are boxes, against its formulas written out."""
-
-import math
+"""The decoder with positions from boxes, against its formulas written out."""
 
 import pytest
 import torch
 from torch import nn
 
-from bounds import fills_uniform_bound, xavier_bound
 from deformdetr.nn import (
     MLP,
-    AnchorDecoder,
     AnchorPosition,
+    DeformableDecoder,
     DeformableDecoderLayer,
     FeedForward,
     MSDeformAttn,
-    box_head,
     valid_ratios,
 )
 from pyramids import random_pyramid
@@ -34,10 +30,11 @@ def _layer():
 
 
 def _decoder(rng, n_heads=3, *, norm=False, has_scale=False, **settings):
-    decoder = AnchorDecoder(
+    decoder = DeformableDecoder(
         [_layer() for _ in range(3)],
         [MLP(D_MODEL, D_MODEL, 4, 2) for _ in range(n_heads)],
-        AnchorPosition(D_MODEL, has_scale=has_scale),
+        position=AnchorPosition(D_MODEL, has_scale=has_scale),
+        with_box_refine=True,
         norm=nn.LayerNorm(D_MODEL) if norm else None,
         **settings,
     )
@@ -62,33 +59,6 @@ def queries(rng):
     return torch.randn(2, 7, D_MODEL, generator=rng), torch.rand(2, 7, 4, generator=rng) * 0.8 + 0.1
 
 
-def test_position_is_a_perceptron_of_the_sines_of_y_x_width_and_height(rng):
-    module = AnchorPosition(D_MODEL, has_scale=True)
-    boxes, content = torch.rand(2, 3, 4, generator=rng), torch.randn(2, 3, D_MODEL, generator=rng)
-    for image in range(2):
-        for query in range(3):
-            x, y, width, height = boxes[image, query].tolist()
-            sines = []
-            for number in (y, x, width, height):
-                for i in range(0, D_MODEL // 2, 2):
-                    angle = 2 * math.pi * number / 10000 ** (i / (D_MODEL // 2))
-                    sines += [math.sin(angle), math.cos(angle)]
-            first, second = module.encoding.layers
-            expected = second(first(torch.tensor(sines)).relu())
-            torch.testing.assert_close(module(boxes)[image, query], expected, rtol=1e-4, atol=1e-5)
-            first, second = module.scale.layers
-            expected = expected * second(first(content[image, query]).relu())
-            torch.testing.assert_close(module(boxes, content)[image, query], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_position_starts_xavier_and_needs_channels_that_split_in_four():
-    module = AnchorPosition(64)
-    assert module.scale is None
-    assert fills_uniform_bound(module.encoding.layers[0].weight, xavier_bound(128, 64))
-    with pytest.raises(ValueError, match="d_model must be a multiple of 4, got 10"):
-        AnchorPosition(10)
-
-
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("look_forward_twice", [True, False])
 @pytest.mark.parametrize("n_heads", [1, 3])
@@ -108,7 +78,7 @@ def test_layers_encode_and_refine_the_boxes(rng, pyramid, queries, norm, look_fo
         torch.testing.assert_close(output.hidden_states[index], hidden)
         torch.testing.assert_close(output.boxes[index], boxes, rtol=1e-4, atol=1e-5)
         losses.append(boxes.square().sum())
-        # Outputs start from boxes that know their gradient, where to look from those that do not.
+        # Predicted boxes are relative to references with a gradient; attention uses detached ones.
         moved = (head(query) + torch.logit(reference)).sigmoid()
         start, reference = moved if look_forward_twice else moved.detach(), moved.detach()
     ours = torch.autograd.grad(sum(boxes.square().sum() for boxes in output.boxes), list(decoder.parameters()))
@@ -125,7 +95,7 @@ def test_boxes_train_the_layer_before_only_when_looking_forward_twice(
 ):
     decoder = _decoder(rng, look_forward_twice=look_forward_twice)
     _decode(decoder, *queries, pyramid).boxes[-1].sum().backward()
-    # The hidden states train all layers; the heads get a gradient through boxes alone.
+    # Hidden states train all layers, but box heads have a gradient through boxes only.
     assert [all(p.grad is not None for p in head.parameters()) for head in decoder.box_heads] == trained
 
 
@@ -162,9 +132,16 @@ def test_boxes_stay_in_float32_in_half_precision(rng, pyramid, queries, autocast
     assert {layer.dtype for layer in output.boxes} == {torch.float32}
 
 
-@pytest.mark.parametrize("n_heads", [0, 2, 4])
-def test_another_number_of_box_heads_is_refused(n_heads):
-    with pytest.raises(ValueError, match=f"one for each of 3 layers; got {n_heads}"):
-        AnchorDecoder(
-            [_layer() for _ in range(3)], [box_head(D_MODEL) for _ in range(n_heads)], AnchorPosition(D_MODEL)
-        )
+def test_fixed_positions_are_refused_where_the_decoder_computes_them(rng, pyramid, queries):
+    content, boxes = queries
+    ratios = valid_ratios(pyramid.masks)
+    with pytest.raises(ValueError, match="query_position is needed by a decoder without `position`"):
+        _decoder(rng)(content, content, boxes, pyramid.features, SHAPES, ratios)
+    without = DeformableDecoder([_layer()], [MLP(D_MODEL, D_MODEL, 4, 2)])
+    with pytest.raises(ValueError, match="query_position is needed by a decoder without `position`"):
+        without(content, None, boxes, pyramid.features, SHAPES, ratios)
+
+
+def test_looking_forward_twice_needs_refinement():
+    with pytest.raises(ValueError, match="look_forward_twice=True needs with_box_refine=True"):
+        DeformableDecoder([_layer()], [MLP(D_MODEL, D_MODEL, 4, 2)], look_forward_twice=True)
