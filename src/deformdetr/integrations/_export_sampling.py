@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deformdetr._dtypes import at_least_float32
 from deformdetr.kernels import sampling_locations
 
 Sampling: TypeAlias = Literal["grid_sample", "gather"]
@@ -51,8 +52,8 @@ def _attend(
     levels = _levels(on_device, on_host)
     if repeats:
         levels = [level for level, count in zip(levels, repeats, strict=True) for _ in range(count)]
-    dtype = torch.promote_types(value.dtype, torch.float32)
-    return sample(value.to(dtype), levels, locations.to(dtype), weights.to(dtype)).to(value.dtype)
+    wide = at_least_float32(value)
+    return sample(wide, levels, locations.to(wide.dtype), weights.to(wide.dtype)).to(value.dtype)
 
 
 def _attend_fused(
@@ -70,7 +71,7 @@ def _attend_fused(
         value = value.masked_fill(padding_mask[:, :, None, None], 0)
     shapes = list(zip(on_host[::2], on_host[1::2], strict=True)) if on_device is None else on_device
     locations = sampling_locations(references, offsets, shapes)
-    weights = logits.flatten(3).softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).view(logits.shape)
+    weights = at_least_float32(logits).flatten(3).softmax(-1).view(logits.shape)
     return _attend(sample, value, on_device, on_host, [], locations, weights, deterministic=False)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
+from deformdetr._dtypes import at_least_float32
 from deformdetr.boxes import cxcywh_to_xyxy
 from deformdetr.losses._boxes import giou_loss
 from deformdetr.losses._classification import ClassificationLoss, FocalClassification
@@ -158,7 +159,7 @@ class SetCriterion(nn.Module):
         losses: dict[str, Tensor] = {}
         for index, predictions in enumerate(layers):
             suffix = f"_dn_{index - 1}" if index else "_dn"
-            layer = _Layer("dn_outputs", suffix, False, _at_least_float32(predictions), targets)
+            layer = _Layer("dn_outputs", suffix, False, _widen(predictions), targets)
             losses |= {f"{name}{suffix}": value for name, value in self._judge(layer, pairs, num_noised).items()}
         return losses
 
@@ -173,24 +174,23 @@ class _Layer(NamedTuple):
 
 def _layers(outputs: Predictions, targets: Sequence[Target]) -> list[_Layer]:
     """List what is to be judged: the last decoder layer, the other ones, the encoder's proposals."""
-    layers = [_Layer("last layer", "", True, _at_least_float32(outputs), targets)]
+    layers = [_Layer("last layer", "", True, _widen(outputs), targets)]
     for index, auxiliary in enumerate(outputs.get("aux_outputs", ())):
-        layers.append(_Layer(f"aux_outputs[{index}]", f"_{index}", False, _at_least_float32(auxiliary), targets))
+        layers.append(_Layer(f"aux_outputs[{index}]", f"_{index}", False, _widen(auxiliary), targets))
     if "interm_outputs" in outputs:
-        layers.append(_Layer("interm_outputs", "_interm", False, _at_least_float32(outputs["interm_outputs"]), targets))
+        layers.append(_Layer("interm_outputs", "_interm", False, _widen(outputs["interm_outputs"]), targets))
     if "enc_outputs" in outputs:
         objects: list[Target] = [
             {"boxes": target["boxes"], "labels": torch.zeros_like(target["labels"])} for target in targets
         ]
-        layers.append(_Layer("enc_outputs", "_enc", False, _at_least_float32(outputs["enc_outputs"]), objects))
+        layers.append(_Layer("enc_outputs", "_enc", False, _widen(outputs["enc_outputs"]), objects))
     return layers
 
 
-def _at_least_float32(predictions: LayerPredictions) -> LayerPredictions:
-    logits, boxes = predictions["pred_logits"], predictions["pred_boxes"]
+def _widen(predictions: LayerPredictions) -> LayerPredictions:
     return {
-        "pred_logits": logits.to(torch.promote_types(logits.dtype, torch.float32)),
-        "pred_boxes": boxes.to(torch.promote_types(boxes.dtype, torch.float32)),
+        "pred_logits": at_least_float32(predictions["pred_logits"]),
+        "pred_boxes": at_least_float32(predictions["pred_boxes"]),
     }
 
 

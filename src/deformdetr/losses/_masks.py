@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from deformdetr._dtypes import at_least_float32
 from deformdetr.losses._focal import dice_loss, sigmoid_focal_loss
 from deformdetr.nn import image_grid
 from deformdetr.structures import Target
@@ -56,8 +57,7 @@ def mask_losses(
     """
     image, query, target = pairs.unbind(0)
     wanted = _padded([of_image["masks"] for of_image in targets])[target]
-    found = pred_masks[image, query]
-    found = found.to(torch.promote_types(found.dtype, torch.float32))
+    found = at_least_float32(pred_masks[image, query])
     logits = _enlarge(found, wanted.shape[1:], targets[0]["masks"].shape[1:], valid_ratios).flatten(1)
     truth = wanted.flatten(1).to(found.dtype)
     return {

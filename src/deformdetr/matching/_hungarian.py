@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from deformdetr._dtypes import at_least_float32
 from deformdetr.boxes import cxcywh_to_xyxy, pairwise_giou
 from deformdetr.matching._check import check_form, explain, values_are_sound
 from deformdetr.matching._cost import ClassCost, FocalClassCost
@@ -119,10 +120,8 @@ class HungarianMatcher(nn.Module):
         self, layers: Sequence[LayerPredictions], image: int, target: Target
     ) -> Float[Tensor, "layers costs_and_check"]:
         """Price one image's queries for its targets; a last column is NaN where the numbers cannot be matched."""
-        logits = torch.stack([layer["pred_logits"][image] for layer in layers])
-        boxes = torch.stack([layer["pred_boxes"][image] for layer in layers])
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+        logits = at_least_float32(torch.stack([layer["pred_logits"][image] for layer in layers]))
+        boxes = at_least_float32(torch.stack([layer["pred_boxes"][image] for layer in layers]))
         sound = values_are_sound(logits, boxes, target)
         target_boxes = target["boxes"].to(boxes.dtype).expand(len(layers), -1, -1)
         # A label that is not a class would stop a GPU for good; `sound` reports it.

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from deformdetr._dtypes import at_least_float32
 from deformdetr.models._inputs import as_batch, is_unpadded, shrink_mask
 from deformdetr.models._masks import add_masks
 from deformdetr.nn import MaskHead, TransformerDecoder, TransformerEncoder
@@ -112,6 +113,5 @@ class DETR(nn.Module):
         return outputs
 
     def _predict(self, hidden: Tensor) -> LayerPredictions:
-        deltas = self.box_head(hidden)
-        boxes = deltas.to(torch.promote_types(deltas.dtype, torch.float32)).sigmoid()
+        boxes = at_least_float32(self.box_head(hidden)).sigmoid()
         return {"pred_logits": self.class_head(hidden), "pred_boxes": boxes}

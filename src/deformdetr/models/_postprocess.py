@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from deformdetr._dtypes import at_least_float32
 from deformdetr.boxes import cxcywh_to_xyxy, scale_boxes
 from deformdetr.models._masks import masks_in_image
 from deformdetr.structures import Detections, LayerPredictions, Predictions
@@ -77,7 +78,7 @@ class SigmoidPostProcess:
         best, index = logits.flatten(1).topk(min(self.top_k, num_queries * num_classes), dim=1)
         query = index // num_classes
         boxes = outputs["pred_boxes"].gather(1, query.unsqueeze(-1).expand(-1, -1, 4))
-        return Selection(boxes, _at_least_float32(best).sigmoid(), index % num_classes, query)
+        return Selection(boxes, at_least_float32(best).sigmoid(), index % num_classes, query)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,7 @@ class SoftmaxPostProcess:
         logits = outputs["pred_logits"]
         if logits.shape[-1] < 2:
             raise ValueError(f"there must be a class beside 'no object', got {logits.shape[-1]} in all")
-        scores, labels = _at_least_float32(logits).softmax(-1)[..., :-1].max(-1)
+        scores, labels = at_least_float32(logits).softmax(-1)[..., :-1].max(-1)
         queries = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
         return Selection(outputs["pred_boxes"], scores, labels, queries)
 
@@ -122,7 +123,7 @@ def _detections(
     if len(image_sizes) != len(boxes):
         raise ValueError(f"there are predictions for {len(boxes)} images, but sizes of {len(image_sizes)}")
     sizes = image_sizes.to(boxes.device, non_blocking=True) if isinstance(image_sizes, Tensor) else image_sizes
-    corners = cxcywh_to_xyxy(_at_least_float32(boxes))
+    corners = cxcywh_to_xyxy(at_least_float32(boxes))
     detections: list[Detections] = [
         {"boxes": scale_boxes(of_image, size), "scores": of_scores, "labels": of_labels}
         for of_image, of_scores, of_labels, size in zip(corners, selection.scores, selection.labels, sizes, strict=True)
@@ -136,7 +137,3 @@ def _detections(
             ratio = None if ratios is None else ratios[image]
             found["masks"] = masks_in_image(chosen, ratio, (height, width), threshold=mask_threshold)
     return detections
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

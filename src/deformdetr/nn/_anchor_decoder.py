@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from deformdetr._dtypes import at_least_float32
 from deformdetr.boxes import inverse_sigmoid
 from deformdetr.kernels import SpatialShapes
 from deformdetr.nn._decoder import DecoderOutput
 from deformdetr.nn._feed_forward import MLP
-from deformdetr.nn._geometry import at_least_float32
 from deformdetr.nn._position import sine_features
 
 

@@ -4,8 +4,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deformdetr._dtypes import at_least_float32
 from deformdetr._tracing import smaller
-from deformdetr.nn._geometry import LevelShapes, at_least_float32
+from deformdetr.nn._geometry import LevelShapes
 from deformdetr.nn._linear import apply_linear
 from deformdetr.nn._queries import Queries, proposal_logits
 

@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from deformdetr._dtypes import at_least_float32
 from deformdetr._tracing import fixed_size
 from deformdetr.boxes import inverse_sigmoid
 from deformdetr.kernels import SpatialShapes
 from deformdetr.nn._attention import MSDeformAttn
 from deformdetr.nn._dropout import apply_dropout
 from deformdetr.nn._feed_forward import FeedForward
-from deformdetr.nn._geometry import at_least_float32
 
 
 class DecoderOutput(NamedTuple):

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from deformdetr._dtypes import at_least_float32
 from deformdetr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from deformdetr.nn._geometry import at_least_float32
 from deformdetr.structures import Target
 
 

@@ -11,11 +11,6 @@ from torch import Tensor
 LevelShapes: TypeAlias = Sequence[Sequence[int]]
 
 
-def at_least_float32(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Widen half precision, in which no fraction of an image is exact to a pixel; float64 stays."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def valid_sizes(padding_mask: Bool[Tensor, "batch height width"]) -> Float[Tensor, "batch 2"]:
     """Count the columns and the rows that are not padding, (x, y), along the first row and the first column."""
     valid = ~padding_mask

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from deformdetr._dtypes import at_least_float32
 from deformdetr._tracing import compares_sizes, fixed_size, is_tracing
 from deformdetr.kernels._ms_deform_attn import _dispatch, _fused_op, _op, _reference
 from deformdetr.kernels._ms_deform_attn._checks import (
@@ -202,8 +203,8 @@ def _locate(reference_points: Tensor, sampling_offsets: Tensor, spatial_shapes: 
         """Repeat (..., #levels, 1, 2) for all levels and points, beside each other: broadcasting twos is slow."""
         return coordinates.expand(*coordinates.shape[:-3], levels, points, 2).flatten(-3)
 
-    references = reference_points.to(_at_least_float32(reference_points))[:, :, None, :, None]
-    offsets = sampling_offsets.to(_at_least_float32(sampling_offsets)).flatten(3)
+    references = at_least_float32(reference_points)[:, :, None, :, None]
+    offsets = at_least_float32(sampling_offsets).flatten(3)
     if fixed_size(references.shape[-1]) == 2:
         sizes = spread(level_sizes(spatial_shapes, offsets))
         # PyTorch's older exporter, which traces, has no form for the faster one.
@@ -217,15 +218,11 @@ def _locate(reference_points: Tensor, sampling_offsets: Tensor, spatial_shapes: 
 
 def _softmax(logits: Float[Tensor, "batch queries heads levels points"]) -> Tensor:
     """Share attention among levels and points, in float32 or better."""
-    flat, dtype = logits.flatten(3), _at_least_float32(logits)
+    flat = at_least_float32(logits).flatten(3)
     if logits.device.type == "cpu" and fixed_size(flat.shape[3]) < 16 and not torch.compiler.is_compiling():
         # PyTorch takes several times as long for so few numbers that lie beside each other; compilers do not.
-        return flat.movedim(3, 0).softmax(0, dtype=dtype).movedim(0, 3).reshape(logits.shape)
-    return flat.softmax(3, dtype=dtype).view(logits.shape)
-
-
-def _at_least_float32(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
+        return flat.movedim(3, 0).softmax(0).movedim(0, 3).reshape(logits.shape)
+    return flat.softmax(3).view(logits.shape)
 
 
 def _is_auto(backend: str) -> bool:

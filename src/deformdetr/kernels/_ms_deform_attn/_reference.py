@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from deformdetr._dtypes import at_least_float32
 from deformdetr.kernels._ms_deform_attn._levels import Level
 
 
@@ -149,5 +150,5 @@ def backward(
 
 def _rows(value: Tensor) -> Float[Tensor, "rows channels"]:
     """Return a row for every pixel and head, and one of zeros, which stands for all that lies outside the levels."""
-    rows = value.flatten(0, 2).to(torch.promote_types(value.dtype, torch.float32))
+    rows = at_least_float32(value).flatten(0, 2)
     return torch.cat([rows, rows.new_zeros(1, value.shape[3])])
