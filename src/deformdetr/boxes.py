@@ -10,12 +10,12 @@ from torch import Tensor
 
 __all__ = [
     "box_area",
+    "box_iou",
     "cxcywh_to_xyxy",
     "elementwise_box_iou",
-    "elementwise_giou",
+    "elementwise_generalized_box_iou",
+    "generalized_box_iou",
     "inverse_sigmoid",
-    "pairwise_giou",
-    "pairwise_iou",
     "scale_boxes",
     "xyxy_to_cxcywh",
 ]
@@ -61,7 +61,9 @@ def elementwise_box_iou(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch
     return _ratio(intersection, union)
 
 
-def elementwise_giou(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "..."]:
+def elementwise_generalized_box_iou(
+    a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]
+) -> Float[Tensor, "..."]:
     """Give the generalised intersection over union of corresponding xyxy boxes, in [-1, 1]; leading axes broadcast.
 
     Where the smallest box around both has no area, the result is 0.
@@ -74,18 +76,18 @@ def elementwise_giou(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"
     return _ratio(intersection, union) - _ratio(around - union, around)
 
 
-def pairwise_iou(a: Float[Tensor, "*batch n 4"], b: Float[Tensor, "*batch m 4"]) -> Float[Tensor, "*batch n m"]:
+def box_iou(a: Float[Tensor, "*batch n 4"], b: Float[Tensor, "*batch m 4"]) -> Float[Tensor, "*batch n m"]:
     """Give the intersection over union of every xyxy box of `a` with every one of `b`, in [0, 1]."""
     return elementwise_box_iou(a.unsqueeze(-2), b.unsqueeze(-3))
 
 
-def pairwise_giou(a: Float[Tensor, "*batch n 4"], b: Float[Tensor, "*batch m 4"]) -> Float[Tensor, "*batch n m"]:
+def generalized_box_iou(a: Float[Tensor, "*batch n 4"], b: Float[Tensor, "*batch m 4"]) -> Float[Tensor, "*batch n m"]:
     """Give the generalised intersection over union of every xyxy box of `a` with every one of `b`, in [-1, 1].
 
     References:
         Rezatofighi et al., "Generalized Intersection over Union", CVPR 2019, algorithm 1.
     """
-    return elementwise_giou(a.unsqueeze(-2), b.unsqueeze(-3))
+    return elementwise_generalized_box_iou(a.unsqueeze(-2), b.unsqueeze(-3))
 
 
 def inverse_sigmoid(x: Float[Tensor, "*batch"], eps: float = 1e-5) -> Float[Tensor, "*batch"]:

@@ -14,7 +14,7 @@ from deformdetr.integrations import (
     CheckpointError,
     from_original,
     load_checkpoint,
-    recognise,
+    recognize,
     to_original,
 )
 from goldens import load_golden
@@ -31,8 +31,8 @@ def assert_equal(state, expected):
 def test_round_trip_through_the_original_names_changes_no_bit(variant):
     state = tiny_config(**variant).build().state_dict()
     original = to_original(state)
-    assert recognise(original) == "original"
-    assert recognise(state) == "deformdetr"
+    assert recognize(original) == "original"
+    assert recognize(state) == "deformdetr"
     assert_equal(from_original(original), state)
 
 
@@ -263,7 +263,7 @@ def test_a_long_report_is_cut_short():
     ],
 )
 @pytest.mark.parametrize("translate", [dict, to_original])
-def test_another_variant_is_recognised_and_the_way_out_named(theirs, ours, advice, translate):
+def test_another_variant_is_recognized_and_the_way_out_named(theirs, ours, advice, translate):
     state = translate(tiny_config(**theirs).build().state_dict())
     message = assert_refused(tiny_config(**ours).build(), state)
     assert len([line for line in message.splitlines() if "build it with" in line]) == 1

@@ -11,7 +11,7 @@ from deformdetr.integrations import (
     convert_checkpoint,
     from_original,
     load_checkpoint,
-    recognise,
+    recognize,
     save_checkpoint,
     select_classes,
     to_hugging_face,
@@ -74,7 +74,7 @@ def test_names_and_shapes_written_are_those_of_the_implementation(kind, name):
     config = described(kind, name)
     theirs, report = translate_state_dict(config.build().state_dict(), name)
     assert shapes_of(theirs) == FOREIGN_ANCHOR_NAMES[kind, name](config)
-    assert recognise(theirs) == name
+    assert recognize(theirs) == name
     assert report.lossless
 
 

@@ -13,7 +13,7 @@ from deformdetr.integrations import (
     CheckpointError,
     from_original,
     load_checkpoint,
-    recognise,
+    recognize,
     to_original,
     translate_state_dict,
 )
@@ -52,7 +52,7 @@ def assert_equal(state, expected):
 def test_round_trip_changes_no_bit(variant, name, rng):
     state = random_state(tiny_config(**variant), rng)
     theirs, there = translate_state_dict(state, name)
-    assert recognise(theirs) == name
+    assert recognize(theirs) == name
     ours, back = translate_state_dict(theirs, "deformdetr")
     assert_equal(ours, state)
     assert (there.source, there.target, back.source, back.target) == ("deformdetr", name, name, "deformdetr")
@@ -65,7 +65,7 @@ def test_round_trip_changes_no_bit(variant, name, rng):
 def test_round_trip_of_detr_changes_no_bit(name):
     state = TINY_DETR.build().state_dict()
     theirs, there = translate_state_dict(state, name)
-    assert recognise(theirs) == name
+    assert recognize(theirs) == name
     assert "16 channels, 24 channels in its feed-forward layers, 5 classes" in there.model
     ours, back = translate_state_dict(theirs, "deformdetr")
     assert_equal(ours, state)

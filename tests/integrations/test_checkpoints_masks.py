@@ -7,7 +7,7 @@ from checkpoints import VARIANTS, tiny_config, tiny_detr_config
 from deformdetr.integrations import (
     CheckpointError,
     load_checkpoint,
-    recognise,
+    recognize,
     to_hugging_face,
     to_original,
     translate_state_dict,
@@ -57,8 +57,8 @@ def test_the_original_has_the_detector_beside_its_mask_head(config, rng):
     assert len(head) == 2 * len(HEAD)
     plain = {name: value for name, value in state.items() if not name.startswith("mask_head.")}
     assert {name.removeprefix("detr.") for name in theirs.keys() - head.keys()} == to_original(plain).keys()
-    assert recognise(theirs) == "original"
-    assert recognise(state) == "deformdetr"
+    assert recognize(theirs) == "original"
+    assert recognize(state) == "deformdetr"
 
 
 # The original has no heads of the encoder's own in two stages without refinement.
@@ -76,7 +76,7 @@ def test_checkpoints_of_the_original_load(name, rng):
 def test_round_trip_of_detr_with_masks_changes_no_bit(name, rng):
     state = random_state(DETR, rng)
     theirs, there = translate_state_dict(state, name)
-    assert recognise(theirs) == name
+    assert recognize(theirs) == name
     assert "masks" in there.model
     back, _ = translate_state_dict(theirs, "deformdetr")
     assert_equal(back, state)

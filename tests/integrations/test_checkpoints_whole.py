@@ -12,7 +12,7 @@ from deformdetr.engine import Checkpoint
 from deformdetr.integrations import (
     convert_checkpoint,
     load_checkpoint,
-    recognise,
+    recognize,
     save_checkpoint,
     translate_state_dict,
 )
@@ -77,7 +77,7 @@ def loaded(config, path):
 def assert_all_ways_keep_every_bit(config, folder, rng):
     model = fill(config.build(), rng)
     expected = model.state_dict()
-    assert recognise(expected) == "deformdetr"
+    assert recognize(expected) == "deformdetr"
     for way, state in ways_back(model, config, folder):
         assert state.keys() == expected.keys(), way
         assert [name for name in state if not torch.equal(state[name], expected[name])] == [], way

@@ -14,7 +14,7 @@ from deformdetr.integrations._hugging_face import from_hugging_face, to_hugging_
 from deformdetr.integrations._lineage import CheckpointFormat
 from deformdetr.integrations._original import from_original, to_original
 from deformdetr.integrations._reports import CheckpointReport, ConversionReport
-from deformdetr.integrations._wrappers import recognise
+from deformdetr.integrations._wrappers import recognize
 
 if TYPE_CHECKING:
     from deformdetr.integrations import detrex as detrex
@@ -34,7 +34,7 @@ __all__ = [
     "from_hugging_face",
     "from_original",
     "load_checkpoint",
-    "recognise",
+    "recognize",
     "save_checkpoint",
     "select_classes",
     "to_hugging_face",

@@ -32,7 +32,7 @@ def find_lineages(names: Mapping[str, object]) -> list[tuple[str, Lineage]]:
         if any(prefix.startswith(shorter) for shorter, _ in found):
             continue
         inside = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
-        lineage = next((each for each in LINEAGES if each.recognises(inside)), None)
+        lineage = next((each for each in LINEAGES if each.recognizes(inside)), None)
         if lineage is not None:
             found.append((prefix, lineage))
     return found

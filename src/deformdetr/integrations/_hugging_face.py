@@ -164,7 +164,7 @@ def from_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: If it holds a head under two names with different values.
     """
-    is_detr = any(_find("detr", version).recognises(state_dict) for version in (4, 5))
+    is_detr = any(_find("detr", version).recognizes(state_dict) for version in (4, 5))
     return _find("detr" if is_detr else "deformable_detr", 5).read(state_dict).everything
 
 

@@ -47,7 +47,7 @@ class Lineage:
         """Return what the marks may begin with."""
         return ("",) if self.masks is None else ("", self.masks.prefix)
 
-    def recognises(self, names: Mapping[str, object] | set[str]) -> bool:
+    def recognizes(self, names: Mapping[str, object] | set[str]) -> bool:
         """Tell whether a state dict is of this lineage."""
         return any(all(prefix + mark in names for mark in self.marks) for prefix in self.prefixes())
 

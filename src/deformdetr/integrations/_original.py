@@ -187,7 +187,7 @@ def from_original(state_dict: Mapping[str, Tensor], *, share_heads: bool | None 
         ValueError: If it holds a head under two names with different values, or does not tell whether layers share
             their heads.
     """
-    lineage = next((each for each in LINEAGES if each.recognises(state_dict)), DEFORMABLE_DETR)
+    lineage = next((each for each in LINEAGES if each.recognizes(state_dict)), DEFORMABLE_DETR)
     return lineage.read(state_dict, share_heads=share_heads).everything
 
 

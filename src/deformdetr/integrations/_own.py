@@ -20,4 +20,4 @@ LINEAGES = (
 
 def architecture_of(state: Mapping[str, Tensor]) -> Architecture:
     """Return which architecture a state dict in this library's names is of; an unknown one is a Deformable DETR."""
-    return next((each.architecture for each in LINEAGES if each.recognises(state)), "deformable_detr")
+    return next((each.architecture for each in LINEAGES if each.recognizes(state)), "deformable_detr")

@@ -75,7 +75,7 @@ def find_weights(content: Mapping[str, Any]) -> Weights:
     return best._replace(left_aside=(*(each.place for each in others), *rest))
 
 
-def recognise(state_dict: Mapping[str, Any]) -> CheckpointFormat:
+def recognize(state_dict: Mapping[str, Any]) -> CheckpointFormat:
     """Tell whose names a state dict has, after the prefixes that wrappers add.
 
     Raises:

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from deformdetr.boxes import elementwise_giou
+from deformdetr.boxes import elementwise_generalized_box_iou
 
 
 def giou_loss(boxes: Float[Tensor, "*batch 4"], targets: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
@@ -12,4 +12,4 @@ def giou_loss(boxes: Float[Tensor, "*batch 4"], targets: Float[Tensor, "*batch 4
     References:
         Rezatofighi et al., "Generalized Intersection over Union", CVPR 2019, algorithm 2.
     """
-    return 1 - elementwise_giou(boxes, targets)
+    return 1 - elementwise_generalized_box_iou(boxes, targets)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from deformdetr._dtypes import at_least_float32
-from deformdetr.boxes import cxcywh_to_xyxy, pairwise_giou
+from deformdetr.boxes import cxcywh_to_xyxy, generalized_box_iou
 from deformdetr.matching._check import check_form, explain, values_are_sound
 from deformdetr.matching._cost import ClassCost, FocalClassCost
 from deformdetr.structures import LayerPredictions, Target
@@ -129,7 +129,7 @@ class HungarianMatcher(nn.Module):
         cost = (
             self.cost_class * self.class_cost(logits, labels)
             + self.cost_bbox * torch.cdist(boxes, target_boxes, p=1)
-            - self.cost_giou * pairwise_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
+            - self.cost_giou * generalized_box_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
         )
         return torch.cat([cost.flatten(1), torch.where(sound, 0.0, torch.nan).to(cost.dtype).unsqueeze(1)], dim=1)
 
