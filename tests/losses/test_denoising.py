@@ -116,7 +116,7 @@ def test_every_prediction_gets_a_finite_gradient(
 
 def test_other_targets_than_those_of_the_model_are_refused(rng: torch.Generator) -> None:
     outputs = predictions((2, 1), 3, rng, contrastive=False)
-    with pytest.raises(ValueError, match=r"6 predictions for noised targets in 3 groups do not fit 5 targets"):
+    with pytest.raises(ValueError, match=r"6 denoising queries in 3 groups do not fit 5 targets"):
         SetCriterion(HungarianMatcher())(outputs, random_targets((2, 5), CLASSES, rng))
 
 

@@ -166,7 +166,7 @@ def test_masks_of_another_form_are_refused_with_their_shapes(rng):
         ):
             criterion(outputs, targets)
     targets[1]["masks"] = torch.zeros(0, 15, 10, dtype=torch.bool, device="meta")
-    with pytest.raises(ValueError, match="masks of image 1 lie on meta, the predictions on cpu"):
+    with pytest.raises(ValueError, match="masks of image 1 are on meta, the predictions on cpu"):
         criterion(outputs, targets)
 
 

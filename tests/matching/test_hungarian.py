@@ -194,7 +194,7 @@ def test_targets_of_another_form_are_refused(rng: torch.Generator) -> None:
         matcher(predictions, [good, {"boxes": other["boxes"], "labels": other["labels"][:1]}])
     with pytest.raises(TypeError, match=r"image 1 .* torch.int32"):
         matcher(predictions, [good, {"boxes": other["boxes"], "labels": other["labels"].int()}])
-    with pytest.raises(ValueError, match="image 1 lie on meta"):
+    with pytest.raises(ValueError, match="image 1 are on meta"):
         matcher(predictions, [good, {"boxes": other["boxes"].to("meta"), "labels": other["labels"]}])
     with pytest.raises(ValueError, match=r"\(2, 5, 4\) and \(2, 4, 4\)"):
         matcher({"pred_logits": predictions["pred_logits"], "pred_boxes": predictions["pred_boxes"][:, 1:]}, [good] * 2)

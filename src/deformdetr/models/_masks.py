@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from deformdetr.nn import MaskHead, image_grid, valid_ratios
+from deformdetr._grids import image_grid
+from deformdetr.nn import MaskHead, valid_ratios
 from deformdetr.structures import Predictions
 
 # A full-size mask of 12 million pixels takes 48 MB in float32, and its sampling as much again.

@@ -34,18 +34,6 @@ def pixel_indices(height: int, width: int, *, device: torch.device) -> Float[Ten
     return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1).flatten(0, 1)
 
 
-def image_grid(height: int, width: int, ratio: Float[Tensor, " 2"]) -> Float[Tensor, "1 {height} {width} 2"]:
-    """Give the pixel centres of an image at the top left of a padded one, for `grid_sample`: -1 to 1 over the latter.
-
-    Args:
-        height: Of the image, in pixels.
-        width: Likewise.
-        ratio: Share of the padded image's width and height that the image takes, (x, y).
-    """
-    share = 2 * ratio / level_size(height, width, like=ratio)
-    return (pixel_indices(height, width, device=ratio.device) * share - 1).view(1, height, width, 2)
-
-
 def pixel_centers(
     spatial_shapes: LevelShapes, ratios: Float[Tensor, "batch levels 2"]
 ) -> Float[Tensor, "batch pixels levels 2"]:
