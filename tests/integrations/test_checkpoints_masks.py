@@ -1,4 +1,4 @@
-"""Checkpoints with a mask head: whose names they have, and what happens where one side has none."""
+"""Checkpoints with a mask head: their formats, and models or checkpoints without one."""
 
 import pytest
 import torch
@@ -93,7 +93,7 @@ def test_version_4_of_transformers_names_the_mask_head_as_the_original_does(rng)
 
 
 @pytest.mark.parametrize("name", ["hugging_face_5", "mmdetection_3", "detrex"])
-def test_formats_without_a_mask_head_lose_it_and_say_so(name):
+def test_formats_without_a_mask_head_report_its_loss(name):
     config = tiny_config(d_model=32, masks=True)
     state = config.build().state_dict()
     with pytest.raises(ValueError, match=r"would lose\n  entries without a counterpart, 32 entries,.* mask_head\."):
@@ -108,7 +108,7 @@ def test_formats_without_a_mask_head_lose_it_and_say_so(name):
 
 @configs
 @pytest.mark.parametrize("name", ["deformdetr", "original"])
-def test_a_detector_starts_a_model_with_masks_if_asked(config, name, rng):
+def test_weights_of_a_detector_load_into_a_model_with_masks_on_request(config, name, rng):
     plain = random_state(config.replace(masks=False), rng)
     theirs, _ = translate_state_dict(plain, name, allow_loss=True)
     model = config.build()
@@ -141,7 +141,7 @@ def test_masks_that_the_model_lacks_are_advised(config, rng):
 
 
 @pytest.mark.parametrize("config", [DETR, CONFIGS["two_stage"]], ids=["detr", "two_stage"])
-def test_a_folder_gives_a_model_with_masks_back(config, tmp_path):
+def test_a_model_with_masks_is_restored_from_a_folder(config, tmp_path):
     model = config.build()
     save_pretrained(model, config, tmp_path)
     assert_equal(from_pretrained(tmp_path).state_dict(), model.state_dict())

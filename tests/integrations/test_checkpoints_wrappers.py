@@ -1,4 +1,4 @@
-"""Weights inside of what training loops, compilers and averages put around them."""
+"""Weights below the entries and prefixes of training loops, compilers and averages."""
 
 import argparse
 import random
@@ -105,9 +105,9 @@ def test_compiled_and_wrapped_parts_inside_of_a_model_are_seen_through(model):
     assert_taken(state, model.state_dict(), "")
 
 
-def test_two_entries_that_differ_by_a_wrapper_alone_are_refused(model):
+def test_two_entries_that_differ_by_a_wrapper_alone_raise(model):
     state = model.state_dict()
-    with pytest.raises(CheckpointError, match=r"level_embed has the name of another entry, wrappers aside"):
+    with pytest.raises(CheckpointError, match=r"level_embed has the name of another entry after removing wrappers"):
         load_checkpoint(model, {"_orig_mod.level_embed": state["level_embed"], **state})
 
 

@@ -99,7 +99,7 @@ def their_model(case: str):
 
 
 def _dilate(stage: nn.Module) -> None:
-    """Do to a stage of their ResNet, which has no such option, what timm's and torchvision's do for DC5."""
+    """Dilate a stage of transformers' ResNet, which has no such option, as timm and torchvision do for DC5."""
     for index, block in enumerate(stage.layers):
         for conv in block.modules():
             if isinstance(conv, nn.Conv2d):
