@@ -12,7 +12,7 @@ from coco_files import coco_document, write_coco
 from deformdetr.cli import _export, main
 from deformdetr.data import DataConfig, build_dataset
 from deformdetr.engine import load_run
-from deformdetr.integrations import _export_onnx
+from deformdetr.integrations._export import _onnx
 from experiments import tiny_run
 
 
@@ -76,7 +76,7 @@ def test_file_is_compared_and_detects_in_other_sizes(capsys, run, tmp_path, monk
 
     # A tolerance that no rounding stays within, on the shapes that are drawn where no images are given.
     before, content = path.read_bytes(), onnx.load(path)
-    monkeypatch.setattr(_export_onnx, "_translate", lambda *_: content)
+    monkeypatch.setattr(_onnx, "_translate", lambda *_: content)
     status, _, error = exported(capsys, run, "--onnx", path, "--postprocess", "--tolerance", "1e-12", "--force")
     assert status == 2
     assert "differs from the model by more than 1e-12, and is not kept" in error

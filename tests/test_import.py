@@ -151,7 +151,7 @@ def test_type_checkers_read_the_submodules_and_names_that_are_offered(package):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no_such_name", r"'no_such_name'; dir\(deformdetr\) lists what it has"),
+        ("no_such_name", r"'no_such_name'; dir\(deformdetr\) lists all names"),
         ("hungarian_matcher", r"did you mean HungarianMatcher\?"),
         ("box_cxcywh_to_xyxy", r"did you mean cxcywh_to_xyxy\?"),
         ("DeformableDetr", r"did you mean DeformableDETR\b"),

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from checkpoints import tiny_config, tiny_detr_config
 from deformdetr.config import preset
-from deformdetr.integrations import _export_onnx, _export_program
-from deformdetr.integrations._export_check import Comparison, FileOutputs, compare
+from deformdetr.integrations._export import _onnx, _program
+from deformdetr.integrations._export._check import Comparison, FileOutputs, compare
 from deformdetr.integrations.export import ExportError, decompositions, export_onnx, export_program
 from deformdetr.kernels import fused_ms_deform_attn, ms_deform_attn
 from deformdetr.models import SigmoidPostProcess, SoftmaxPostProcess
@@ -101,7 +101,7 @@ def test_gathering_takes_shapes_in_a_tensor_and_sampling_grids_does_not(rng):
     shapes = torch.tensor(SHAPES)
     got = operator_form("gather")(inputs[0], shapes, [], [], *inputs[1:], None, None, False)
     torch.testing.assert_close(got, expected)
-    with pytest.raises(ValueError, match="spatial_shapes as ints, but they are a tensor"):
+    with pytest.raises(ValueError, match="spatial_shapes as ints, got a tensor"):
         operator_form("grid_sample")(inputs[0], shapes, [], [], *inputs[1:], None, None, False)
 
 
@@ -116,13 +116,13 @@ def test_fused_operator_has_forms_too(sampling, coordinates, rng):
     torch.testing.assert_close(got, expected)
 
 
-def test_unknown_form_is_refused():
+def test_unknown_sampling_raises():
     with pytest.raises(ValueError, match="must be one of grid_sample, gather; got 'bilinear'"):
         inspect.unwrap(decompositions)("bilinear")
 
 
 def run_of(model, postprocess=None, change=lambda tensors, choices: None):
-    """Give what stands for a file: the model itself, whose outputs and choices can be changed."""
+    """Return a replacement of a file: the model itself, whose outputs and selections can be changed."""
 
     def run(inputs):
         seen = []
@@ -196,7 +196,7 @@ def test_masks_of_detections_are_those_of_their_queries(rng):
     size = (16, 24)
     with torch.no_grad():
         detections = postprocess(model(*batch), [size, size])
-        masks = _export_program._Deployed(model, postprocess)(*batch, torch.tensor([size, size]))["masks"]
+        masks = _program._Deployed(model, postprocess)(*batch, torch.tensor([size, size]))["masks"]
     assert len(masks[0].unique(dim=0)) > 1
     for got, wanted in zip(masks, detections, strict=True):
         torch.testing.assert_close(got, wanted["masks"][:, 0], rtol=1e-4, atol=1e-5)
@@ -233,7 +233,7 @@ def test_a_choice_of_worse_proposals_is_a_difference(rng):
     )
 
 
-def test_choosing_another_number_of_times_is_refused(rng):
+def test_choosing_another_number_of_times_raises(rng):
     model, batch = built("two_stage").eval(), padded_batch(rng, (64, 96))
     with pytest.raises(ExportError, match="1 top-k more"):
         compare(model, run_of(model, change=lambda _, seen: seen.append(seen[0])), batch, postprocess=None)
@@ -345,7 +345,7 @@ def test_onnx_file_computes_what_the_model_does(variant, sampling, opset, tmp_pa
 
     # What is written for one model is wrong for another, and is not kept.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_export_onnx, "_translate", lambda *_: content)
+        patch.setattr(_onnx, "_translate", lambda *_: content)
         with pytest.raises(ExportError, match=r"differs from the model by more than 0\.001, and is not kept"):
             export_onnx(
                 built(variant), path, postprocess=VARIANTS[variant].build_postprocess(), images=images, overwrite=True
@@ -354,13 +354,13 @@ def test_onnx_file_computes_what_the_model_does(variant, sampling, opset, tmp_pa
     assert onnx.load(path) == content
 
 
-def test_operators_without_an_older_form_are_refused():
+def test_operators_without_an_older_form_raise():
     import onnx
 
     node = onnx.helper.make_node("BitwiseAnd", ["a", "b"], ["c"])
     graph = onnx.helper.make_graph([node], "graph", [], [])
     with pytest.raises(ExportError, match="BitwiseAnd of the exported graph has no form in opset 17"):
-        _export_onnx._write_as_opset_17(graph)
+        _onnx._write_as_opset_17(graph)
 
 
 @pytest.mark.slow

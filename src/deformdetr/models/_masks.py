@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from deformdetr.nn import MaskHead, image_grid, valid_ratios
+from deformdetr._grids import image_grid
+from deformdetr.nn import MaskHead, valid_ratios
 from deformdetr.structures import Predictions
 
 # The float32 mask of an image of 12 million pixels takes 48 MB, and sampling it as much again.

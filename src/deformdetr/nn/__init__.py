@@ -10,7 +10,7 @@ from deformdetr.nn._denoising import ContrastiveDenoising, Denoising, NoisedQuer
 from deformdetr.nn._encoder import DeformableEncoder, DeformableEncoderLayer
 from deformdetr.nn._feature_backbone import FeatureBackbone
 from deformdetr.nn._feed_forward import MLP, FeedForward
-from deformdetr.nn._geometry import image_grid, pixel_centers, valid_ratios
+from deformdetr.nn._geometry import pixel_centers, valid_ratios
 from deformdetr.nn._heads import box_head, class_head
 from deformdetr.nn._mask_head import AttentionMaps, MaskHead
 from deformdetr.nn._neck import ChannelMapper
@@ -58,7 +58,6 @@ __all__ = [
     "TransformerEncoderLayer",
     "box_head",
     "class_head",
-    "image_grid",
     "offset_boxes",
     "pixel_centers",
     "proposal_embedding",

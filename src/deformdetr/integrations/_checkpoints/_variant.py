@@ -1,16 +1,15 @@
-"""Which model a state dict belongs to, and how to build it."""
+"""The model that a state dict in this library's names belongs to, and how to build it. Values tell nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from deformdetr.integrations._names import count_numbered
-from deformdetr.integrations._structure import has_anchors, has_masks, is_two_stage, shares_heads
+from deformdetr.integrations._checkpoints._names import count_numbered
 
 
 class Variant(NamedTuple):
-    """What names and shapes of a state dict tell, by the fields of the configs; None where they do not."""
+    """The config fields of a model as names and shapes tell them; None where they do not."""
 
     with_box_refine: bool | None
     two_stage: bool | None
@@ -31,11 +30,11 @@ class Variant(NamedTuple):
 
     @classmethod
     def read(cls, state: Mapping[str, Tensor]) -> "Variant":
-        """Read them off a state dict in our names."""
+        """Read the fields from a state dict in this library's names."""
         deformable = "query_position.weight" not in state
         anchors, two_stage = has_anchors(state), is_two_stage(state)
         layers = count_numbered(state, "decoder.layers.")
-        # One layer has one head in any case.
+        # A single layer has a single head in either case.
         shared = shares_heads(state) if layers > 1 else None
         logits = _size(state, "class_heads.0.weight" if deformable else "class_head.weight", 0)
         queries = "queries.content.weight" if anchors else "queries.embedding.weight"
@@ -54,14 +53,14 @@ class Variant(NamedTuple):
             num_queries=_size(state, queries if deformable else "query_position.weight", 0),
             d_model=_size(state, "level_embed" if deformable else "query_position.weight", 1),
             d_ffn=_size(state, "decoder.layers.0.feed_forward.linear1.weight", 0),
-            # The last logit of DETR is no class.
+            # The last logit of DETR is "no object".
             num_classes=logits if deformable or logits is None else logits - 1,
             masks=has_masks(state),
         )
 
     def describe(self) -> str:
-        """Say in one line which model it is."""
-        told = {
+        """Describe the model in one line."""
+        features = {
             "box refinement": self.with_box_refine,
             "two-stage": self.two_stage,
             "boxes as queries": self.anchor_queries,
@@ -71,22 +70,22 @@ class Variant(NamedTuple):
             "denoising": self.denoising in ("dn", "cdn"),
             "masks": self.masks,
         }
-        parts = [part for part, is_so in told.items() if is_so]
+        parts = [part for part, present in features.items() if present]
         parts += [
             f"{value} {_NOUNS[name]}" for name, value in self._asdict().items() if name in _NOUNS and value is not None
         ]
         return f"{'DETR' if self.two_stage is None else 'Deformable DETR'}: {', '.join(parts)}"
 
     def advise(self, model: "Variant") -> list[str]:
-        """Say with which fields a model would have to be built for this checkpoint, one sentence for each.
+        """Return a sentence for every field with which the model has to be built to take this checkpoint.
 
         Args:
-            model: What it was built with.
+            model: The model as it is.
         """
         advice = []
         for name, theirs in self._asdict().items():
             ours = getattr(model, name)
-            # A two-stage checkpoint of Deformable DETR does not tell the number of queries, which it computes.
+            # A two-stage Deformable DETR computes its queries, so that its checkpoint does not tell their number.
             if theirs is None or ours is None or theirs == ours:
                 continue
             instead = ""
@@ -95,7 +94,7 @@ class Variant(NamedTuple):
             elif name == "masks" and not theirs:
                 instead = " or load it with new_mask_head=True"
             advice.append(
-                f"the checkpoint {_say(name, theirs)}, the model {_say(name, ours)}: "
+                f"the checkpoint {_phrase(name, theirs)}, the model {_phrase(name, ours)}: "
                 f"build it with {name}={_SETTINGS.get(theirs, repr(theirs))}{instead}"
             )
         return advice
@@ -110,21 +109,21 @@ _NOUNS = {
     "d_ffn": "channels in its feed-forward layers",
     "num_classes": "classes",
 }
-_SAYINGS = {
+_PHRASES = {
     "with_box_refine": ("does not refine boxes", "refines boxes"),
     "two_stage": ("is not two-stage", "is two-stage"),
     "anchor_queries": ("has no boxes as queries", "has boxes as queries"),
     "query_scale": ("has no query scale", "has a query scale"),
     "decoder_norm": ("has no norm after its decoder", "has a norm after its decoder"),
-    "share_heads": ("has heads of every decoder layer", "has heads that all decoder layers share"),
+    "share_heads": ("has separate heads for every decoder layer", "has heads that all decoder layers share"),
     "masks": ("predicts no masks", "predicts masks"),
 }
 _SETTINGS = {"dn": "DenoisingConfig()", "cdn": "ContrastiveDenoisingConfig()", "no denoising": "None"}
 
 
-def _say(name: str, value: int | str) -> str:
-    if name in _SAYINGS:
-        return _SAYINGS[name][bool(value)]
+def _phrase(name: str, value: int | str) -> str:
+    if name in _PHRASES:
+        return _PHRASES[name][bool(value)]
     if name == "query_selection":
         return f"has {value} query selection"
     if name == "denoising":
@@ -133,7 +132,7 @@ def _say(name: str, value: int | str) -> str:
 
 
 def _denoising(state: Mapping[str, Tensor]) -> Literal["dn", "cdn", "no denoising"]:
-    """Tell DN-DETR's from DINO's, which has no channel that tells denoised queries from others."""
+    """Return the kind of denoising. DN-DETR's label embedding has a channel less, whose place an indicator takes."""
     channels, d_model = _size(state, "denoising.label_embedding.weight", 1), _size(state, "level_embed", 1)
     if channels is None:
         return "no denoising"
@@ -142,3 +141,34 @@ def _denoising(state: Mapping[str, Tensor]) -> Literal["dn", "cdn", "no denoisin
 
 def _size(state: Mapping[str, Tensor], name: str, axis: int) -> int | None:
     return state[name].shape[axis] if name in state and state[name].ndim > axis else None
+
+
+def has_anchors(names: Iterable[str]) -> bool:
+    """Return whether queries are anchor boxes, which the decoder encodes and refines."""
+    return any(name.startswith("decoder.position.encoding.") for name in names)
+
+
+def refines_boxes(state: Mapping[str, Tensor]) -> bool:
+    """Return whether decoder layers refine the boxes of the layer before.
+
+    True for a two-stage model of one layer. One layer refines nothing in either case, and other implementations give
+    the encoder its own heads only with refinement.
+    """
+    if has_anchors(state) or "decoder.box_heads.1.layers.0.weight" in state:
+        return True
+    return is_two_stage(state) and count_numbered(state, "decoder.layers.") == 1
+
+
+def shares_heads(names: Iterable[str]) -> bool:
+    """Return whether all decoder layers share one class head and one box head."""
+    return not any(name.startswith(("decoder.box_heads.1.", "class_heads.1.")) for name in names)
+
+
+def is_two_stage(state: Mapping[str, Tensor]) -> bool:
+    """Return whether the encoder proposes the queries."""
+    return "queries.class_head.weight" in state
+
+
+def has_masks(names: Iterable[str]) -> bool:
+    """Return whether the model predicts masks."""
+    return any(name.startswith("mask_head.") for name in names)

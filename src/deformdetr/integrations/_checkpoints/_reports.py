@@ -1,40 +1,47 @@
-"""What was loaded, and what was converted."""
+"""Reports of loading and converting checkpoints, to print."""
 
 from dataclasses import dataclass, field
 
-from deformdetr.integrations._lineage import CheckpointFormat
-from deformdetr.integrations._translation import Loss, Step
+from deformdetr.integrations._checkpoints._format import CheckpointFormat
+from deformdetr.integrations._checkpoints._translation import Loss, Step
 
 
 @dataclass(frozen=True)
 class CheckpointReport:
-    """How a checkpoint fitted a model, in the model's own names."""
+    """How a checkpoint fits a model, in the names of this library.
+
+    Example:
+        >>> print(CheckpointReport(format="original", loaded=["level_embed"], missing=["class_head.bias"]))
+        original checkpoint: 1 entries loaded
+        1 missing from the checkpoint:
+          class_head.bias
+    """
 
     format: CheckpointFormat
-    """Whose names the checkpoint had."""
+    """Format of the checkpoint."""
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    """In the model only: left as they were."""
+    """Entries of the model only, which keep their values."""
     unexpected: list[str] = field(default_factory=list)
-    """In the checkpoint only: not used."""
+    """Entries of the checkpoint only, which are not used."""
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
-    """Shapes in the checkpoint and in the model, where they differ: left as they were."""
+    """Different shapes in the checkpoint and in the model, whose entries keep their values."""
     dropped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
-    """The same for class heads that were dropped on request."""
+    """The same for class heads, dropped because of `drop_class_head`."""
     new: list[str] = field(default_factory=list)
-    """A mask head that the checkpoint was allowed to lack: left as it was."""
+    """Entries of a mask head that the checkpoint lacks, allowed by `new_mask_head`."""
     advice: list[str] = field(default_factory=list)
-    """How to build a model that the checkpoint fits, where its variant is another one."""
+    """How to build a model that the checkpoint fits."""
     remarks: tuple[str, ...] = ()
-    """How predictions may differ from those of the implementation that the checkpoint comes from."""
+    """Reasons why predictions may differ from those of the original implementation."""
     place: str = ""
-    """Entry and prefix under which the weights were; empty for a state dict by itself."""
+    """Entry and prefix under which the weights were found; empty for a bare state dict."""
     left_aside: tuple[str, ...] = ()
-    """Places of other weights, such as an average, and tensors without the weights' prefix."""
+    """Places of other weights, such as averages, and tensors without the weights' prefix."""
 
     @property
     def fits(self) -> bool:
-        """Whether everything in the checkpoint and in the model found its counterpart, dropped and new heads aside."""
+        """Whether all entries of checkpoint and model match, except for dropped and new heads."""
         return not (self.missing or self.unexpected or self.mismatched)
 
     def __str__(self) -> str:
@@ -54,41 +61,40 @@ class CheckpointReport:
                     for name, (theirs, ours) in shapes.items()
                 ]
                 lines += [f"{len(shapes)} {title}:", *_shorten(rows)]
-        return "\n".join([*lines, *_say_place(self.place, self.left_aside), *self.remarks, *self.advice])
+        return "\n".join([*lines, *_place_lines(self.place, self.left_aside), *self.remarks, *self.advice])
 
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What became of a state dict on its way from one format to another."""
+    """How a state dict was converted from one format to another."""
 
     source: CheckpointFormat
-    """Whose names it had."""
     target: CheckpointFormat
     model: str
-    """Which model it holds, in words."""
+    """Description of the model."""
     read: int
-    """Entries before."""
+    """Number of entries in the source."""
     written: int
-    """Entries after."""
+    """Number of entries in the result."""
     steps: list[Step]
-    """What was done in between, by way of this library's names."""
+    """Steps of the conversion, by way of this library's names."""
     losses: list[Loss]
-    """What is not in the result."""
+    """Values that are missing from the result."""
     remarks: tuple[str, ...] = ()
-    """How predictions may differ between the implementations."""
+    """Reasons why predictions may differ between the implementations."""
     place: str = ""
-    """Entry and prefix under which the weights were; empty for a state dict by itself."""
+    """Entry and prefix under which the weights were found; empty for a bare state dict."""
     left_aside: tuple[str, ...] = ()
-    """Places of other weights, such as an average, and tensors without the weights' prefix."""
+    """Places of other weights, such as averages, and tensors without the weights' prefix."""
 
     @property
     def lossless(self) -> bool:
-        """Whether every value that a model uses is in the result, values of zero aside."""
+        """Whether the result has every value other than zero that a model uses."""
         return all(loss.largest == 0 or loss.why == "unused" for loss in self.losses)
 
     @property
     def unasked(self) -> list[Loss]:
-        """What is lost though the caller did not ask for it."""
+        """Losses that the caller did not ask for."""
         return [loss for loss in self.losses if loss.largest != 0 and loss.why == "no place"]
 
     def __str__(self) -> str:
@@ -98,10 +104,10 @@ class ConversionReport:
             lines.append(f"left out: {loss.what}, {len(loss.names)} entries, largest value {loss.largest:.3g}")
             lines += _shorten([f"  {name}" for name in loss.names], limit=8)
         lines += ["nothing lost"] * self.lossless
-        return "\n".join([*lines, *_say_place(self.place, self.left_aside), *self.remarks])
+        return "\n".join([*lines, *_place_lines(self.place, self.left_aside), *self.remarks])
 
 
-def _say_place(place: str, left_aside: tuple[str, ...]) -> list[str]:
+def _place_lines(place: str, left_aside: tuple[str, ...]) -> list[str]:
     lines = [f"weights from {place}"] * bool(place)
     return lines + [f"other weights left aside: {'; '.join(left_aside)}"] * bool(left_aside)
 

@@ -1,4 +1,4 @@
-"""Whether an exported file computes what its model does: both run on the same images."""
+"""Comparison of an exported file with its model on the same images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from deformdetr.boxes import cxcywh_to_xyxy, scale_boxes
-from deformdetr.integrations._export_program import AnyPostProcess, ExportError, probable_masks
+from deformdetr.integrations._export._program import AnyPostProcess, ExportError, probable_masks
 from deformdetr.models import Selection
 from deformdetr.structures import ImageBatch
 
 
 class FileOutputs(NamedTuple):
-    """What an exported file gives."""
+    """Outputs of an exported file."""
 
     tensors: dict[str, Tensor]
     choices: list[Int64[Tensor, "batch _chosen"]]
-    """What every top-k in it has chosen, in the order of the graph."""
+    """Indices that every top-k of the graph has selected, in order."""
 
 
 Run: TypeAlias = Callable[[Mapping[str, Tensor]], FileOutputs]
@@ -32,14 +32,21 @@ class Comparison:
     """The largest differences between a file and its model on one batch.
 
     Attributes:
-        images: How many.
-        height: Of the padded batch, in pixels.
-        width: Likewise.
-        logits: Largest difference of a class logit, those that proposals are chosen by included.
-        boxes: Largest difference of a box's coordinate, as a fraction of the image.
-        detections: Largest difference of a score or a label, or of a box as a fraction of the image, between the file's
-            detections and those that the model's post-processing makes of the file's predictions; None without it.
-        masks: Largest difference of a mask's logit or, with post-processing, its probability; None without masks.
+        images: Number of images.
+        height: Height of the padded batch, in pixels.
+        width: Width of the padded batch, in pixels.
+        logits: Largest difference of class logits, including those that select proposals.
+        boxes: Largest difference of box coordinates, as a fraction of the image.
+        detections: Largest difference of scores, labels, or boxes as fractions of the image, between the file's
+            detections and the model's post-processing of the file's predictions; None without post-processing.
+        masks: Largest difference of mask logits or, with post-processing, probabilities; None without masks.
+
+    Example:
+        >>> comparison = Comparison(images=2, height=64, width=96, logits=2e-5, boxes=1e-6, detections=None)
+        >>> print(comparison)
+        2 images of 64 x 96: logits 2e-05, boxes 1e-06
+        >>> comparison.is_within(1e-4)
+        True
     """
 
     images: int
@@ -51,7 +58,7 @@ class Comparison:
     masks: float | None = None
 
     def is_within(self, tolerance: float) -> bool:
-        """Tell whether no difference is larger; NaN is larger than anything."""
+        """Return whether no difference exceeds the tolerance; NaN does."""
         numbers = (self.logits, self.boxes, self.detections, self.masks)
         return all(number <= tolerance for number in numbers if number is not None)
 
@@ -63,46 +70,46 @@ class Comparison:
 
 
 def check_batches(images: Sequence[Float[Tensor, "3 _ _"]]) -> list[ImageBatch]:
-    """Make batches of several sizes: every image alone, the first one smaller, and all of these together, padded."""
+    """Return batches of several sizes: every image alone, the first one resized, and all of these in one batch."""
     size = [max(1, round(side * share)) for side, share in zip(images[0].shape[1:], (0.75, 0.625), strict=True)]
     singles = [*images, F.interpolate(images[0][None], size=size, mode="bilinear")[0]]
     return [ImageBatch.from_images(batch) for batch in (*([single] for single in singles), singles)]
 
 
 def compare(model: nn.Module, run: Run, batch: ImageBatch, *, postprocess: AnyPostProcess | None) -> Comparison:
-    """Run model and file on a batch.
+    """Run model and file on a batch and return their differences.
 
-    Rounding may rank proposals of nearly equal scores in another order. The model therefore goes on with the proposals
-    that the file has chosen; their scores must be those of its own choice.
+    Rounding may change the order of proposals with nearly equal scores. The model therefore continues with the
+    proposals that the file has selected, whose scores are compared with those of its own selection.
 
     Args:
-        model: In evaluation, on the CPU.
+        model: The model, in evaluation mode on the CPU.
         run: Runs the file.
-        batch: What they are run on.
-        postprocess: What the file contains.
+        batch: Images and padding mask.
+        postprocess: The post-processing that the file contains.
 
     Raises:
-        ExportError: If the file gives tensors of other shapes, or does not choose as often as the model.
+        ExportError: If the file returns tensors of other shapes, or has another number of top-k than the model.
     """
     sizes = _unpadded_sizes(batch)
     inputs = {"images": batch.images, "padding_mask": batch.padding_mask}
     tensors, choices = run(inputs if postprocess is None else {**inputs, "image_sizes": sizes})
-    with torch.no_grad(), _Choosing(choices) as choosing:
+    with torch.no_grad(), _ForcedTopK(choices) as forced:
         outputs = model(*batch)
-        of_logits = [_difference(tensors["pred_logits"], outputs["pred_logits"]), *choosing.differences]
+        of_logits = [_difference(tensors["pred_logits"], outputs["pred_logits"]), *forced.differences]
         of_boxes = [_difference(tensors["pred_boxes"], outputs["pred_boxes"])]
         of_detections = []
         of_masks = []
         if postprocess is not None:
-            choosing.differences.clear()
+            forced.differences.clear()
             selected = postprocess.select({"pred_logits": tensors["pred_logits"], "pred_boxes": tensors["pred_boxes"]})
-            of_detections = [*_detection_differences(tensors, selected, sizes), *choosing.differences]
+            of_detections = [*_detection_differences(tensors, selected, sizes), *forced.differences]
             if "pred_masks" in outputs:
                 of_masks.append(_difference(tensors["masks"], probable_masks(outputs["pred_masks"], selected)))
         elif "pred_masks" in outputs:
             of_masks.append(_difference(tensors["pred_masks"], outputs["pred_masks"]))
-    if choosing.left:
-        raise ExportError(f"the exported file has {len(choosing.left)} top-k more than the model")
+    if forced.left:
+        raise ExportError(f"the exported file has {len(forced.left)} top-k more than the model")
     count, _, height, width = batch.images.shape
     return Comparison(
         images=count,
@@ -115,8 +122,8 @@ def compare(model: nn.Module, run: Run, batch: ImageBatch, *, postprocess: AnyPo
     )
 
 
-class _Choosing(TorchFunctionMode):
-    """Makes every top-k choose what it is told to, and notes how the values differ from the largest ones."""
+class _ForcedTopK(TorchFunctionMode):
+    """Makes every top-k select given indices, and records how the values differ from the largest ones."""
 
     def __init__(self, choices: Sequence[Int64[Tensor, "batch _chosen"]]) -> None:
         super().__init__()
@@ -156,11 +163,11 @@ def _difference(got: Tensor, expected: Tensor) -> Float[Tensor, ""]:
 
 
 def _largest(differences: Sequence[Float[Tensor, ""]]) -> float:
-    # Tensors know that NaN is the largest.
+    # PyTorch's maximum propagates NaN.
     return torch.stack(list(differences)).amax().item()
 
 
 def _unpadded_sizes(batch: ImageBatch) -> Int64[Tensor, "batch 2"]:
-    """Give (height, width) of every image."""
+    """Return (height, width) of every image."""
     valid = ~batch.padding_mask
     return torch.stack([valid[:, :, 0].sum(1), valid[:, 0].sum(1)], dim=1)

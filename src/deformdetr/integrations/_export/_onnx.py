@@ -1,4 +1,4 @@
-"""ONNX files, run beside their model before they are called done."""
+"""ONNX files, compared with their model before they are kept."""
 
 import copy
 import importlib
@@ -19,27 +19,27 @@ from torch.export.graph_signature import InputKind
 
 from deformdetr import _compat
 from deformdetr._files import check_writable, replacing
-from deformdetr.integrations._export_check import Comparison, FileOutputs, Run, check_batches, compare
-from deformdetr.integrations._export_program import AnyPostProcess, ExportError, export_program, output_names
-from deformdetr.integrations._export_sampling import Sampling, decompositions
+from deformdetr.integrations._export._check import Comparison, FileOutputs, Run, check_batches, compare
+from deformdetr.integrations._export._program import AnyPostProcess, ExportError, export_program, output_names
+from deformdetr.integrations._export._sampling import Sampling, decompositions
 
 _EXTRA = ("onnx", "onnxruntime", "onnxscript")
-# PyTorch writes its operators in this version; newer ones are made from it by onnxscript, the one before it here.
+# PyTorch writes this version. onnxscript converts it to newer ones, `_write_as_opset_17` to the one before.
 _WRITTEN_OPSET = 18
 _OLDEST_OPSET = _WRITTEN_OPSET - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """What was written, and how close to the model it is.
+    """The file that was written, and its differences from the model.
 
     Attributes:
         path: The file.
         opset: Version of ONNX's operators.
-        sampling: What deformable attention became.
-        nodes: How many nodes the graph has.
-        tolerance: Largest difference that was allowed.
-        comparisons: What was compared, a batch each.
+        sampling: How deformable attention is computed.
+        nodes: Number of nodes of the graph.
+        tolerance: Largest difference allowed.
+        comparisons: One per batch.
     """
 
     path: Path
@@ -66,31 +66,36 @@ def export_onnx(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Write a detector as an ONNX file for any batch, height and width, once it computes what the model does.
+    """Write a detector as an ONNX file for any batch, height and width, and compare it with the model.
 
-    Inputs and outputs are those of `export_program`. The file is in float32 and needs no custom operators. It is
-    written beside its place, run by onnxruntime on several batches and compared with the model, and renamed into place
-    only if no difference is larger than `tolerance`.
+    Inputs and outputs are those of `export_program`. The file is in float32 and has no custom operators. It is written
+    under a temporary name, run by onnxruntime on several batches, and renamed only if no difference exceeds
+    `tolerance`.
 
     Args:
-        model: Called with images and padding mask, gives `Predictions`; it is left as it is.
-        path: Where to, `.onnx`.
-        sampling: What deformable attention becomes: `grid_sample` samples level by level, `gather` reads the four
+        model: A module that returns `Predictions` for images and padding mask; it is not changed.
+        path: File with suffix `.onnx`.
+        sampling: How to compute deformable attention: `grid_sample` samples level by level, `gather` reads the four
             pixels around all samples.
         opset: Version of ONNX's operators, 17 or newer.
-        postprocess: What turns predictions into detections, to be part of the file.
-        images: Normalised images of any sizes to compare on; None draws noise.
-        tolerance: Largest difference of a logit or a mask, and of a box as a fraction of the image.
-        metadata: Kept in the file.
-        overwrite: Whether to replace a file.
+        postprocess: Post-processing to include.
+        images: Normalized images of any sizes for the comparison; None uses noise.
+        tolerance: Largest difference of logits, masks, and boxes as fractions of the image.
+        metadata: Properties to write into the file.
+        overwrite: Whether to replace an existing file.
 
     Raises:
         ModuleNotFoundError: If a package of the extra `onnx` is not installed.
-        ExportError: If the model cannot be exported, or the file does not compute the same; there is no file then.
-        FileExistsError: If there is a file already, which must not be overwritten.
-        FileNotFoundError: If there is no such folder.
-        OSError: If the file cannot be written; an older one is left as it was.
-        ValueError: If the suffix or the opset is wrong, or there is no image.
+        ExportError: If the model cannot be exported, or the file computes something else; no file is written then.
+        FileExistsError: If the file exists and `overwrite` is not set.
+        FileNotFoundError: If the folder does not exist.
+        OSError: If the file cannot be written; an existing file is kept then.
+        ValueError: If the suffix or the opset is wrong, or `images` is empty.
+
+    Example:
+        >>> from deformdetr import preset
+        >>> report = export_onnx(preset("demo").build(), "detector.onnx")  # doctest: +SKIP
+        >>> print(report)  # doctest: +SKIP
     """
     path = Path(path)
     _require_extra()
@@ -107,7 +112,7 @@ def export_onnx(
         unfinished.write_bytes(content.SerializeToString())
         run = _load(unfinished)
         comparisons = tuple(compare(model, run, batch, postprocess=postprocess) for batch in batches)
-        _judge(comparisons, tolerance)
+        _check_tolerance(comparisons, tolerance)
     return ExportReport(
         path=path,
         opset=opset,
@@ -134,7 +139,7 @@ def _noise() -> list[Tensor]:
 def _translate(
     model: nn.Module, postprocess: AnyPostProcess | None, sampling: Sampling, opset: int, metadata: Mapping[str, str]
 ) -> Any:
-    """Give the model as ONNX's `ModelProto`."""
+    """Return the model as ONNX's `ModelProto`."""
     import onnx
 
     table = {**decompositions(sampling), torch.ops.aten.upsample_nearest2d.vec: _resize_to_nearest}
@@ -142,9 +147,9 @@ def _translate(
     inputs = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
     outputs = output_names(program, postprocess)
     newer = max(opset, _WRITTEN_OPSET)
-    with _without_remarks():
+    with _silenced():
         try:
-            # `ONNXProgram`, or None where a file is written at once.
+            # `ONNXProgram`, typed as None if it writes a file.
             translated: Any = torch.onnx.export(
                 program, input_names=inputs, output_names=outputs, opset_version=newer, dynamo=True, verbose=False
             )
@@ -153,7 +158,7 @@ def _translate(
     content = translated.model_proto
     (version,) = (each for each in content.opset_import if not each.domain)
     if version.version != newer:
-        raise ExportError(f"the installed onnxscript cannot write opset {opset}, which is newer than it")
+        raise ExportError(f"the installed onnxscript cannot write opset {opset}, which is newer")
     if opset < newer:
         _write_as_opset_17(content.graph)
         version.version = opset
@@ -163,10 +168,10 @@ def _translate(
 
 
 def _write_as_opset_17(graph: Any) -> None:
-    """Undo what version 18 changed: axes of reductions became inputs, and splits into equal parts say into how many.
+    """Convert opset 18 to 17: axes of reductions become attributes, and splits lose the number of parts.
 
     Raises:
-        ExportError: If the graph has something else from version 18, or axes that are computed.
+        ExportError: If the graph has other operators of version 18, or computed axes.
     """
     import onnx
 
@@ -185,9 +190,9 @@ def _write_as_opset_17(graph: Any) -> None:
 
 
 def _resize_to_nearest(image: Tensor, size: Sequence[Any], scales: Sequence[float] | None) -> Tensor:
-    """Choose pixels with PyTorch's rounding, which ONNX's `Resize` does not have: it divides where PyTorch multiplies.
+    """Resize with PyTorch's rounding: it multiplies by the inverse scale, by which ONNX's `Resize` divides.
 
-    A padding mask that ends at one of the chosen pixels would end a pixel later on the feature map.
+    The difference can move the end of a padding mask by one pixel of the feature map.
     """
     rows, columns = (_nearest(given, wanted, image) for given, wanted in zip(image.shape[2:], size, strict=True))
     return image[:, :, rows[:, None], columns]
@@ -200,8 +205,8 @@ def _nearest(given: Any, wanted: Any, like: Tensor) -> Tensor:
 
 
 @contextmanager
-def _without_remarks() -> Iterator[None]:
-    """Keep quiet what exporter and optimiser say about their own workings."""
+def _silenced() -> Iterator[None]:
+    """Silence warnings and logs of the exporter and its optimizer."""
     logger = logging.getLogger("onnxscript")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -214,7 +219,7 @@ def _without_remarks() -> Iterator[None]:
 
 
 def _name_axes(content: Any) -> None:
-    """Call the axes of inputs and outputs what they are, in place of the tracer's symbols and formulas."""
+    """Name the axes of inputs and outputs, in place of the tracer's symbols and formulas."""
     graph = content.graph
     batch, _, height, width = (axis.dim_param for axis in graph.input[0].type.tensor_type.shape.dim)
     names = {batch: "batch", height: "height", width: "width"}
@@ -229,7 +234,7 @@ def _name_axes(content: Any) -> None:
 
 
 def _load(path: Path) -> Run:
-    """Run a file by onnxruntime."""
+    """Return a function that runs a file by onnxruntime."""
     import onnx
 
     onnxruntime: Any = importlib.import_module("onnxruntime")
@@ -240,7 +245,7 @@ def _load(path: Path) -> Run:
     content.graph.output.extend(onnx.ValueInfoProto(name=name) for name in choices)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Errors alone.
+    # Errors only.
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(content.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -259,11 +264,11 @@ def _load(path: Path) -> Run:
     return run
 
 
-def _judge(comparisons: Sequence[Comparison], tolerance: float) -> None:
-    """Refuse a file that computes something else.
+def _check_tolerance(comparisons: Sequence[Comparison], tolerance: float) -> None:
+    """Check that all differences are within the tolerance.
 
     Raises:
-        ExportError: If a difference is larger than the tolerance.
+        ExportError: If a difference exceeds the tolerance.
     """
     if not all(comparison.is_within(tolerance) for comparison in comparisons):
         rows = "\n".join(f"  {comparison}" for comparison in comparisons)

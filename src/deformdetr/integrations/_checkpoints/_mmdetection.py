@@ -1,20 +1,25 @@
 """The names of mmdetection's DeformableDETR and DINO, versions 2 and 3."""
 
-from deformdetr.integrations._changes import BatchCounts, LabelRows, NeckWithoutBiases
-from deformdetr.integrations._heads import HeadsPerLayer
-from deformdetr.integrations._lineage import Lineage
-from deformdetr.integrations._names import Rename, Rules, within
+from itertools import chain
 
-# Levels beyond the backbone's last three features.
-_NECK = (
-    *(
-        rule
-        for extra in range(3)
-        for rule in within(f"neck.levels.{3 + extra}", f"neck.extra_convs.{extra}", {"conv": "conv", "norm": "gn"})
-    ),
-    *within("neck.levels.#", "neck.convs.#", {"conv": "conv", "norm": "gn"}),
-)
-# A branch is a sequence in which activations have numbers too.
+from deformdetr.integrations._checkpoints._changes import BatchCounts, LabelRows, NeckWithoutBiases
+from deformdetr.integrations._checkpoints._format import Format
+from deformdetr.integrations._checkpoints._heads import HeadsPerLayer
+from deformdetr.integrations._checkpoints._names import Rename, Rules, decoder_rules, encoder_rules, within
+
+
+def neck_rules(norm: str) -> Rules:
+    """Return rules for a channel mapper, which names levels beyond the backbone's last three features separately.
+
+    Args:
+        norm: Name of its norms.
+    """
+    parts = {"conv": "conv", "norm": norm}
+    extra = (within(f"neck.levels.{3 + index}", f"neck.extra_convs.{index}", parts) for index in range(3))
+    return (*chain.from_iterable(extra), *within("neck.levels.#", "neck.convs.#", parts))
+
+
+# Branches are sequences, which number activations too.
 _HEADS = (
     *within(
         "decoder.box_heads.#",
@@ -26,32 +31,10 @@ _HEADS = (
 
 _VERSION_3: Rules = (
     Rename("backbone", "backbone"),
-    *_NECK,
+    *neck_rules("gn"),
     Rename("level_embed", "level_embed"),
-    *within(
-        "encoder.layers.#",
-        "encoder.layers.#",
-        {
-            "self_attn": "self_attn",
-            "self_attn_norm": "norms.0",
-            "feed_forward.linear1": "ffn.layers.0.0",
-            "feed_forward.linear2": "ffn.layers.1",
-            "feed_forward_norm": "norms.1",
-        },
-    ),
-    *within(
-        "decoder.layers.#",
-        "decoder.layers.#",
-        {
-            "self_attn": "self_attn.attn",
-            "self_attn_norm": "norms.0",
-            "cross_attn": "cross_attn",
-            "cross_attn_norm": "norms.1",
-            "feed_forward.linear1": "ffn.layers.0.0",
-            "feed_forward.linear2": "ffn.layers.1",
-            "feed_forward_norm": "norms.2",
-        },
-    ),
+    *encoder_rules("encoder.layers", "self_attn norms.0 ffn.layers.0.0 ffn.layers.1 norms.1"),
+    *decoder_rules("decoder.layers", "self_attn.attn norms.0 cross_attn norms.1 ffn.layers.0.0 ffn.layers.1 norms.2"),
     *_HEADS,
     Rename("queries.memory_projection", "memory_trans_fc"),
     Rename("queries.memory_norm", "memory_trans_norm"),
@@ -61,36 +44,17 @@ _VERSION_3: Rules = (
 
 
 def transformer_rules(prefix: str) -> Rules:
-    """Give the names of a transformer made of mmcv's general layers, which detrex has taken over.
+    """Return rules for a transformer made of mmcv's generic layers, which detrex has too.
 
     Args:
         prefix: Name of the transformer.
     """
     return (
         Rename("level_embed", f"{prefix}.level_embeds"),
-        *within(
-            "encoder.layers.#",
-            f"{prefix}.encoder.layers.#",
-            {
-                "self_attn": "attentions.0",
-                "self_attn_norm": "norms.0",
-                "feed_forward.linear1": "ffns.0.layers.0.0",
-                "feed_forward.linear2": "ffns.0.layers.1",
-                "feed_forward_norm": "norms.1",
-            },
-        ),
-        *within(
-            "decoder.layers.#",
-            f"{prefix}.decoder.layers.#",
-            {
-                "self_attn": "attentions.0.attn",
-                "self_attn_norm": "norms.0",
-                "cross_attn": "attentions.1",
-                "cross_attn_norm": "norms.1",
-                "feed_forward.linear1": "ffns.0.layers.0.0",
-                "feed_forward.linear2": "ffns.0.layers.1",
-                "feed_forward_norm": "norms.2",
-            },
+        *encoder_rules(f"{prefix}.encoder.layers", "attentions.0 norms.0 ffns.0.layers.0.0 ffns.0.layers.1 norms.1"),
+        *decoder_rules(
+            f"{prefix}.decoder.layers",
+            "attentions.0.attn norms.0 attentions.1 norms.1 ffns.0.layers.0.0 ffns.0.layers.1 norms.2",
         ),
         *within(
             "queries",
@@ -110,8 +74,8 @@ _CHANGES = (BatchCounts(), NeckWithoutBiases())
 _DINO_CHANGES = (*_CHANGES, LabelRows(spare=False), HeadsPerLayer(never_shared=True))
 _TWO_STAGE = {"queries.memory_projection.weight": "two_stage=True"}
 
-_DEFORMABLE_DETR_3 = Lineage(
-    format="mmdetection_3",
+_DEFORMABLE_DETR_3 = Format(
+    name="mmdetection_3",
     architecture="deformable_detr",
     marks=("level_embed", "bbox_head.cls_branches.0.weight"),
     rules=(
@@ -123,8 +87,8 @@ _DEFORMABLE_DETR_3 = Lineage(
     container="state_dict",
 )
 
-_DINO_3 = Lineage(
-    format="mmdetection_3",
+_DINO_3 = Format(
+    name="mmdetection_3",
     architecture="dino",
     marks=(*_DEFORMABLE_DETR_3.marks, "decoder.ref_point_head.layers.0.weight", "decoder.norm.weight"),
     rules=(
@@ -141,13 +105,13 @@ _DINO_3 = Lineage(
 
 _VERSION_2: Rules = (
     Rename("backbone", "backbone"),
-    *_NECK,
+    *neck_rules("gn"),
     *transformer_rules("bbox_head.transformer"),
     *_HEADS,
 )
 
-_DEFORMABLE_DETR_2 = Lineage(
-    format="mmdetection_2",
+_DEFORMABLE_DETR_2 = Format(
+    name="mmdetection_2",
     architecture="deformable_detr",
     marks=("bbox_head.transformer.level_embeds",),
     rules=(*_VERSION_2, Rename("queries.embedding", "bbox_head.query_embedding")),
@@ -155,8 +119,8 @@ _DEFORMABLE_DETR_2 = Lineage(
     container="state_dict",
 )
 
-_DINO_2 = Lineage(
-    format="mmdetection_2",
+_DINO_2 = Format(
+    name="mmdetection_2",
     architecture="dino",
     marks=(
         *_DEFORMABLE_DETR_2.marks,
@@ -165,7 +129,7 @@ _DINO_2 = Lineage(
     ),
     rules=(
         *_VERSION_2,
-        # A sequence, in which the activation has a number too.
+        # A sequence, which numbers the activation too.
         Rename("decoder.position.encoding.layers.0", "bbox_head.transformer.decoder.ref_point_head.0"),
         Rename("decoder.position.encoding.layers.1", "bbox_head.transformer.decoder.ref_point_head.2"),
         Rename("decoder.norm", "bbox_head.transformer.decoder.norm"),
@@ -177,5 +141,5 @@ _DINO_2 = Lineage(
     container="state_dict",
 )
 
-# The more special first.
-LINEAGES = (_DINO_3, _DINO_2, _DEFORMABLE_DETR_3, _DEFORMABLE_DETR_2)
+# Special formats first: they have the marks of later ones.
+FORMATS = (_DINO_3, _DINO_2, _DEFORMABLE_DETR_3, _DEFORMABLE_DETR_2)

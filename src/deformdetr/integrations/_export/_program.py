@@ -1,4 +1,4 @@
-"""Detectors as graphs that take images of any size and number."""
+"""Detectors as graphs for any batch, height and width."""
 
 import copy
 from typing import TypeAlias
@@ -14,36 +14,42 @@ from deformdetr.models import Selection, SigmoidPostProcess, SoftmaxPostProcess
 
 AnyPostProcess: TypeAlias = SigmoidPostProcess | SoftmaxPostProcess
 
-# These sizes stand for all others, so nothing may be true of them alone: PyTorch takes shortcuts for a batch of one or
-# two and for maps of one pixel, which levels with a stride of 256 would have in smaller images.
+# The sizes at which the model is traced. PyTorch specializes graphs for batches of one or two and for maps of one
+# pixel, which levels of stride 256 would have in smaller images.
 _BATCH, _HEIGHT, _WIDTH = 7, 288, 352
 
 
 class ExportError(ValueError):
-    """A model cannot be exported, or what was exported does not compute the same."""
+    """A model cannot be exported, or the exported file computes something else."""
 
 
 def export_program(model: nn.Module, *, postprocess: AnyPostProcess | None = None) -> ExportedProgram:
-    """Export a detector in evaluation as a graph for any batch, height and width.
+    """Export a detector in evaluation mode as a graph for any batch, height and width.
 
-    The program takes `images` (batch, 3, height, width), normalised, and their `padding_mask` (batch, height, width),
-    True at padded pixels; it gives a dict of `pred_logits` and `pred_boxes`, as the model does, and of `pred_masks` if
-    the model does. With `postprocess`, it takes `image_sizes` (batch, 2) too, (height, width) in pixels, and also gives
-    `boxes` (batch, detections, 4), xyxy in those pixels, `scores` and `labels`; and, in place of the masks of all
-    queries, `masks` (batch, detections, mask_height, mask_width), probabilities in the padded images.
+    The program takes normalized `images` (batch, 3, height, width) and their `padding_mask` (batch, height, width),
+    True at padded pixels. It returns a dict of `pred_logits`, `pred_boxes` and, of models with masks, `pred_masks`.
 
-    Deformable attention is one operator in it, `deformdetr::ms_deform_attn`, which needs this library to run, on the
-    device that the model is on; `decompositions` turns it into parts that do not.
+    With `postprocess`, the program also takes `image_sizes` (batch, 2), (height, width) in pixels. It also returns
+    `boxes` (batch, detections, 4), xyxy in these pixels, `scores` and `labels`. In place of `pred_masks` it returns
+    `masks` (batch, detections, mask_height, mask_width), probabilities over the padded images.
+
+    Deformable attention is one operator, `deformdetr::ms_deform_attn`, which needs this library at run time and the
+    device that the model is on. `decompositions` replaces it by PyTorch's own operators.
 
     Args:
-        model: Called with images and padding mask, gives `Predictions`; it is left as it is.
-        postprocess: What turns predictions into detections.
+        model: A module that returns `Predictions` for images and padding mask; it is not changed.
+        postprocess: Post-processing to include.
 
     Raises:
-        ExportError: If the model cannot serve every size with one graph.
+        ExportError: If the model cannot be traced for all sizes.
+
+    Example:
+        >>> from deformdetr import preset
+        >>> program = export_program(preset("demo").build())  # doctest: +SKIP
+        >>> predictions = program.module()(images, padding_mask)  # doctest: +SKIP
     """
     like = next(model.parameters(), torch.empty(0))
-    # A copy, because the model may be in training, and its mode is not ours to change.
+    # Copied, because the mode of the caller's model must not change.
     deployed = _Deployed(copy.deepcopy(model).eval(), postprocess).eval()
     images = like.new_zeros(_BATCH, 3, _HEIGHT, _WIDTH)
     inputs = [images, torch.zeros_like(images[:, 0], dtype=torch.bool)]
@@ -59,15 +65,15 @@ def export_program(model: nn.Module, *, postprocess: AnyPostProcess | None = Non
 
 
 def output_names(program: ExportedProgram, postprocess: AnyPostProcess | None) -> list[str]:
-    """Return the names of what `export_program` exported with this post-processing, in order."""
+    """Return the names of the program's outputs, in order."""
     detections = ("pred_masks",) if postprocess is None else ("boxes", "scores", "labels", "masks")
     outputs = [spec for spec in program.graph_signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
-    # A model without a mask head has one fewer.
+    # The last one is missing without a mask head.
     return ["pred_logits", "pred_boxes", *detections][: len(outputs)]
 
 
 class _Deployed(nn.Module):
-    """A model with what its users need of it alone."""
+    """A model and its post-processing, without outputs that only training needs."""
 
     def __init__(self, model: nn.Module, postprocess: AnyPostProcess | None) -> None:
         super().__init__()
@@ -94,6 +100,6 @@ class _Deployed(nn.Module):
 def probable_masks(
     logits: Float[Tensor, "batch queries mask_height mask_width"], selected: Selection
 ) -> Float[Tensor, "batch detections mask_height mask_width"]:
-    """Give the probabilities of the selected queries' masks."""
+    """Return the mask probabilities of the selected queries."""
     image = torch.arange(len(logits), device=logits.device)[:, None]
     return logits[image, selected.queries].float().sigmoid()

@@ -1,15 +1,15 @@
 """The names of detrex's DeformableDETR, DINO and DNDeformableDETR, whose backbone is detectron2's."""
 
-from deformdetr.integrations._changes import LabelRows, NoBatchCounts, SecondNames
-from deformdetr.integrations._heads import HeadsPerLayer
-from deformdetr.integrations._lineage import Lineage
-from deformdetr.integrations._mmdetection import transformer_rules
-from deformdetr.integrations._names import Rename, Rules, within
+from deformdetr.integrations._checkpoints._changes import LabelRows, NoBatchCounts, SecondNames
+from deformdetr.integrations._checkpoints._format import Format
+from deformdetr.integrations._checkpoints._heads import HeadsPerLayer
+from deformdetr.integrations._checkpoints._mmdetection import neck_rules, transformer_rules
+from deformdetr.integrations._checkpoints._names import Rename, Rules, within
 
 _NORMS = {f"bn{conv}": f"conv{conv}.norm" for conv in range(1, 4)} | {"downsample.1": "shortcut.norm"}
 _CONVOLUTIONS = {f"conv{conv}": f"conv{conv}" for conv in range(1, 4)} | {"downsample.0": "shortcut"}
 _RESNET = (
-    # Norms first: they lie in their convolutions.
+    # Norms first: they are submodules of the convolutions.
     Rename("backbone.bn1", "backbone.stem.conv1.norm"),
     Rename("backbone.conv1", "backbone.stem.conv1"),
     *(
@@ -22,12 +22,7 @@ _RESNET = (
 _COMMON: Rules = (
     *_RESNET,
     Rename("backbone", "backbone"),
-    *(
-        rule
-        for extra in range(3)
-        for rule in within(f"neck.levels.{3 + extra}", f"neck.extra_convs.{extra}", {"conv": "conv", "norm": "norm"})
-    ),
-    *within("neck.levels.#", "neck.convs.#", {"conv": "conv", "norm": "norm"}),
+    *neck_rules("norm"),
     *transformer_rules("transformer"),
     Rename("decoder.position.encoding", "transformer.decoder.ref_point_head"),
     Rename("decoder.box_heads.#", "bbox_embed.#"),
@@ -35,8 +30,8 @@ _COMMON: Rules = (
 )
 _REFERENCES = "transformer.decoder.ref_point_head.layers.0.weight"
 
-DEFORMABLE_DETR = Lineage(
-    format="detrex",
+DEFORMABLE_DETR = Format(
+    name="detrex",
     architecture="deformable_detr",
     marks=("transformer.level_embeds",),
     rules=(*_COMMON, Rename("queries.embedding", "query_embedding")),
@@ -49,8 +44,8 @@ DEFORMABLE_DETR = Lineage(
     ),
 )
 
-DINO = Lineage(
-    format="detrex",
+DINO = Format(
+    name="detrex",
     architecture="dino",
     marks=("transformer.level_embeds", _REFERENCES, "transformer.decoder.norm.weight"),
     rules=(
@@ -69,8 +64,8 @@ DINO = Lineage(
     ),
 )
 
-DN_DEFORMABLE_DETR = Lineage(
-    format="detrex",
+DN_DEFORMABLE_DETR = Format(
+    name="detrex",
     architecture="dn_deformable_detr",
     marks=("transformer.level_embeds", _REFERENCES, "transformer.decoder.query_scale.layers.0.weight"),
     rules=(
@@ -86,5 +81,5 @@ DN_DEFORMABLE_DETR = Lineage(
     container="model",
 )
 
-# The more special first: all have the transformer's mark.
-LINEAGES = (DINO, DN_DEFORMABLE_DETR, DEFORMABLE_DETR)
+# Special formats first: all have the marks of the last.
+FORMATS = (DINO, DN_DEFORMABLE_DETR, DEFORMABLE_DETR)

@@ -1,4 +1,4 @@
-"""Names in state dicts, and rules that translate them."""
+"""Rules that rename entries of state dicts."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Rename(NamedTuple):
-    """One name here and elsewhere; `#` stands for a layer's number, and whatever follows is kept."""
+    """The name of a module or an entry here and elsewhere; `#` matches a number, and the rest of a name is kept."""
 
     ours: str
     theirs: str
@@ -18,28 +18,53 @@ Rules: TypeAlias = tuple[Rename, ...]
 
 
 def within(ours: str, theirs: str, names: Mapping[str, str]) -> Rules:
-    """Give the rules for the parts of one module.
+    """Return rules for the parts of one module.
 
     Args:
-        ours: The module's name here.
-        theirs: Its name elsewhere.
-        names: The parts' names here and elsewhere.
+        ours: Name of the module here.
+        theirs: Name of the module elsewhere.
+        names: Names of the parts here and elsewhere.
     """
     return tuple(Rename(f"{ours}.{here}", f"{theirs}.{there}") for here, there in names.items())
+
+
+_ENCODER_PARTS = ("self_attn", "self_attn_norm", "feed_forward.linear1", "feed_forward.linear2", "feed_forward_norm")
+_DECODER_PARTS = ("self_attn", "self_attn_norm", "cross_attn", "cross_attn_norm", *_ENCODER_PARTS[2:])
+
+
+def encoder_rules(theirs: str, parts: str) -> Rules:
+    """Return rules for the layers of the encoder.
+
+    Args:
+        theirs: Name of the layers elsewhere.
+        parts: Names of a layer's parts elsewhere: attention, its norm, first and second linear layer, their norm.
+    """
+    return within("encoder.layers.#", f"{theirs}.#", dict(zip(_ENCODER_PARTS, parts.split(), strict=True)))
+
+
+def decoder_rules(theirs: str, parts: str) -> Rules:
+    """Return rules for the layers of the decoder.
+
+    Args:
+        theirs: Name of the layers elsewhere.
+        parts: Names of a layer's parts elsewhere: self-attention, its norm, cross-attention, its norm, first and second
+            linear layer, their norm.
+    """
+    return within("decoder.layers.#", f"{theirs}.#", dict(zip(_DECODER_PARTS, parts.split(), strict=True)))
 
 
 def rename(
     state: Mapping[str, Tensor], rules: Sequence[Rename], *, reverse: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Translate every name by the first rule that applies.
+    """Rename every entry by the first rule that matches.
 
     Args:
         state: State dict.
-        rules: Where several apply, the more special one must come first.
-        reverse: From theirs to ours.
+        rules: Special rules before general ones that match the same names.
+        reverse: Whether to rename from theirs to ours.
 
     Returns:
-        The renamed entries, and the names that no rule knows, which are kept.
+        The renamed entries, and the names that no rule matches, which are kept.
 
     Raises:
         ValueError: If two entries get the same name.
@@ -58,7 +83,7 @@ def rename(
 
 
 def count_numbered(state: Mapping[str, Tensor], prefix: str) -> int:
-    """Count the numbers that follow a prefix."""
+    """Count the different numbers that follow a prefix."""
     return len({match[1] for name in state if (match := re.match(re.escape(prefix) + r"(\d+)\.", name))})
 
 

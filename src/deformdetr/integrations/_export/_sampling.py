@@ -1,4 +1,4 @@
-"""The operator out of parts that every format has, to export models to where custom operators cannot go."""
+"""The operator in terms of PyTorch's own operators, for formats without custom operators."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deformdetr._dtypes import at_least_float32
 from deformdetr.kernels import sampling_locations
 
 Sampling: TypeAlias = Literal["grid_sample", "gather"]
@@ -16,25 +17,29 @@ _Sample: TypeAlias = Callable[[Tensor, list["_Level"], Tensor, Tensor], Tensor]
 
 
 def decompositions(sampling: Sampling = "grid_sample") -> dict[Any, Callable[..., Tensor]]:
-    """Give plain PyTorch for the operator, fused or not, for `ExportedProgram.run_decompositions`.
+    """Return replacements of the operator, for `ExportedProgram.run_decompositions`.
 
-    Both forms compute what the operator does, in float32 at least: zero beyond the border, zero at locations that are
-    NaN or infinite, and nothing that depends on what is stored at pixels that are not sampled.
+    They compute in float32 or float64: samples outside the levels or at NaN or infinite locations are
+    zero, and pixels that are not sampled have no influence.
 
     Args:
-        sampling: `grid_sample` samples level by level, `gather` reads the four pixels around all samples. Only the
-            second takes `spatial_shapes` that are a tensor.
+        sampling: `grid_sample` samples level by level, `gather` reads the four pixels around all samples. Only `gather`
+            supports `spatial_shapes` in a tensor.
 
     Raises:
-        ValueError: If there is no such form; when used, if `grid_sample` meets shapes in a tensor.
+        ValueError: If `sampling` is another value; when used, if `grid_sample` gets shapes in a tensor.
+
+    Example:
+        >>> [str(operator) for operator in decompositions("gather")]
+        ['deformdetr.ms_deform_attn.default']
     """
     if sampling not in get_args(Sampling):
         raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))}; got {sampling!r}")
     sample = _sample_grids if sampling == "grid_sample" else _sample_rows
-    return {torch.ops.deformdetr.ms_deform_attn.default: partial(_attend, sample)}
+    return {torch.ops.deformdetr.ms_deform_attn.default: partial(_run_operator, sample)}
 
 
-def _attend(
+def _run_operator(
     sample: _Sample,
     value: Tensor,
     spatial_shapes: Tensor | None,
@@ -52,17 +57,16 @@ def _attend(
     if references is not None:
         shapes = list(zip(sizes[::2], sizes[1::2], strict=True)) if spatial_shapes is None else spatial_shapes
         locations = sampling_locations(references, locations, shapes)
-        dtype = torch.promote_types(weights.dtype, torch.float32)
-        weights = weights.flatten(3).softmax(-1, dtype=dtype).view(weights.shape)
+        weights = at_least_float32(weights).flatten(3).softmax(-1).view(weights.shape)
     levels = _levels(spatial_shapes, sizes)
     if repeats:
         levels = [level for level, count in zip(levels, repeats, strict=True) for _ in range(count)]
-    dtype = torch.promote_types(value.dtype, torch.float32)
-    return sample(value.to(dtype), levels, locations.to(dtype), weights.to(dtype)).to(value.dtype)
+    wide = at_least_float32(value)
+    return sample(wide, levels, locations.to(wide.dtype), weights.to(wide.dtype)).to(value.dtype)
 
 
 class _Level(NamedTuple):
-    """Numbers are ints, symbolic ones too, or scalar tensors."""
+    """One level, as ints (symbolic ones included) or scalar tensors."""
 
     height: Any
     width: Any
@@ -79,13 +83,13 @@ def _levels(on_device: Tensor | None, on_host: list[Any]) -> list[_Level]:
 
 
 def _sample_grids(value: Tensor, levels: list[_Level], locations: Tensor, weights: Tensor) -> Tensor:
-    """Sample the map of every level by `grid_sample`, all heads as a batch."""
+    """Sample the map of every level by `grid_sample`, with the heads in the batch."""
     if any(isinstance(level.height, Tensor) for level in levels):
-        raise ValueError("grid_sample needs spatial_shapes as ints, but they are a tensor, which gather takes")
+        raise ValueError("grid_sample needs spatial_shapes as ints, got a tensor, which gather supports")
     batch, _, heads, channels = value.shape
     pixels = value.permute(0, 2, 3, 1).flatten(0, 1)
     grids = 2 * locations - 1
-    # Three is outside of any map by more than a pixel: it stands for NaN, and for what is too far for integers.
+    # NaN and locations too far for integers become 3, which is more than a pixel outside of any map.
     grids = torch.where(grids.isnan(), 3.0, grids).clamp(-3, 3).transpose(1, 2).flatten(0, 1)
     weights = weights.transpose(1, 2).flatten(0, 1)[:, None]
     parts = []
@@ -98,15 +102,15 @@ def _sample_grids(value: Tensor, levels: list[_Level], locations: Tensor, weight
 
 
 def _sample_rows(value: Tensor, levels: list[_Level], locations: Tensor, weights: Tensor) -> Tensor:
-    """Gather the pixels around the samples of all levels, a corner at a time, from a table of rows."""
+    """Gather the four pixels around every sample, of all levels at once, from a table of rows."""
     batch, pixels, heads, channels = value.shape
-    # What lies outside is read from a row of zeros behind the others.
+    # Pixels outside are read from a last row of zeros.
     outside = batch * pixels * heads
     table = torch.cat([value.flatten(0, 2), value.new_zeros(1, channels)])
     height, width, start = (_column(numbers, value.device) for numbers in zip(*levels, strict=True))
     size = torch.stack([width, height], dim=-1)
     position = locations * size - 0.5
-    # Two pixels outside stands for NaN, and for what is too far for integers.
+    # NaN and positions too far for integers become positions outside.
     position = torch.minimum(torch.where(position.isnan(), -2.0, position).clamp(min=-2), size + 1.0)
     corner = position.floor()
     right, bottom = (position - corner).unbind(-1)
@@ -125,7 +129,7 @@ def _sample_rows(value: Tensor, levels: list[_Level], locations: Tensor, weights
 
 
 def _column(numbers: Sequence[Any], device: torch.device) -> Tensor:
-    """Give one number per level, to go with (levels, points)."""
+    """Return one number per level, (levels, 1)."""
     scalars = [
         number.to(torch.int64) if isinstance(number, Tensor) else torch.full((), number, device=device)
         for number in numbers
