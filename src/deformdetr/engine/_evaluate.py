@@ -13,11 +13,11 @@ from deformdetr.data import AnyDataConfig, DataConfig, DetectionDataset, LabelMa
 from deformdetr.engine._errors import RunError
 from deformdetr.engine._experiment import validate_experiment
 from deformdetr.engine._learner import autocast
+from deformdetr.engine._loaders import batches, eval_loader
 from deformdetr.engine._overrides import merge
 from deformdetr.engine._processes import Processes
 from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._run_directory import load_run
-from deformdetr.engine._sharding import batches, eval_loader
 from deformdetr.evaluation import CocoEvaluator, CocoMetrics
 from deformdetr.structures import Detections, ImageBatch
 

@@ -18,12 +18,12 @@ from deformdetr.engine._errors import ConfigError, RunError
 from deformdetr.engine._evaluate import MASK_THRESHOLD, Evaluation, evaluate
 from deformdetr.engine._experiment import resolve
 from deformdetr.engine._learner import Learner
+from deformdetr.engine._loaders import batches, train_loader
 from deformdetr.engine._processes import Processes
 from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._run_directory import RunDirectory
 from deformdetr.engine._schedule import learning_rate_factor
 from deformdetr.engine._seeds import seed_everything
-from deformdetr.engine._sharding import batches, train_loader
 from deformdetr.integrations import load_checkpoint
 from deformdetr.models import DETR, DeformableDETR
 from deformdetr.visualize import plot_curves

@@ -2,9 +2,9 @@
 
 import pytest
 
-from deformdetr.data import DatasetError, ShapesConfig, build_dataset
+from deformdetr.data import DatasetError, SeededSampler, ShapesConfig, build_dataset
 from deformdetr.engine import ConfigError
-from deformdetr.engine._sharding import ShardedSampler, batches, eval_loader, train_loader
+from deformdetr.engine._loaders import batches, eval_loader, train_loader
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +13,7 @@ def dataset():
 
 
 def positions(length, rank, world_size, epoch, seed=3):
-    sampler = ShardedSampler(length, seed=seed, rank=rank, world_size=world_size)
+    sampler = SeededSampler(length, shuffle=True, seed=seed, rank=rank, world_size=world_size)
     sampler.set_epoch(epoch)
     return [index.position for index in sampler]
 
