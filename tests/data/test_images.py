@@ -13,20 +13,20 @@ def random_pixels(rng: torch.Generator, *shape: int) -> np.ndarray:
     return torch.randint(256, shape, generator=rng, dtype=torch.uint8).numpy()
 
 
-def test_a_colour_image_keeps_its_pixels(tmp_path: Path, rng: torch.Generator) -> None:
+def test_a_color_image_keeps_its_pixels(tmp_path: Path, rng: torch.Generator) -> None:
     pixels = random_pixels(rng, 7, 9, 3)
     Image.fromarray(pixels).save(tmp_path / "x.png")
     np.testing.assert_array_equal(load_image(tmp_path / "x.png").permute(1, 2, 0), pixels)
 
 
-def test_grey_images_repeat_their_channel(tmp_path: Path, rng: torch.Generator) -> None:
+def test_gray_images_repeat_their_channel(tmp_path: Path, rng: torch.Generator) -> None:
     pixels = random_pixels(rng, 7, 9)
     Image.fromarray(pixels).save(tmp_path / "x.png")
     for channel in load_image(tmp_path / "x.png"):
         np.testing.assert_array_equal(channel, pixels)
 
 
-def test_sixteen_bit_grey_keeps_its_upper_byte(tmp_path: Path, rng: torch.Generator) -> None:
+def test_sixteen_bit_gray_keeps_its_upper_byte(tmp_path: Path, rng: torch.Generator) -> None:
     upper = random_pixels(rng, 5, 6)
     Image.fromarray(upper.astype(np.uint16) * 256 + 200).save(tmp_path / "x.png")
     np.testing.assert_array_equal(load_image(tmp_path / "x.png")[1], upper)
@@ -38,7 +38,7 @@ def test_transparency_is_dropped(tmp_path: Path, rng: torch.Generator) -> None:
     np.testing.assert_array_equal(load_image(tmp_path / "x.png").permute(1, 2, 0), pixels[..., :3])
 
 
-def test_palettes_become_colours_even_with_transparent_entries(tmp_path: Path) -> None:
+def test_palettes_become_colors_even_with_transparent_entries(tmp_path: Path) -> None:
     image = Image.new("P", (4, 3), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
     image.save(tmp_path / "x.png", transparency=bytes([0, 128]))

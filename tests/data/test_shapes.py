@@ -33,9 +33,9 @@ def test_boxes_are_tight_around_the_drawn_pixels() -> None:
     for index, picture in enumerate(pictures):
         boxes, _ = annotations.of_image(index)
         left, top, right, bottom = boxes[0].astype(int).tolist()
-        # The shape is drawn last and in one colour, which the background hardly ever repeats.
-        colour = picture[:, (top + bottom) // 2, (left + right) // 2]
-        same = (picture == colour[:, None, None]).all(dim=0)
+        # The shape is drawn last and in one color, which the background hardly ever repeats.
+        color = picture[:, (top + bottom) // 2, (left + right) // 2]
+        same = (picture == color[:, None, None]).all(dim=0)
         rows, columns = same.nonzero(as_tuple=True)
         assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (left, top, right, bottom)
 
