@@ -122,7 +122,7 @@ def test_sampling_points_are_shown_around_their_reference(
     assert picture.mode == "RGB"
     assert picture.width > 800
     pixels = np.asarray(picture)
-    # The first level's color is that of no other thing.
+    # Nothing else has the color of the first level.
     assert (np.abs(pixels.astype(int) - (0, 229, 255)).sum(axis=-1) < 60).any()
 
 

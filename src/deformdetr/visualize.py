@@ -115,9 +115,8 @@ def draw_boxes(
     Example:
         >>> import torch
         >>> from deformdetr.visualize import draw_boxes
-        >>> picture = draw_boxes(
-        ...     torch.zeros(3, 100, 200, dtype=torch.uint8), torch.tensor([[10.0, 10, 90, 90]]), torch.tensor([0]), ["cat"]
-        ... )
+        >>> boxes, labels = torch.tensor([[10.0, 10, 90, 90]]), torch.tensor([0])
+        >>> picture = draw_boxes(torch.zeros(3, 100, 200), boxes, labels, ["cat"])
         >>> picture.size
         (600, 300)
     """
@@ -274,9 +273,12 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
         ValueError: If no record has a loss or a precision.
 
     Example:
+        >>> import tempfile
+        >>> from pathlib import Path
         >>> from deformdetr.visualize import plot_curves
         >>> records = [{"epoch": 1, "loss": 9.0}, {"epoch": 2, "loss": 5.0, "AP": 0.1}]
-        >>> plot_curves(records, "curves.png")  # doctest: +SKIP
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     plot_curves(records, Path(folder) / "curves.png")
     """
     from matplotlib.figure import Figure
 
@@ -292,18 +294,8 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (title, curves) in zip(all_axes, panels, strict=True):
-        for name in curves:
-            points = [
-                (record.get(axis, number), record[name])
-                for number, record in enumerate(records)
-                if record.get(name) is not None
-            ]
-            total = last[name] == "loss" or last[name] == "AP"
-            axes.plot(*zip(*points, strict=True), label=name, linewidth=2.2 if total else 1.2, marker=".", markersize=4)
+        _plot_panel(axes, records, curves, axis)
         axes.set(title=title, xlabel=axis)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
     if precisions:
         all_axes[-1].set_ylim(0, 1)
     save_image(_rendered(figure), path)
@@ -321,6 +313,18 @@ def save_image(image: Image.Image, path: Path) -> None:
         raise ValueError(f"{path}: no image format has the suffix {path.suffix!r}; use .png or .jpg")
     with replacing(path) as unfinished:
         image.save(unfinished, format=image_format)
+
+
+def _plot_panel(axes: Any, records: Sequence[Mapping[str, Any]], curves: Sequence[str], axis: str) -> None:
+    for name in curves:
+        present = [(number, record) for number, record in enumerate(records) if record.get(name) is not None]
+        x = [record.get(axis, number) for number, record in present]
+        is_total = name.rpartition("/")[2] in ("loss", "AP")
+        width = 2.2 if is_total else 1.2
+        axes.plot(x, [record[name] for _, record in present], label=name, linewidth=width, marker=".", markersize=4)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
 
 
 def _tinted(
