@@ -13,7 +13,7 @@ from deformdetr import Detector
 from deformdetr.cli import _export
 from deformdetr.data import DataConfig, build_dataset, collate, load_image
 from deformdetr.engine import Checkpoint, _predict, load_run, predict
-from deformdetr.engine._evaluate import MASK_THRESHOLD, detect
+from deformdetr.engine._inference import MASK_THRESHOLD, detect
 from deformdetr.structures import ImageBatch
 
 SIZES = [(60, 100), (108, 192), (200, 40), (48, 64)]

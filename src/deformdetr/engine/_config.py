@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, P
 
 from deformdetr.config import Config, DeformableDETRConfig, DETRConfig, ModelConfig, preset
 from deformdetr.data import AnyDataConfig
-from deformdetr.engine._overrides import merge
+from deformdetr.engine._settings import merge
 
 
 class StepSchedule(Config):

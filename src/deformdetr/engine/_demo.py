@@ -13,7 +13,8 @@ from deformdetr.config import DeformableDETRConfig, preset
 from deformdetr.data import DetectionDataset, ShapesConfig, build_dataset
 from deformdetr.engine._config import CosineSchedule, Experiment, TrainConfig
 from deformdetr.engine._errors import RunError
-from deformdetr.engine._evaluate import MASK_THRESHOLD, Evaluation, detect, evaluate_run
+from deformdetr.engine._evaluate import Evaluation, evaluate_run
+from deformdetr.engine._inference import MASK_THRESHOLD, detect
 from deformdetr.engine._run_directory import RunDirectory, load_run
 from deformdetr.engine._train import TrainResult, train
 from deformdetr.models import PostProcess

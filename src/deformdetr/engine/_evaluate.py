@@ -5,24 +5,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deformdetr._files import write_text
 from deformdetr.data import AnyDataConfig, DataConfig, DetectionDataset, LabelMap, build_dataset
 from deformdetr.engine._errors import RunError
 from deformdetr.engine._experiment import validate_experiment
-from deformdetr.engine._learner import autocast
+from deformdetr.engine._inference import MASK_THRESHOLD, detect
 from deformdetr.engine._loaders import batches, eval_loader
-from deformdetr.engine._overrides import merge
 from deformdetr.engine._processes import Processes
 from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._run_directory import load_run
+from deformdetr.engine._settings import merge
 from deformdetr.evaluation import CocoEvaluator, CocoMetrics
-from deformdetr.structures import Detections, ImageBatch
-
-# The probability above which a pixel counts as the object's.
-MASK_THRESHOLD = 0.5
+from deformdetr.structures import Detections
 
 
 class Evaluation(NamedTuple):
@@ -31,48 +27,6 @@ class Evaluation(NamedTuple):
     metrics: CocoMetrics
     table: str
     class_table: str
-
-
-def detect(
-    model: nn.Module,
-    postprocess: Callable[..., list[Detections]],
-    images: ImageBatch,
-    sizes: list[tuple[int, int]],
-    *,
-    num_labels: int,
-    precision: str = "float32",
-) -> list[Detections]:
-    """Detect objects, with tensors on the CPU.
-
-    Args:
-        model: In evaluation mode; called with images (batch, 3, height, width) and their padding mask.
-        postprocess: Turns its predictions and the sizes of images into detections.
-        images: Moved to the model's device.
-        sizes: (height, width) to which boxes and masks are scaled, in pixels.
-        num_labels: Detections of labels from this on, which a model may have and its dataset not, are left out.
-        precision: As in `TrainConfig`.
-    """
-    device = next(model.parameters()).device
-    images = images.to(device, non_blocking=True)
-    with torch.inference_mode(), autocast(device, precision):
-        found = postprocess(model(images.images, images.padding_mask), sizes)
-    return [_on_host(detections, num_labels) for detections in found]
-
-
-def _on_host(detections: Detections, num_labels: int) -> Detections:
-    keep = detections["labels"] < num_labels
-
-    def move(values: Tensor) -> Tensor:
-        return values[keep].cpu()
-
-    moved: Detections = {
-        "boxes": move(detections["boxes"]),
-        "scores": move(detections["scores"]),
-        "labels": move(detections["labels"]),
-    }
-    if "masks" in detections:
-        moved["masks"] = move(detections["masks"])
-    return moved
 
 
 def evaluate(

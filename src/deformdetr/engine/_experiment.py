@@ -11,8 +11,7 @@ from deformdetr.config import preset, preset_names
 from deformdetr.data import DataConfig, LabelMap
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import ConfigError
-from deformdetr.engine._overrides import differences, merge
-from deformdetr.engine._settings import describe
+from deformdetr.engine._settings import describe, differences, merge
 
 
 def read_experiment(path: Path, overrides: Mapping[str, Any] | None = None) -> Experiment:

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from deformdetr.engine._config import TrainConfig
 from deformdetr.engine._errors import TrainingError
 from deformdetr.engine._gradient_checkpointing import enable_gradient_checkpointing
+from deformdetr.engine._inference import autocast
 from deformdetr.engine._optimizer import build_optimizer, set_learning_rate
 from deformdetr.engine._processes import Processes
 from deformdetr.engine._trainable import freeze_all_but
 from deformdetr.losses import SetCriterion
 from deformdetr.models import DETR, DeformableDETR, needs_targets
 from deformdetr.structures import ImageBatch, Target
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Learner:
@@ -145,11 +144,6 @@ class Learner:
         # The gradient scaler skips such steps, and lowers its scale until there are none.
         if not math.isfinite(norm) and not self._scaler.is_enabled():
             raise TrainingError(f"{self._where}: the norm of the gradient is {norm}, while the loss is finite")
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Let matrix products and convolutions run in a precision of `TrainConfig`."""
-    return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "float32")
 
 
 def to_device(target: Target, device: torch.device) -> Target:

@@ -1,11 +1,12 @@
-"""AdamW with the parameter groups of Deformable DETR."""
+"""AdamW with the parameter groups and learning rates of Deformable DETR."""
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
-from deformdetr.engine._config import TrainConfig
+from deformdetr.engine._config import CosineSchedule, TrainConfig
 
 
 def parameter_groups(
@@ -58,6 +59,25 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     for group in groups:
         group["initial_lr"] = group["lr"]
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def learning_rate_factor(config: TrainConfig, step: int, *, steps_per_epoch: int, total_steps: int) -> float:
+    """Give what the learning rates are multiplied by in a step.
+
+    Args:
+        config: Schedule and warm-up.
+        step: Optimiser steps done before this one.
+        steps_per_epoch: Optimiser steps in an epoch.
+        total_steps: Optimiser steps in the whole run.
+    """
+    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    schedule = config.schedule
+    if isinstance(schedule, CosineSchedule):
+        progress = min(1.0, step / max(1, total_steps - 1))
+        final = schedule.final_factor
+        return warmup * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
+    drops = sum(step >= epoch * steps_per_epoch for epoch in schedule.drop_epochs)
+    return warmup * schedule.drop_factor**drops
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

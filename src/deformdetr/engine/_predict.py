@@ -8,7 +8,7 @@ from typing import NamedTuple, NotRequired, TypedDict
 from deformdetr._files import write_text
 from deformdetr.data import DatasetError, LabelMap, load_image, prepare_for_evaluation
 from deformdetr.engine._errors import PredictionError
-from deformdetr.engine._evaluate import MASK_THRESHOLD, detect
+from deformdetr.engine._inference import MASK_THRESHOLD, detect
 from deformdetr.engine._processes import Processes
 from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._run_directory import load_run

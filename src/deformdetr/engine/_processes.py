@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deformdetr.engine._errors import ConfigError
-from deformdetr.engine._extras import require_train_extra
+from deformdetr.engine._errors import ConfigError, require_train_extra
 
 
 class Processes:

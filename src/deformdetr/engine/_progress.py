@@ -5,7 +5,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
-from deformdetr.engine._extras import require_train_extra
+from deformdetr.engine._errors import require_train_extra
 
 _SECONDS_BETWEEN_LINES = 10.0
 

@@ -15,14 +15,15 @@ from deformdetr.data import Datasets, build_datasets
 from deformdetr.engine._checkpoint import Checkpoint
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import ConfigError, RunError
-from deformdetr.engine._evaluate import MASK_THRESHOLD, Evaluation, evaluate
+from deformdetr.engine._evaluate import Evaluation, evaluate
 from deformdetr.engine._experiment import resolve
+from deformdetr.engine._inference import MASK_THRESHOLD
 from deformdetr.engine._learner import Learner
 from deformdetr.engine._loaders import batches, train_loader
+from deformdetr.engine._optimizer import learning_rate_factor
 from deformdetr.engine._processes import Processes
 from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._run_directory import RunDirectory
-from deformdetr.engine._schedule import learning_rate_factor
 from deformdetr.engine._seeds import seed_everything
 from deformdetr.integrations import load_checkpoint
 from deformdetr.models import DETR, DeformableDETR
