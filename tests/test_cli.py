@@ -144,7 +144,7 @@ def test_preset_on_the_command_line_gives_what_the_file_leaves_out(capsys, tmp_p
 def test_training_resumes_only_when_asked(capsys, tmp_path, config):
     out = tmp_path / "run"
     shown(capsys, "train", config, "--output", out, "--train.epochs", "1")
-    assert "nothing is overwritten" in refused(capsys, "train", config, "--output", out)
+    assert "is not overwritten" in refused(capsys, "train", config, "--output", out)
     assert "resuming after epoch 1" in shown(capsys, "train", config, "--output", out, "--resume")
     assert load_run(out, prefer=["last.pt"])[1].epoch == 2
 

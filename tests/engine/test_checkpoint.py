@@ -17,7 +17,7 @@ def test_checkpoint_loads_with_weights_only(finished_run):
     assert "AP50" in content["metrics"]
 
 
-def test_best_checkpoint_holds_no_optimiser(finished_run):
+def test_best_checkpoint_holds_no_optimizer(finished_run):
     assert Checkpoint.load(finished_run / "best.pt").training is None
     assert Checkpoint.load(finished_run / "last.pt").training is not None
 

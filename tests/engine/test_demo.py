@@ -20,7 +20,7 @@ def test_demonstration_writes_a_run_with_pictures_and_can_be_repeated(tmp_path):
 def test_directory_with_anything_else_is_left_alone(tmp_path):
     (tmp_path / "last.pt").write_text("")
     (tmp_path / "thesis.txt").write_text("")
-    with pytest.raises(RunError, match=r"holds thesis\.txt, which no demonstration made"):
+    with pytest.raises(RunError, match=r"holds thesis\.txt, which are not from a demonstration"):
         run_demo(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"last.pt", "thesis.txt"}
 

@@ -88,7 +88,7 @@ def test_all_wrong_settings_are_named_with_the_likely_right_ones(tmp_path):
     with pytest.raises(ConfigError) as refused:
         read_experiment(write(tmp_path, settings))
     message = str(refused.value)
-    assert "6 settings are wrong" in message
+    assert "6 settings are not valid" in message
     assert "no setting 'model.num_querries'; did you mean model.num_queries" in message
     assert "no setting 'model.backbone.chanels'; did you mean model.backbone.channels" in message
     assert "no setting 'train.num_queries'; did you mean model.num_queries?" in message

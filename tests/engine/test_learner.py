@@ -60,7 +60,7 @@ def test_learning_rates_follow_the_factor(samples):
     assert learner.learning_rates() == pytest.approx({"main": 5e-4, "backbone": 5e-4, "sampling": 5e-5})
 
 
-def test_batch_without_any_object_can_be_learnt_from(samples):
+def test_batch_without_any_object_can_be_learned_from(samples):
     model = tiny_experiment().model.build()
     learner = learner_of(model)
     images, targets = collate(samples)
@@ -92,7 +92,7 @@ def test_what_is_frozen_gets_no_gradient_and_stays_in_evaluation_mode(samples):
     [
         ("mask_heads", "train.trainable: the model has no part 'mask_heads'; its parts are backbone, "),
         ("", "train.trainable: the model has no part ''"),
-        ("position", "train.trainable: 'position' has no parameter that trains"),
+        ("position", "train.trainable: 'position' has no trainable parameter"),
     ],
 )
 def test_parts_that_cannot_train_are_refused(part, message):

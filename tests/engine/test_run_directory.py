@@ -20,7 +20,7 @@ def test_checkpoint_file_stands_for_its_run(finished_run):
 
 
 def test_directory_without_checkpoints_is_refused(tmp_path):
-    with pytest.raises(RunError, match=r"holds neither of best\.pt, last\.pt"):
+    with pytest.raises(RunError, match=r"holds none of best\.pt, last\.pt"):
         load_run(tmp_path)
     with pytest.raises(RunError, match="does not exist"):
         load_run(tmp_path / "nothing")

@@ -116,7 +116,7 @@ def test_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path
     assert drop_times == expected
 
 
-def test_resumed_run_restores_the_optimiser(tmp_path, finished_run):
+def test_resumed_run_restores_the_optimizer(tmp_path, finished_run):
     run = tiny_run(tmp_path / "run", epochs=1)
     train(tiny_experiment(), run, resume=True)
     ours, theirs = (Checkpoint.load(each / "last.pt").training for each in (run, finished_run))
@@ -319,5 +319,5 @@ def test_checkpoint_with_another_state_of_training_is_refused(training, finished
     checkpoint = Checkpoint.load(finished_run / "last.pt")
     run.create(checkpoint.experiment, {}, epoch=0)
     replace(checkpoint, training=training).save(run.last)
-    with pytest.raises(RunError, match=r"last\.pt: does not hold the state of this run's training"):
+    with pytest.raises(RunError, match=r"last\.pt: does not hold the state for resuming this run"):
         train(checkpoint.experiment, tmp_path, resume=True)

@@ -1,4 +1,4 @@
-"""Training, evaluation and prediction: from a config to a run directory, its numbers and pictures."""
+"""Training, evaluation and prediction, with run directories."""
 
 from deformdetr.engine._checkpoint import Checkpoint
 from deformdetr.engine._config import CosineSchedule, Experiment, StepSchedule, TrainConfig

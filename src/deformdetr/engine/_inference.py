@@ -1,13 +1,13 @@
-"""Detection with a model, as evaluation and prediction run it."""
+"""Running a model for evaluation and prediction."""
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deformdetr.structures import Detections, ImageBatch
 
-# The probability above which a pixel counts as the object's.
+# Pixels with a higher mask probability belong to the object.
 MASK_THRESHOLD = 0.5
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -21,39 +21,35 @@ def detect(
     num_labels: int,
     precision: str = "float32",
 ) -> list[Detections]:
-    """Detect objects, with tensors on the CPU.
+    """Return the detections in a batch of images, on the CPU.
 
     Args:
-        model: In evaluation mode; called with images (batch, 3, height, width) and their padding mask.
-        postprocess: Turns its predictions and the sizes of images into detections.
-        images: Moved to the model's device.
-        sizes: (height, width) to which boxes and masks are scaled, in pixels.
-        num_labels: Detections of labels from this on, which a model may have and its dataset not, are left out.
+        model: Model in evaluation mode. It is called with images and their padding mask.
+        postprocess: Function from predictions and image sizes to detections.
+        images: Batch on any device.
+        sizes: (height, width) in pixels to which boxes and masks are scaled.
+        num_labels: Number of labels in the dataset. Detections of further labels that the model may have are dropped.
         precision: As in `TrainConfig`.
     """
     device = next(model.parameters()).device
     images = images.to(device, non_blocking=True)
     with torch.inference_mode(), autocast(device, precision):
         found = postprocess(model(images.images, images.padding_mask), sizes)
-    return [_on_host(detections, num_labels) for detections in found]
+    return [_known_labels(detections, num_labels) for detections in found]
 
 
-def _on_host(detections: Detections, num_labels: int) -> Detections:
+def _known_labels(detections: Detections, num_labels: int) -> Detections:
     keep = detections["labels"] < num_labels
-
-    def move(values: Tensor) -> Tensor:
-        return values[keep].cpu()
-
-    moved: Detections = {
-        "boxes": move(detections["boxes"]),
-        "scores": move(detections["scores"]),
-        "labels": move(detections["labels"]),
+    kept: Detections = {
+        "boxes": detections["boxes"][keep].cpu(),
+        "scores": detections["scores"][keep].cpu(),
+        "labels": detections["labels"][keep].cpu(),
     }
     if "masks" in detections:
-        moved["masks"] = move(detections["masks"])
-    return moved
+        kept["masks"] = detections["masks"][keep].cpu()
+    return kept
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Let matrix products and convolutions run in a precision of `TrainConfig`."""
+    """Return a context that runs matrix products and convolutions in a precision of `TrainConfig`."""
     return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "float32")
