@@ -41,7 +41,7 @@ def test_pictures_to_evaluate_on_are_compared_on_while_they_are_there(tmp_path, 
     assert capsys.readouterr().err == ""
     annotations.unlink()
     assert [image.shape[1:] for image in _export._own_images(data, label_map)] == [(320, 256), (224, 320)]
-    assert "comparing on drawn shapes, as there are no pictures to evaluate on:" in capsys.readouterr().err
+    assert "comparing on drawn shapes, because the evaluation images are not available:" in capsys.readouterr().err
 
 
 @pytest.mark.compile
