@@ -11,7 +11,7 @@ from deformdetr.data import LabelMap
 from deformdetr.evaluation import encode_masks
 
 
-def test_labels_follow_rising_category_ids() -> None:
+def test_contiguous_labels_are_in_order_of_category_ids() -> None:
     label_map = LabelMap.contiguous({20: "dog", -3: "fish", 4: "cat"})
     assert label_map.names == ("fish", "cat", "dog")
     assert label_map.category_ids == (-3, 4, 20)
@@ -35,13 +35,13 @@ def test_sparse_labels_equal_their_category_ids() -> None:
         ({"names": (), "category_ids": ()}, "at least 1"),
     ],
 )
-def test_label_maps_that_contradict_themselves_are_refused(fields: dict[str, Any], named: str) -> None:
+def test_contradictory_label_maps_are_refused(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(ValidationError, match=named):
         LabelMap(**fields)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_encoded_masks_are_those_given(rng: torch.Generator) -> None:
+def test_encoded_masks_decode_to_the_given_ones(rng: torch.Generator) -> None:
     masks = torch.rand(5, 1, 7, 11, generator=rng) > 0.6
     encoded = json.loads(json.dumps(encode_masks(masks)))
     assert [each["size"] for each in encoded] == [[7, 11]] * 5

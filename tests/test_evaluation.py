@@ -21,7 +21,7 @@ LABELS = LabelMap(names=("cat", "dog", "fish"), category_ids=(4, 20, 7))
 
 
 def ground_truth(rows: list[tuple[int, int, list[float]]], image_ids: list[int], first_id: int = 1) -> COCO:
-    """Give a ground truth of (image id, category id, box as left, top, width, height)."""
+    """Return a ground truth of rows (image id, category id, [left, top, width, height])."""
     coco = COCO()
     coco.dataset = {
         "images": [{"id": number, "width": 300, "height": 300} for number in image_ids],
@@ -59,7 +59,7 @@ PERFECT = [
 
 
 def random_case(rng: torch.Generator, images: int = 12) -> tuple[COCO, dict[int, Detections]]:
-    """Give random objects and detections that hit them now and then."""
+    """Return random objects, and detections that sometimes match them."""
     rows: list[tuple[int, int, list[float]]] = []
     found: dict[int, Detections] = {}
     for image_id in range(100, 100 + images):
@@ -81,7 +81,7 @@ def random_case(rng: torch.Generator, images: int = 12) -> tuple[COCO, dict[int,
     return ground_truth(rows, list(found)), found
 
 
-def test_numbers_are_those_of_pycocotools(rng: torch.Generator) -> None:
+def test_metrics_equal_those_of_pycocotools(rng: torch.Generator) -> None:
     truth, found = random_case(rng)
     evaluator = CocoEvaluator(truth, LABELS)
     evaluator.update(list(found.values()), list(found))
@@ -155,7 +155,7 @@ def test_images_without_objects_lower_precision_by_their_detections() -> None:
     assert evaluator.compute()["AP"] == pytest.approx((1 + 2 / 3) / 2, abs=0.01)
 
 
-def test_states_of_several_processes_merge_to_the_same_numbers(rng: torch.Generator) -> None:
+def test_merged_states_of_several_processes_give_the_same_metrics(rng: torch.Generator) -> None:
     truth, found = random_case(rng)
     whole = CocoEvaluator(truth, LABELS)
     whole.update(list(found.values()), list(found))
@@ -176,7 +176,7 @@ def test_an_image_given_twice_counts_once() -> None:
     assert len(evaluator.coco_results()) == 3
 
 
-def test_later_updates_change_the_numbers() -> None:
+def test_later_updates_change_the_metrics() -> None:
     evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2]), LABELS)
     evaluator.update(PERFECT[:1], [1])
     before = evaluator.compute()["AP"]
@@ -206,7 +206,7 @@ def test_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         (detections([[0, 0, 1, 1]], [0.5], [-1]), 1, "label -1"),
     ],
 )
-def test_detections_that_cannot_be_counted_are_refused(found: Any, image_id: int, named: str) -> None:
+def test_invalid_detections_are_refused(found: Any, image_id: int, named: str) -> None:
     evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2]), LABELS)
     with pytest.raises(ValueError, match=named):
         evaluator.update([found], [image_id])

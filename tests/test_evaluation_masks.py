@@ -1,4 +1,4 @@
-"""Average precision of masks, against pycocotools on files and against what must hold."""
+"""Average precision of masks, compared with pycocotools on files and with known values."""
 
 import contextlib
 import io
@@ -93,7 +93,7 @@ def reference(truth: COCO, results: list[Any], kind: str) -> list[float]:
     return [float(value) for value in evaluation.stats]
 
 
-def test_numbers_of_boxes_and_masks_are_those_of_pycocotools(rng: torch.Generator) -> None:
+def test_metrics_of_boxes_and_masks_equal_those_of_pycocotools(rng: torch.Generator) -> None:
     truth, found = random_case(rng)
     evaluator = CocoEvaluator(truth, LABELS, masks=True)
     evaluator.update(list(found.values()), list(found))
@@ -112,7 +112,7 @@ def test_numbers_of_boxes_and_masks_are_those_of_pycocotools(rng: torch.Generato
     json.dumps(metrics)
 
 
-def test_right_boxes_with_wrong_masks_are_wrong(rng: torch.Generator) -> None:
+def test_wrong_masks_with_right_boxes_have_no_precision(rng: torch.Generator) -> None:
     ring = disc(32, 32, 20) & ~disc(32, 32, 17)
     truth = ground_truth({1: [disc(32, 32, 20)]}, {1: [0]})
     evaluator = CocoEvaluator(truth, LABELS, masks=True)
@@ -184,7 +184,7 @@ def test_images_without_detections_lower_recall_only() -> None:
     assert evaluator.compute()["segm"]["AR100"] == pytest.approx(0.5)
 
 
-def test_masks_that_cannot_be_counted_are_refused() -> None:
+def test_invalid_masks_are_refused() -> None:
     masks = {1: [disc(20, 20, 9)]}
     evaluator = CocoEvaluator(ground_truth(masks, {1: [0]}), LABELS, masks=True)
     good = found_in(masks[1], [0])

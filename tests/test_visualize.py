@@ -48,7 +48,7 @@ def test_classes_differ_in_color() -> None:
         assert sum(abs(a - b) for a, b in zip(first, second, strict=True)) > 60
 
 
-def test_a_box_is_outlined_where_it_is() -> None:
+def test_a_box_is_outlined() -> None:
     picture = draw_boxes(GRAY, torch.tensor([[100.0, 200, 400, 500]]), torch.tensor([1]), NAMES)
     assert picture.size == (700, 600)
     outlined = has_color(picture, class_color(1))
@@ -56,7 +56,7 @@ def test_a_box_is_outlined_where_it_is() -> None:
     assert outlined[300:400, 400].all()
     assert outlined[500, 150:350].all()
     assert not outlined[250:450, 150:350].any()
-    # Above the left corner stands the name.
+    # The name is above the left corner.
     assert outlined[180:199, 100:150].any()
 
 
@@ -80,7 +80,7 @@ def test_the_best_box_is_drawn_on_top() -> None:
         assert has_color(picture, class_color(on_top))[300:400, 100].all()
 
 
-def test_boxes_beyond_the_image_do_no_harm() -> None:
+def test_boxes_beyond_the_image_are_drawn() -> None:
     boxes = torch.tensor([[-50.0, -50, 900, 900], [690, 590, 900, 900], [30, 30, 10, 10]])
     assert draw_boxes(GRAY, boxes, torch.tensor([0, 1, 0]), NAMES).size == (700, 600)
 
@@ -126,11 +126,11 @@ def test_sampling_points_are_shown_around_their_reference(
     assert (np.abs(pixels.astype(int) - (0, 229, 255)).sum(axis=-1) < 60).any()
 
 
-def test_drawing_leaves_the_callers_matplotlib_alone() -> None:
+def test_drawing_does_not_change_the_state_of_matplotlib() -> None:
     settings, pyplot_is_loaded = dict.copy(mpl.rcParams), "matplotlib.pyplot" in sys.modules
     plot_sampling_points(GRAY, torch.rand(1, 1, 1, 2), torch.ones(1, 1, 1), reference=torch.tensor([0.5, 0.5]))
     assert dict.copy(mpl.rcParams) == settings
-    # Loading pyplot chooses a backend for the whole process.
+    # Importing pyplot would choose a backend for the whole process.
     assert ("matplotlib.pyplot" in sys.modules) == pyplot_is_loaded
 
 

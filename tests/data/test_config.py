@@ -50,10 +50,10 @@ def test_a_label_map_survives_in_a_config() -> None:
         (ShapesConfig, {"image_size": 40}, "4.0 pixels"),
     ],
 )
-def test_fields_that_contradict_each_other_are_refused(kind: Any, fields: dict[str, Any], named: str) -> None:
+def test_contradictory_fields_are_refused(kind: Any, fields: dict[str, Any], named: str) -> None:
     with pytest.raises(ValidationError, match=named):
         kind(**fields)
 
 
-def test_sequences_of_paths_are_paths() -> None:
+def test_paths_are_accepted() -> None:
     assert DataConfig(**FILES | {"val_images": Path("x")}).val_images == Path("x")

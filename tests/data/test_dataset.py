@@ -33,7 +33,7 @@ def edit(path: Path, key: str, index: int, **fields: Any) -> None:
     path.write_text(json.dumps(document))
 
 
-def test_a_sample_is_a_normalised_image_and_its_target(folder: Path) -> None:
+def test_a_sample_is_a_normalized_image_and_its_target(folder: Path) -> None:
     dataset = build_dataset(config(folder, eval_short_side=60), "val")
     image, target = dataset[0]
     assert image.shape == (3, 60, 80)
@@ -67,7 +67,7 @@ def test_untransformed_gives_the_stored_pixels(folder: Path) -> None:
     torch.testing.assert_close(target["boxes"], torch.tensor([[6 / 20, 12 / 50, 10 / 20, 20 / 50]]))
 
 
-def test_a_seeded_index_fixes_the_augmentation_and_spares_the_global_generator(folder: Path) -> None:
+def test_a_seeded_index_fixes_the_augmentation_without_touching_the_global_generator(folder: Path) -> None:
     dataset = build_dataset(config(folder), "train")
     before = torch.get_rng_state()
     first, again, other = (dataset[SeededIndex(0, seed)][0] for seed in (5, 5, 6))
@@ -76,7 +76,7 @@ def test_a_seeded_index_fixes_the_augmentation_and_spares_the_global_generator(f
     assert first.shape != other.shape or not torch.equal(first, other)
 
 
-def test_labels_of_both_splits_follow_from_the_training_annotations(folder: Path) -> None:
+def test_training_annotations_determine_the_labels_of_both_splits(folder: Path) -> None:
     document = coco_document()
     document["categories"] = [{"id": 20, "name": "dog"}]
     document["annotations"] = [row for row in document["annotations"] if row["category_id"] == 20]
@@ -160,7 +160,7 @@ def test_a_broken_image_is_named_across_processes(folder: Path) -> None:
     dataset = build_dataset(config(folder), "train")
     (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:100])
     loader = DataLoader(dataset, num_workers=1, collate_fn=collate)
-    # Not pytest.raises: the traceback that it keeps would keep the loader's process alive for seconds.
+    # Not pytest.raises: the traceback that it stores would keep the loader's process alive for seconds.
     try:
         list(loader)
     except DatasetError as error:

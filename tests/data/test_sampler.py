@@ -24,7 +24,7 @@ def image_ids(found: list[Any]) -> list[int]:
     return [target["image_id"] for _, targets in found for target in targets]
 
 
-def test_every_image_comes_once_per_epoch(shapes: DetectionDataset) -> None:
+def test_every_image_is_loaded_once_per_epoch(shapes: DetectionDataset) -> None:
     assert sorted(image_ids(batches(shapes))) == list(range(1, 11))
 
 
@@ -34,7 +34,7 @@ def test_order_depends_on_seed_and_epoch_alone(shapes: DetectionDataset) -> None
     assert len(orders) == 4
 
 
-def test_without_shuffling_the_order_is_that_of_the_dataset(shapes: DetectionDataset) -> None:
+def test_order_without_shuffling_is_that_of_the_dataset(shapes: DetectionDataset) -> None:
     assert image_ids(batches(shapes, shuffle=False)) == list(range(1, 11))
 
 
@@ -65,7 +65,7 @@ def test_augmentation_differs_between_epochs(shapes: DetectionDataset) -> None:
     assert torch.equal(by_epoch[0][~same], by_epoch[1][~same].flip(3))
 
 
-def test_a_resumed_run_sees_the_epochs_that_it_would_have_seen() -> None:
+def test_a_resumed_run_loads_the_same_samples() -> None:
     sampler = SeededSampler(20, shuffle=True, seed=7)
     seen = []
     for epoch in range(3):

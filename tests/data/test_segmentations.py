@@ -1,4 +1,4 @@
-"""Segmentations of every form against pycocotools, and the rule of what is no mask."""
+"""Segmentations of every form compared with pycocotools, and the reasons for refusing one."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ TRIANGLE = [3.0, 4.0, 30.0, 6.0, 12.0, 25.0]
 
 
 def counts_of(mask: np.ndarray) -> list[int]:
-    """Count runs of 0 and 1 down the columns, beginning with 0."""
+    """Return the lengths of runs of 0 and 1 along the columns, starting with 0."""
     counts, value = [0], 0
     for pixel in mask.T.ravel().tolist():
         if pixel != value:
@@ -47,7 +47,7 @@ def encode(mask: np.ndarray) -> dict[str, Any]:
 
 
 def random_mask(rng: torch.Generator, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """Draw a mask of blobs and single pixels, of any share of the image."""
+    """Return a random mask of a rectangle and single pixels."""
     mask = torch.zeros(height, width, dtype=torch.uint8)
     top, left = (int(torch.randint(side - 8, (), generator=rng)) for side in (height, width))
     mask[top : top + 8, left : left + 5] = 1
@@ -66,7 +66,7 @@ def test_all_three_forms_of_one_mask_decode_equally(rng: torch.Generator) -> Non
             np.testing.assert_array_equal(decode(form, HEIGHT, WIDTH), mask)
 
 
-# Of pycocotools' decoder with numpy 2.
+# pycocotools' decoder warns with NumPy 2.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_polygons_decode_as_pycocotools_does_and_parts_are_one_object(rng: torch.Generator) -> None:
     for _ in range(20):
@@ -116,18 +116,18 @@ FLAWED = [
 
 
 @pytest.mark.parametrize(("segmentation", "reason"), FLAWED)
-def test_what_is_no_mask_is_told(segmentation: Any, reason: str) -> None:
+def test_invalid_segmentations_are_reported_with_a_reason(segmentation: Any, reason: str) -> None:
     assert flaw(segmentation, HEIGHT, WIDTH) == reason
 
 
-def test_a_string_that_is_cut_short_is_told(rng: torch.Generator) -> None:
+def test_truncated_counts_are_reported(rng: torch.Generator) -> None:
     form = encode(random_mask(rng))
     for length in range(len(form["counts"])):
         cut = {**form, "counts": form["counts"][:length]}
         assert flaw(cut, HEIGHT, WIDTH) == "RLE with counts that do not fit its size"
 
 
-def test_packed_segmentations_come_back_as_they_were(rng: torch.Generator) -> None:
+def test_packed_segmentations_are_unpacked_unchanged(rng: torch.Generator) -> None:
     given = [[TRIANGLE], encode(random_mask(rng)), {"size": [2, 2], "counts": [1, 3]}]
     packed = Segmentations.pack(given)
     assert [packed.of_box(index) for index in range(3)] == given
@@ -135,7 +135,7 @@ def test_packed_segmentations_come_back_as_they_were(rng: torch.Generator) -> No
 
 
 def document(*segmentations: Any, crowd: bool = False) -> dict[str, Any]:
-    """Give the usual document with these segmentations in the order of its annotations; `...` leaves one out."""
+    """Return the usual document with these segmentations, in order of its annotations. `...` omits one."""
     content = coco_document()
     for annotation, segmentation in zip(content["annotations"], segmentations, strict=True):
         if segmentation is not ...:
@@ -149,7 +149,7 @@ OTHER = [[1, 2, 11, 2, 11, 22, 1, 22]]
 SQUARE = [[6, 6, 16, 6, 16, 18, 6, 18]]
 
 
-def test_masks_come_with_the_boxes_of_their_image(tmp_path: Path, rng: torch.Generator) -> None:
+def test_masks_match_the_boxes_of_their_image(tmp_path: Path, rng: torch.Generator) -> None:
     mask = random_mask(rng)
     annotations = read_coco(tmp_path, write_coco(tmp_path, document(OTHER, SQUARE, encode(mask))), masks=True)
     found = annotations.masks_of_image(0)
@@ -162,7 +162,7 @@ def test_masks_come_with_the_boxes_of_their_image(tmp_path: Path, rng: torch.Gen
     json.dumps(annotations.to_coco())
 
 
-def test_without_masks_nothing_looks_at_segmentations(tmp_path: Path) -> None:
+def test_segmentations_are_not_checked_unless_masks_are_read(tmp_path: Path) -> None:
     annotations = read_coco(tmp_path, write_coco(tmp_path, document("nonsense", ..., 3)))
     assert annotations.report.boxes == 3
     assert annotations.masks_of_image(0) is None
@@ -197,13 +197,13 @@ def config(folder: Path) -> DataConfig:
         train_annotations=folder / "annotations.json",
         val_images=folder,
         val_annotations=folder / "annotations.json",
-        # A crop may leave nothing of an object.
+        # A crop may remove an object.
         augment=AugmentConfig(crop=False),
         eval_short_side=60,
     )
 
 
-def test_one_switch_gives_targets_their_masks(tmp_path: Path) -> None:
+def test_one_option_adds_segmentations_to_targets(tmp_path: Path) -> None:
     write_coco(tmp_path, document(OTHER, SQUARE, ...))
     for split in ("train", "val"):
         dataset = build_dataset(config(tmp_path), split, masks=True)
@@ -255,7 +255,7 @@ def test_shapes_have_the_masks_of_their_pixels(seed: int) -> None:
     np.testing.assert_array_equal(plain.annotations.boxes, dataset.annotations.boxes)
 
 
-def test_written_shapes_read_back_with_the_same_masks(tmp_path: Path, seed: int) -> None:
+def test_written_shapes_are_read_with_the_same_masks(tmp_path: Path, seed: int) -> None:
     data = ShapesConfig(seed=seed, num_train=4, num_val=3, image_size=64)
     written = write_shapes(data, tmp_path / "shapes")
     for drawn, read in zip(build_datasets(data, masks=True), build_datasets(written, masks=True), strict=True):

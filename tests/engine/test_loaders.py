@@ -1,4 +1,4 @@
-"""What each process sees: in training an equal share, in evaluation every image once."""
+"""Shares of processes: equal ones in training, all images once in evaluation."""
 
 import pytest
 
@@ -47,7 +47,7 @@ def test_evaluation_loads_every_image_once(dataset, world_size):
     assert sorted(seen) == list(range(1, 12))
 
 
-def test_share_smaller_than_a_batch_is_refused_with_the_numbers(dataset):
+def test_share_smaller_than_a_batch_is_refused(dataset):
     with pytest.raises(ConfigError, match=r"11 training images, 5 for each of 2 processes, .*batch_size is 6"):
         train_loader(dataset, batch_size=6, num_workers=0, seed=0, rank=0, world_size=2)
 

@@ -26,12 +26,12 @@ def base_model():
         return preset("deformable_detr_r50").build()
 
 
-def test_base_model_has_the_number_of_tensors_per_group_that_the_original_has(base_model):
+def test_parameter_groups_are_as_large_as_the_originals(base_model):
     counts = {name: len(group["params"]) for name, group in groups_of(base_model).items()}
     assert counts == {"main": 230, "backbone": 42, "sampling": 26}
 
 
-def test_learning_rates_of_the_groups_are_those_of_the_original(base_model):
+def test_learning_rates_of_groups_equal_those_of_the_original(base_model):
     rates = {name: group["lr"] for name, group in groups_of(base_model).items()}
     assert rates == pytest.approx({"main": 2e-4, "backbone": 2e-5, "sampling": 2e-5})
     other = groups_of(base_model, lr_backbone_multiplier=1.0, lr_sampling_multiplier=0.5)
@@ -40,7 +40,7 @@ def test_learning_rates_of_the_groups_are_those_of_the_original(base_model):
     )
 
 
-def test_every_trainable_parameter_is_in_one_group_alone(base_model):
+def test_every_trainable_parameter_is_in_exactly_one_group(base_model):
     ids = [id(parameter) for group in groups_of(base_model).values() for parameter in group["params"]]
     assert len(ids) == len(set(ids))
     assert set(ids) == {id(parameter) for parameter in base_model.parameters() if parameter.requires_grad}

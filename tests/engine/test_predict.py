@@ -1,4 +1,4 @@
-"""Prediction on files: of any size, unreadable ones too, and never over the images themselves."""
+"""Prediction on files of any size, readable or not, without overwriting them."""
 
 import json
 
@@ -14,7 +14,7 @@ def save_picture(path, width, height, mode="RGB"):
     return path
 
 
-def test_pictures_and_json_list_what_was_found(finished_run, tmp_path):
+def test_pictures_and_json_have_the_detections(finished_run, tmp_path):
     (tmp_path / "in").mkdir()
     wide = save_picture(tmp_path / "in" / "wide.png", 150, 40)
     gray = save_picture(tmp_path / "in" / "gray.jpg", 33, 97, mode="L")
@@ -57,7 +57,7 @@ def test_unreadable_file_is_named_and_skipped(finished_run, tmp_path):
     assert json.loads((tmp_path / "out" / "predictions.json").read_text())["skipped"] == result.skipped
 
 
-def test_images_of_one_name_get_pictures_of_their_own(finished_run, tmp_path):
+def test_pictures_of_images_with_equal_names_are_numbered(finished_run, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         save_picture(tmp_path / folder / "same.png", 64, 64)

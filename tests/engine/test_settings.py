@@ -19,11 +19,11 @@ def test_similar_names_are_suggested():
     assert suggest("train.batchsize", ["train.batch_size", "model.top_k"]) == "; did you mean train.batch_size?"
 
 
-def test_names_of_the_section_are_listed_where_none_is_similar():
+def test_names_of_the_section_are_listed_if_none_is_similar():
     assert suggest("train.zzzzzzzz", ["train.lr", "train.seed", "model.top_k"]) == "; train has lr, seed"
 
 
-def test_nothing_is_suggested_where_nothing_fits():
+def test_nothing_is_suggested_if_nothing_fits():
     assert suggest("zzz", ["train.lr"]) == ""
 
 

@@ -1,4 +1,4 @@
-"""YAML and JSON: one rule for both, and for every file of settings."""
+"""Settings in YAML and JSON follow the same rules."""
 
 import time
 
@@ -52,7 +52,7 @@ def test_aliases_and_merges_are_read(tmp_path):
         ("a", "a: 1", r"must end in \.yaml, \.yml or \.json"),
     ],
 )
-def test_a_file_that_holds_no_settings_is_refused_in_one_line(name, text, reason, tmp_path):
+def test_invalid_files_are_refused_in_one_line(name, text, reason, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(FileError, match=reason) as caught:
         read_mapping(tmp_path / name)
@@ -61,7 +61,7 @@ def test_a_file_that_holds_no_settings_is_refused_in_one_line(name, text, reason
 
 
 @pytest.mark.parametrize("first", ["[1, 1]", "{x: 1, y: 2}"])
-def test_aliases_that_stand_for_millions_of_values_are_refused_at_once(first, tmp_path):
+def test_aliases_that_expand_to_millions_of_values_are_refused_quickly(first, tmp_path):
     form = "[{}]" if first.startswith("[") else "{{<<: [{}]}}"
     lines = [f"k0: &k0 {first}"]
     lines += [f"k{n}: &k{n} {form.format(', '.join([f'*k{n - 1}'] * 9))}" for n in range(1, 20)]
