@@ -7,7 +7,7 @@ from deformdetr.data._coco import read_coco
 from deformdetr.data._config import AnyDataConfig, AugmentConfig, DataConfig, ShapesConfig
 from deformdetr.data._dataset import Datasets, DetectionDataset, build_dataset, build_datasets, collate
 from deformdetr.data._errors import DatasetError
-from deformdetr.data._images import ImageArray, ImageFiles, load_image
+from deformdetr.data._images import ImageFiles, load_image
 from deformdetr.data._sampler import SeededIndex, SeededSampler
 from deformdetr.data._shapes import draw_shapes, write_shapes
 from deformdetr.data._transforms import (
@@ -31,7 +31,6 @@ __all__ = [
     "DatasetReport",
     "Datasets",
     "DetectionDataset",
-    "ImageArray",
     "ImageFiles",
     "LabelMap",
     "RandomSizeCrop",

@@ -2,9 +2,10 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Shaped
+from jaxtyping import Float32
 
 from deformdetr._coco_types import LabelMap
 from deformdetr.data._annotations import Annotations, DatasetReport
@@ -65,7 +66,7 @@ def read_coco(
     if label_map is None and categories:
         label_map = LabelMap.contiguous(categories)
     if label_map is None:
-        # Without this return, every annotation would be reported for its unknown category.
+        # Otherwise every annotation would be reported for its unknown category.
         problems.append("there are no categories")
         raise _in_file(annotations, problems)
     _compare_categories(categories, label_map, problems)
@@ -84,13 +85,13 @@ def read_coco(
     if problems:
         raise _in_file(annotations, problems)
     counts["unknown_category"] = int(unmapped.sum())
-    if not masks:
-        return _assemble(str(annotations), table, rows, boxes, label_map, counts, None, {})
-    flaws = _flaws_of_masks(rows, table)
-    keep = np.array([not flaw for flaw in flaws], dtype=np.bool_)
-    without = Counter(sorted(filter(None, flaws)))
-    rows, boxes = rows.select(keep), boxes[keep]
-    return _assemble(str(annotations), table, rows, boxes, label_map, counts, rows.segmentations, without)
+    if masks:
+        sizes = table.sizes[rows.image_index].tolist()
+        flaws = [flaw(each, height, width) for each, (height, width) in zip(rows.segmentations, sizes, strict=True)]
+        keep = np.array([not each for each in flaws], dtype=np.bool_)
+        rows, boxes = rows.select(keep), boxes[keep]
+        counts["without_mask"] = Counter(sorted(filter(None, flaws)))
+    return _assemble(str(annotations), table, rows, boxes, label_map, counts, masks=masks)
 
 
 def _in_file(annotations: Path, problems: list[str]) -> DatasetError:
@@ -118,7 +119,7 @@ def _refuse_unmapped(rows: Rows, categories: dict[int, str], problems: list[str]
 
 def _apply_rules(
     rows: Rows, table: ImageTable, problems: list[str]
-) -> tuple[Rows, Float32[np.ndarray, "kept 4"], dict[str, int]]:
+) -> tuple[Rows, Float32[np.ndarray, "kept 4"], dict[str, Any]]:
     limits = table.sizes[rows.image_index][:, ::-1].astype(np.float64)
     with np.errstate(over="ignore"):
         low, high = rows.bbox[:, :2], rows.bbox[:, :2] + rows.bbox[:, 2:]
@@ -138,20 +139,15 @@ def _apply_rules(
     return rows.select(keep), boxes[keep], counts
 
 
-def _flaws_of_masks(rows: Rows, table: ImageTable) -> list[str | None]:
-    sizes = table.sizes[rows.image_index].tolist()
-    return [flaw(each, height, width) for each, (height, width) in zip(rows.segmentations, sizes, strict=True)]
-
-
 def _assemble(
     source: str,
     table: ImageTable,
     rows: Rows,
     boxes: Float32[np.ndarray, "boxes 4"],
     label_map: LabelMap,
-    counts: dict[str, int],
-    segmentations: Shaped[np.ndarray, " boxes"] | None,
-    without_mask: dict[str, int],
+    counts: dict[str, Any],
+    *,
+    masks: bool,
 ) -> Annotations:
     label_of = label_map.labels()
     labels = np.array([label_of[number] for number in rows.category_ids.tolist()], dtype=np.int64)
@@ -162,10 +158,7 @@ def _assemble(
         empty_images=len(table.ids) - len(np.unique(rows.image_index[~rows.is_crowd])),
         boxes=int((~rows.is_crowd).sum()),
         crowd=int(rows.is_crowd.sum()),
-        degenerate=counts["degenerate"],
-        clipped=counts["clipped"],
-        unknown_category=counts["unknown_category"],
-        without_mask=without_mask,
+        **counts,
     )
     return Annotations(
         file_names=tuple(table.file_names),
@@ -179,5 +172,5 @@ def _assemble(
         is_crowd=rows.is_crowd[order],
         label_map=label_map,
         report=report,
-        segmentations=None if segmentations is None else Segmentations.pack(segmentations[order]),
+        segmentations=Segmentations.pack(rows.segmentations[order]) if masks else None,
     )

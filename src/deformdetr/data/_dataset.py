@@ -15,11 +15,10 @@ from deformdetr.data._annotations import Annotations, DatasetReport
 from deformdetr.data._coco import read_coco
 from deformdetr.data._config import AnyDataConfig, DataConfig, ShapesConfig, Split
 from deformdetr.data._errors import DatasetError, dataset_error
-from deformdetr.data._images import ImageArray, ImageFiles
+from deformdetr.data._images import ImageFiles
 from deformdetr.data._sampler import SeededIndex
 from deformdetr.data._shapes import draw_shapes
 from deformdetr.data._transforms import (
-    Sample,
     SampleTransform,
     eval_transforms,
     make_sample,
@@ -84,34 +83,27 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             # `torch.manual_seed` would also seed the GPU's generator, which dropout uses.
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(index.seed)
-                return self._load(index.position)
-        return self._load(index)
+                return self._load(index.position, self._transforms)
+        return self._load(index, self._transforms)
 
     def untransformed(self, index: int) -> tuple[UInt8[Tensor, "3 height width"], Target]:
         """Return the 8-bit image as stored, and its target, for drawing."""
-        position = range(len(self))[index]
-        image, target = split_sample(self._sample(position))
-        return image, self._identify(target, position)
+        return self._load(index, lambda sample: sample)
 
-    def _load(self, index: int) -> tuple[Tensor, Target]:
+    def _load(self, index: int, transforms: SampleTransform) -> tuple[Tensor, Target]:
         position = range(len(self))[index]
-        image, target = split_sample(self._transforms(self._sample(position)))
-        return image, self._identify(target, position)
-
-    def _sample(self, position: int) -> Sample:
         boxes, labels = self.annotations.of_image(position)
         masks = self.annotations.masks_of_image(position)
-        return make_sample(
+        sample = make_sample(
             self._images(position),
             torch.from_numpy(boxes),
             torch.from_numpy(labels),
             None if masks is None else torch.from_numpy(masks),
         )
-
-    def _identify(self, target: Target, position: int) -> Target:
+        image, target = split_sample(transforms(sample))
         target["image_id"] = self.annotations.image_ids[position]
         target["orig_size"] = torch.from_numpy(self.annotations.sizes[position].copy())
-        return target
+        return image, target
 
 
 def collate(samples: Sequence[tuple[Tensor, Target]]) -> tuple[ImageBatch, list[Target]]:
@@ -193,7 +185,7 @@ def build_dataset(config: AnyDataConfig, split: Split, *, masks: bool = False) -
     """
     if isinstance(config, ShapesConfig):
         annotations, images = draw_shapes(config, split, masks=masks)
-        return DetectionDataset(annotations, ImageArray(images), transforms=_transforms(config, split))
+        return DetectionDataset(annotations, images.__getitem__, transforms=_transforms(config, split))
     label_map = config.label_map
     if label_map is None and split == "val":
         label_map = build_dataset(config, "train").label_map

@@ -56,9 +56,6 @@ class ImageFiles:
         self._paths = np.array([str(path) for path in paths])
         self._sizes = sizes
 
-    def __len__(self) -> int:
-        return len(self._paths)
-
     def __call__(self, index: int) -> UInt8[Tensor, "3 height width"]:
         """Return one image.
 
@@ -82,17 +79,3 @@ def _orientation_hint(path: Path) -> str:
     if orientation in (5, 6, 7, 8):
         return f"; its EXIF orientation is {orientation}, and boxes must refer to the pixels as stored, not rotated"
     return ""
-
-
-class ImageArray:
-    """Return images of one size from memory, by index."""
-
-    def __init__(self, images: UInt8[Tensor, "images 3 height width"]) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __call__(self, index: int) -> UInt8[Tensor, "3 height width"]:
-        """Return one image."""
-        return self._images[index]

@@ -5,6 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict
 
+from jaxtyping import Bool, UInt8
+from PIL import Image
+from torch import Tensor
+
 from deformdetr._files import write_text
 from deformdetr.data import DatasetError, LabelMap, load_image, prepare_for_evaluation
 from deformdetr.engine._errors import PredictionError
@@ -94,15 +98,7 @@ def predict(
             )
             result.images.append(_to_json(file, (height, width), found, checkpoint.label_map))
             keep = found["scores"] >= threshold
-            drawn = draw_boxes(
-                image,
-                found["boxes"][keep],
-                found["labels"][keep],
-                names,
-                scores=found["scores"][keep],
-                masks=found["masks"][keep, 0] if "masks" in found else None,
-            )
-            save_image(drawn, picture)
+            save_image(_draw(image, found, keep, names), picture)
             display.update(done, status=f"{int(keep.sum())} in {file.name}")
     content = {"run": str(run), "threshold": threshold, "images": result.images, "skipped": result.skipped}
     write_text(out_dir / "predictions.json", json.dumps(content, indent=1) + "\n")
@@ -149,6 +145,19 @@ def _name_pictures(files: Sequence[Path], out_dir: Path) -> list[Path]:
     if overwritten:
         raise PredictionError(f"{min(overwritten)} would be replaced by a picture: choose another folder to write to")
     return pictures
+
+
+def _draw(
+    image: UInt8[Tensor, "3 height width"], found: Detections, keep: Bool[Tensor, " n"], names: Sequence[str]
+) -> Image.Image:
+    return draw_boxes(
+        image,
+        found["boxes"][keep],
+        found["labels"][keep],
+        names,
+        scores=found["scores"][keep],
+        masks=found["masks"][keep, 0] if "masks" in found else None,
+    )
 
 
 def _to_json(file: Path, size: tuple[int, int], found: Detections, label_map: LabelMap) -> ImageDetections:

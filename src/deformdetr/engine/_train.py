@@ -181,7 +181,8 @@ class _Training:
             if completes_group:
                 self._learner.step(self._learning_rate_factor())
                 self._step += 1
-                display.update(self._step, description=self._epoch_name(), status=self._status(totals["loss"] / done))
+                description = f"epoch {self.epoch + 1}/{self._config.epochs}"
+                display.update(self._step, description=description, status=self._status(totals["loss"] / done))
             if self._step == self._total_steps:
                 break
         self._learner.check_gradient()
@@ -222,9 +223,6 @@ class _Training:
         return learning_rate_factor(
             self._config, self._step, steps_per_epoch=self._steps_per_epoch, total_steps=self._total_steps
         )
-
-    def _epoch_name(self) -> str:
-        return f"epoch {self.epoch + 1}/{self._config.epochs}"
 
     def _status(self, loss: float) -> str:
         precision = self._metrics.get("AP")
