@@ -1,10 +1,10 @@
-"""What each process sees: in training an equal share, in evaluation every image once."""
+"""Shares of processes: equal ones in training, all images once in evaluation."""
 
 import pytest
 
-from deformdetr.data import DatasetError, ShapesConfig, build_dataset
+from deformdetr.data import DatasetError, SeededSampler, ShapesConfig, build_dataset
 from deformdetr.engine import ConfigError
-from deformdetr.engine._sharding import ShardedSampler, batches, eval_loader, train_loader
+from deformdetr.engine._loaders import batches, eval_loader, train_loader
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +13,7 @@ def dataset():
 
 
 def positions(length, rank, world_size, epoch, seed=3):
-    sampler = ShardedSampler(length, seed=seed, rank=rank, world_size=world_size)
+    sampler = SeededSampler(length, shuffle=True, seed=seed, rank=rank, world_size=world_size)
     sampler.set_epoch(epoch)
     return [index.position for index in sampler]
 
@@ -47,7 +47,7 @@ def test_evaluation_loads_every_image_once(dataset, world_size):
     assert sorted(seen) == list(range(1, 12))
 
 
-def test_share_smaller_than_a_batch_is_refused_with_the_numbers(dataset):
+def test_share_smaller_than_a_batch_is_refused(dataset):
     with pytest.raises(ConfigError, match=r"11 training images, 5 for each of 2 processes, .*batch_size is 6"):
         train_loader(dataset, batch_size=6, num_workers=0, seed=0, rank=0, world_size=2)
 
