@@ -36,31 +36,30 @@ def choose_forward(backend: str, *tensors: Tensor) -> Callable[..., Tensor]:
     # `torch.jit.trace` records operations that serve other sizes, too.
     if backend == "reference" or is_tracing():
         return _run_reference
-    return _choose(tensors, _Forward, _TransformedForward, forward_op)
+    if _needs_op(tensors):
+        return forward_op
+    return (_TransformedForward if _compat.is_transformed() else _Forward).apply
 
 
 def choose_backward(*tensors: Tensor | None) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Return the function that runs the backward, chosen as for the forward."""
-    return _choose(tensors, _Backward, _TransformedBackward, backward_op)
+    if _needs_op(tensors):
+        return backward_op
+    if _compat.is_transformed():
+        return _TransformedBackward.apply
+    return _Backward.apply if torch.is_grad_enabled() else _backward
 
 
-def _choose(
-    tensors: tuple[Tensor | None, ...],
-    eager: type[torch.autograd.Function],
-    transformed: type[torch.autograd.Function],
-    op: Callable[..., Any],
-) -> Callable[..., Any]:
+def _needs_op(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Return whether a compiler, a mode or a subclass of tensors has to see the custom op."""
     if torch.compiler.is_compiling():
-        return op
+        return True
     for tensor in tensors:
         if tensor is not None and type(tensor) not in (Tensor, torch.nn.Parameter):
-            return op
-    has_modes, is_transformed = _compat.has_dispatch_modes(), _compat.is_transformed()
-    # If PyTorch hides its modes, one may be active that has to see the op. No transform takes the op.
-    if has_modes or (has_modes is None and not is_transformed):
-        return op
-    way: Callable[..., Any] = (transformed if is_transformed else eager).apply
-    return way
+            return True
+    has_modes = _compat.has_dispatch_modes()
+    # If PyTorch hides its modes, one may be active. Transforms of `torch.func` do not go through the op.
+    return not _compat.is_transformed() if has_modes is None else has_modes
 
 
 def is_fused(value: Tensor, offsets: Tensor, logits: Tensor, references: Tensor) -> bool:
