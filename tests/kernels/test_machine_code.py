@@ -35,7 +35,7 @@ def test_forward_reads_16_bytes_at_once_and_neither_spills_nor_waits(target: str
 
 @pytest.mark.parametrize("dtype", BYTES)
 @pytest.mark.parametrize("coordinates", [0, 4], ids=["locations", "fused"])
-def test_backward_adds_vectors_without_waiting(dtype: str, coordinates: int):
+def test_backward_adds_vectors_and_waits_for_none_of_them(dtype: str, coordinates: int):
     needs = ("VALUE", "LOCATIONS", "WEIGHTS", *(["REFERENCES"] if coordinates else []))
     code = disassemble(build("backward", dtype, NVIDIA["sm_90"], coordinates=coordinates, needs=needs))
     halves = 1 if dtype == "fp32" else 2
