@@ -38,16 +38,18 @@ def choose_forward(backend: str, *tensors: Tensor) -> Callable[..., Tensor]:
         return _run_reference
     if _needs_op(tensors):
         return forward_op
-    return (_TransformedForward if _compat.is_transformed() else _Forward).apply
+    run: Callable[..., Tensor] = (_TransformedForward if _compat.is_transformed() else _Forward).apply
+    return run
 
 
 def choose_backward(*tensors: Tensor | None) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Return the function that runs the backward, chosen as for the forward."""
     if _needs_op(tensors):
         return backward_op
-    if _compat.is_transformed():
-        return _TransformedBackward.apply
-    return _Backward.apply if torch.is_grad_enabled() else _backward
+    if not torch.is_grad_enabled() and not _compat.is_transformed():
+        return _backward
+    run: Callable[..., Any] = (_TransformedBackward if _compat.is_transformed() else _Backward).apply
+    return run
 
 
 def _needs_op(tensors: tuple[Tensor | None, ...]) -> bool:
@@ -63,7 +65,10 @@ def _needs_op(tensors: tuple[Tensor | None, ...]) -> bool:
 
 
 def is_fused(value: Tensor, offsets: Tensor, logits: Tensor, references: Tensor) -> bool:
-    """Return whether one kernel takes offsets and logits. Transforms of `torch.func` need the separate operations."""
+    """Return whether a kernel takes offsets and logits.
+
+    Under a transform of `torch.func` none does, because separate operations have rules for it.
+    """
     return (
         _runs_triton(value, offsets, logits, references)
         and logits.shape[4] <= MOST_POINTS
@@ -74,9 +79,9 @@ def is_fused(value: Tensor, offsets: Tensor, logits: Tensor, references: Tensor)
 
 def _runs_triton(value: Tensor, locations: Tensor, weights: Tensor, references: Tensor | None) -> bool:
     """Return whether the Triton kernels run: on GPUs, and interpreted on CPUs where `TRITON_INTERPRET=1` is set."""
-    home = value.device.type
+    device = value.device.type
     # The variable is read anew at every call: torch.compile warns of caches, and reading takes a microsecond.
-    if home != "cuda" and (home != "cpu" or os.environ.get("TRITON_INTERPRET") != "1"):
+    if device != "cuda" and (device != "cpu" or os.environ.get("TRITON_INTERPRET") != "1"):
         return False
     dtypes = (value.dtype, locations.dtype, weights.dtype, None if references is None else references.dtype)
     return torch.float64 not in dtypes
@@ -104,9 +109,9 @@ class Inputs(NamedTuple):
     repeats: list[int]
     locations: Tensor
     weights: Tensor
-    references: Tensor | None = None
-    padding_mask: Tensor | None = None
-    deterministic: bool = False
+    references: Tensor | None
+    padding_mask: Tensor | None
+    deterministic: bool
 
     def pyramid(self) -> Pyramid:
         """Return the levels. Packages compiled ahead of time pass None for empty lists."""
