@@ -47,7 +47,7 @@ NAMES = {
 
 @pytest.fixture
 def removed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Give a function that takes names away from the library, though not from PyTorch itself."""
+    """Return a function that hides names from the library, but not from PyTorch itself."""
 
     def reload() -> None:
         importlib.reload(_compat)
@@ -82,7 +82,7 @@ def layer_and_inputs(rng: torch.Generator) -> tuple[MSDeformAttn, tuple[Any, ...
 
 
 def layer_step(layer: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    """Give the output and all gradients."""
+    """Return the output and all gradients."""
     query, references, features, shapes = inputs
     tensors = [query.requires_grad_(), references.requires_grad_(), features.requires_grad_(), *layer.parameters()]
     out = layer(query, references, features, shapes)
@@ -90,7 +90,7 @@ def layer_step(layer: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
 
 
 def training_step(seed: int) -> list[Tensor]:
-    """Give the loss of a small detector, and its parameters after a step."""
+    """Return the loss of a small detector, and its parameters after a step."""
     torch.manual_seed(seed)
     config = DeformableDETRConfig(
         num_classes=3,
@@ -114,7 +114,7 @@ def training_step(seed: int) -> list[Tensor]:
 
 
 def transformed(rng: torch.Generator) -> list[Tensor]:
-    """Give what transforms of `torch.func` make of the operator and the layer."""
+    """Return the operator and the layer under transforms of `torch.func`."""
     value, locations = torch.randn(3, 2, 6, 2, 4, generator=rng), torch.rand(3, 2, 5, 2, 1, 2, 2, generator=rng)
     weights = torch.rand(3, 2, 5, 2, 1, 2, generator=rng)
 
@@ -247,7 +247,7 @@ def test_no_layer_is_plain_where_hooks_are_hidden(monkeypatch):
 
 
 def chain(node: ast.AST) -> str:
-    """Give `a.b.c` of an attribute that is looked up from a name, else nothing."""
+    """Return `a.b.c` for an attribute looked up from a name, else an empty string."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)

@@ -41,7 +41,7 @@ class OnTwoMaps(nn.Module):
 
 
 class Predicted(nn.Module):
-    """Give what a model predicts as a tuple, since graphs hold no dict of lists."""
+    """Return the predictions of a model as a tuple, because graphs hold no dict of lists."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Names that PyTorch and its neighbors do not document, each with a public fallback that gives the same result.
+"""Names that PyTorch and related packages do not document, each with a public fallback of the same result.
 
-Every name is looked up once, when this module is imported, and used nowhere else. Where a release has taken one away,
-the library computes the same with it gone, by a slower route.
+Every name is looked up once, when this module is imported, and used nowhere else. If a release removes one, the library
+computes the same results by a slower route.
 """
 
 import ctypes
@@ -29,13 +29,13 @@ _SHOWS_HOOKS = None not in _GLOBAL_HOOKS and all(hasattr(nn.Identity(), hooks) f
 
 
 def _own_forward(kind: type[nn.Module]) -> Any:
-    """Return the `forward` that a class was made with; None if another was in its place before this was imported."""
+    """Return the original `forward` of a class; None if it had been replaced before this module was imported."""
     code = getattr(kind.forward, "__code__", None)
     is_own = code is not None and code.co_filename == kind.__init__.__code__.co_filename
     return kind.forward if is_own else None
 
 
-# What calling these layers runs, unless somebody has replaced it.
+# The function that `forward` of each of these layers calls, unless it has been replaced.
 _FUNCTIONS: dict[type[nn.Module], str] = {nn.Conv2d: "conv2d", nn.Dropout: "dropout", nn.Linear: "linear"}
 _RUNS = {kind: (_own_forward(kind), getattr(F, function)) for kind, function in _FUNCTIONS.items()}
 
@@ -51,12 +51,12 @@ def is_transformed() -> bool:
 
 
 def has_storage(tensor: Tensor) -> bool:
-    """Return whether a tensor has memory of its own, which mapped ones have not; False if PyTorch hides it."""
+    """Return whether a tensor has memory of its own; mapped ones have none. False if PyTorch hides it."""
     return _has_storage is not None and bool(_has_storage(tensor))
 
 
 def is_plain(layer: nn.Module, kind: type[_Layer]) -> TypeGuard[_Layer]:
-    """Return whether calling the layer does what PyTorch's `kind` does and nothing else: no hook, no other `forward`.
+    """Return whether calling the layer runs PyTorch's `kind` and nothing else: no hooks, no other `forward`.
 
     False if PyTorch hides its hooks.
     """
@@ -76,7 +76,7 @@ def is_plain(layer: nn.Module, kind: type[_Layer]) -> TypeGuard[_Layer]:
 
 
 def _runs_as_made(kind: type[nn.Module]) -> bool:
-    """Return whether `forward` of a kind of layers, and the function that it calls, are PyTorch's own."""
+    """Return whether `forward` of a layer class, and the function that it calls, are PyTorch's own."""
     if kind not in _RUNS:
         return True
     forward, function = _RUNS[kind]
@@ -86,8 +86,8 @@ def _runs_as_made(kind: type[nn.Module]) -> bool:
 def multiply_by_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """Compute `a @ b.T + bias` by oneDNN, as `torch.compile` does for constant weights.
 
-    What is no product of float32 matrices is left to `torch.nn.functional.linear`, which has the shapes in its
-    messages: oneDNN reads past the end of what does not fit.
+    Anything but a product of float32 matrices goes to `torch.nn.functional.linear`, which names wrong shapes. oneDNN
+    would read past the end of tensors that do not fit.
     """
     fits = (
         a.ndim == b.ndim == 2
@@ -111,9 +111,9 @@ def convolve_by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, like: nn.
 
 
 def find_static_value() -> Callable[[Any], bool]:
-    """Return the function that tells whether a size is the same at every call of what is being compiled.
+    """Return a function that returns whether a size is the same at every call of the code being compiled.
 
-    Found on demand, because it needs sympy, which only compilers load. If PyTorch hides it, no size is known to be.
+    Looked up on demand, because it needs sympy, which only compilers load. If PyTorch hides it, no size is fixed.
     """
     shapes = importlib.import_module("torch.fx.experimental.symbolic_shapes")
     function: Callable[[Any], bool] = getattr(shapes, "has_static_value", lambda size: False)
@@ -121,9 +121,9 @@ def find_static_value() -> Callable[[Any], bool]:
 
 
 def find_openmp() -> Callable[..., Any] | None:
-    """Return the function that GCC and Clang call for a parallel region, from the runtime that PyTorch is linked with.
+    """Return the function that GCC and Clang call for a parallel region, from PyTorch's own OpenMP runtime.
 
-    Its arguments are a function, the argument of that function, the number of threads and flags. None if PyTorch has
+    Its arguments are a function, the argument of that function, the number of threads, and flags. None if PyTorch has
     no such runtime, or hides it.
     """
     function = None if _extension is None else getattr(ctypes.CDLL(_extension), "GOMP_parallel", None)
@@ -134,7 +134,7 @@ def find_openmp() -> Callable[..., Any] | None:
 
 
 def onnxruntime_failures() -> tuple[type[Exception], ...]:
-    """Return the exceptions by which onnxruntime refuses a file or its inputs; all of them if it hides which."""
+    """Return the exceptions that onnxruntime raises for a file or its inputs; `Exception` if it hides them."""
     try:
         state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     except ModuleNotFoundError:
@@ -144,9 +144,9 @@ def onnxruntime_failures() -> tuple[type[Exception], ...]:
 
 
 def forward_attribute(part: nn.Module) -> str | None:
-    """Return the attribute to set for another `forward` of this part alone; None if something unknown wraps it.
+    """Return the attribute that replaces the `forward` of one module; None if something unknown wraps it.
 
-    The package accelerate wraps forwards to move tensors between devices, and calls the one that it keeps.
+    The package accelerate wraps `forward` to move tensors between devices, and calls the original that it keeps.
     """
     if "_old_forward" in vars(part):
         return "_old_forward"

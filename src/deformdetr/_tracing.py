@@ -1,4 +1,4 @@
-"""What `torch.jit.trace` needs: while it records, sizes of tensors are tensors themselves, and comparing them warns."""
+"""Support for `torch.jit.trace`: while it records, sizes are tensors, and comparing them warns."""
 
 import functools
 import warnings
@@ -17,10 +17,10 @@ def is_tracing() -> bool:
 
 
 def compares_sizes(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Let a function compare sizes while `torch.jit.trace` records; the recorded graph does not compare any.
+    """Return the function without warnings about comparisons of sizes, which `torch.jit.trace` does not record.
 
-    For functions whose result is the same for every size that may follow: checks, which a trace holds once, and sizes
-    that belong to the layer, such as channels.
+    Use it for functions whose result does not depend on sizes that may change: checks, and sizes that belong to the
+    layer, such as channels.
     """
 
     @functools.wraps(function)
@@ -36,12 +36,12 @@ def compares_sizes(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 @compares_sizes
 def fixed_size(size: int) -> int:
-    """Return a size that is the same for all inputs as an int, also while `torch.jit.trace` records."""
+    """Return a size that is the same for all inputs as an int, even while `torch.jit.trace` records."""
     return int(size)
 
 
 def smaller(count: int, size: int) -> int:
-    """Return the smaller of a number and a size, computed anew for every size by what `torch.jit.trace` records."""
+    """Return the smaller of a number and a size. What `torch.jit.trace` records computes it anew for every size."""
     traced: Any = size
     bounded: int = traced.clamp(max=count) if is_tracing() else min(count, size)
     return bounded

@@ -1,4 +1,4 @@
-"""What is particular to CPUs, with Numba and without; `test_kernels.py` has what holds for every kernel."""
+"""Tests of the CPU implementations, with Numba and without; `test_kernels.py` has those of all devices."""
 
 import functools
 import itertools
@@ -35,14 +35,14 @@ def place(shapes: Sequence[tuple[int, int]], repeats: Sequence[int] | None = Non
 
 
 def draw(rng: torch.Generator, shapes: Sequence[tuple[int, int]] = SHAPES, **sizes: int) -> list[Tensor]:
-    """Give the gradient of the output, value, locations and weights in float32."""
+    """Return the gradient of the output, value, locations and weights in float32."""
     value, locations, weights = (tensor.float() for tensor in random_inputs(rng, shapes, **sizes))
     grad = torch.randn(*weights.shape[:2], value.shape[2] * value.shape[3], generator=rng)
     return [grad, value, locations, weights]
 
 
 def run(kernel: ModuleType, inputs: Sequence[Tensor], levels: Sequence[Level]) -> list[Tensor]:
-    """Give the output and all gradients."""
+    """Return the output and all gradients."""
     grad, value, locations, weights = inputs
     out = kernel.forward(value, levels, locations, weights)
     return [out, *kernel.backward(grad, value, levels, locations, weights, (True, True, True))]
@@ -77,7 +77,7 @@ def test_without_numba_errors_are_at_most_twice_those_of_the_reference_too(
 def assert_errors_at_most_double(
     kernel: ModuleType, dtype: torch.dtype, where: torch.dtype, batch: int, queries: int, rng: torch.Generator
 ) -> None:
-    # The largest of all draws: that of a single one is a matter of luck, for either side.
+    # The largest error of several draws: the error of a single draw is a matter of luck.
     errors, allowed = [0.0] * 4, [0.0] * 4
     for _ in range(8):
         grad, value, locations, weights = draw(rng, batch=batch, queries=queries, heads=4, channels=32, points=4)
@@ -94,7 +94,7 @@ def assert_errors_at_most_double(
 
 
 @pytest.mark.parametrize("pyramid", PYRAMIDS)
-def test_samples_at_infinity_have_gradients_of_zero(pyramid: str, kernel: ModuleType, rng: torch.Generator):
+def test_samples_at_infinity_have_zero_gradients(pyramid: str, kernel: ModuleType, rng: torch.Generator):
     shapes = PYRAMIDS[pyramid]
     grad, value, locations, weights = draw(rng, shapes, queries=50)
     inside = locations.clone()
@@ -153,7 +153,7 @@ def test_gradients_that_are_not_needed_are_none(
 
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
-    """Set the number of threads, until the end of the test."""
+    """Return a function that sets the number of threads until the end of the test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -162,7 +162,7 @@ def threads() -> Iterator[Callable[[int], None]]:
 @pytest.mark.parametrize("has_openmp", [True, False])
 @pytest.mark.parametrize("samples", [1, 36, 150])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_results_are_bit_identical_however_the_work_is_shared_out(
+def test_results_are_bit_identical_for_any_number_of_threads_and_tasks(
     dtype: torch.dtype,
     samples: int,
     has_openmp: bool,
@@ -184,10 +184,10 @@ def test_results_are_bit_identical_however_the_work_is_shared_out(
             assert torch.equal(got, wanted)
 
 
-def test_without_numba_results_are_bit_identical_however_the_work_is_shared_out(
+def test_without_numba_results_are_bit_identical_for_any_number_of_threads(
     threads: Callable[[int], None], rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ):
-    # So much that PyTorch's operations are shared out among threads.
+    # Large enough for PyTorch to use several threads.
     inputs = draw(rng, queries=700, heads=4, channels=16)
     threads(1)
     expected = run(_gather, inputs, place(SHAPES))
@@ -199,7 +199,7 @@ def test_without_numba_results_are_bit_identical_however_the_work_is_shared_out(
 
 
 @pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan])
-def test_without_numba_what_is_not_finite_reaches_those_who_sample_it(number: float, rng: torch.Generator):
+def test_without_numba_infinity_and_nan_reach_the_queries_that_sample_them(number: float, rng: torch.Generator):
     # Samples at pixels read others with a weight of zero where those are inside, as they do in the reference.
     value = torch.randn(1, 6, 2, 4, generator=rng)
     value[0, 1, 0, 2] = value[0, 5, 1, 0] = number
@@ -210,7 +210,7 @@ def test_without_numba_what_is_not_finite_reaches_those_who_sample_it(number: fl
     torch.testing.assert_close(_gather.forward(value, levels, locations, weights), expected.float(), equal_nan=True)
 
 
-def test_small_work_wakes_no_thread(
+def test_small_work_stays_on_one_thread(
     threads: Callable[[int], None], rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ):
     threads(8)
@@ -222,7 +222,7 @@ def test_small_work_wakes_no_thread(
     assert used == [1, 1, 1, 1, 8, 8]
 
 
-def test_threads_of_python_may_call_at_once(kernel: ModuleType, rng: torch.Generator):
+def test_python_threads_may_call_at_once(kernel: ModuleType, rng: torch.Generator):
     inputs = [draw(rng, queries=200) for _ in range(6)]
     expected = [run(kernel, each, place(SHAPES)) for each in inputs]
     with ThreadPoolExecutor(6) as pool:
@@ -233,13 +233,13 @@ def test_threads_of_python_may_call_at_once(kernel: ModuleType, rng: torch.Gener
                 assert all(torch.equal(*pair) for pair in zip(tensors, wanted, strict=True))
 
 
-def test_openmp_is_that_of_pytorch():
+def test_openmp_runtime_is_the_one_of_pytorch():
     assert ("OpenMP" in torch.__config__.parallel_info()) == (_threads._openmp_parallel() is not None)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_every_number_of_half_precision_is_read_as_what_it_is(dtype: torch.dtype):
-    # Images of one pixel, sampled at its centre: subnormal numbers, infinity and NaN are among them.
+def test_every_half_precision_number_is_read_exactly(dtype: torch.dtype):
+    # Images of one pixel, sampled at its center: subnormal numbers, infinity and NaN are among them.
     numbers = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(dtype).view(-1, 1, 4, 8)
     locations = torch.full((len(numbers), 1, 4, 1, 1, 2), 0.5)
     out = ms_deform_attn(numbers, [(1, 1)], locations, torch.ones(locations.shape[:-1]))
@@ -247,7 +247,7 @@ def test_every_number_of_half_precision_is_read_as_what_it_is(dtype: torch.dtype
 
 
 def test_a_value_may_have_more_than_two_to_the_31_numbers(rng: torch.Generator):
-    # 4 GiB that nobody touches but for the last pixels, of a level whose last cell all samples lie in.
+    # 4 GiB of which only the last pixels are touched: all samples lie in the last cell of the level.
     height, width = 2**12, 2**13 + 1
     value = torch.empty(1, height * width, 8, 8, dtype=torch.bfloat16)
     corner = torch.randn(4, 8, 8, generator=rng).bfloat16()
@@ -263,7 +263,7 @@ def test_a_value_may_have_more_than_two_to_the_31_numbers(rng: torch.Generator):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_memory_that_nobody_filled_is_not_read(dtype: torch.dtype, kernel: ModuleType, rng: torch.Generator):
+def test_uninitialized_memory_is_not_read(dtype: torch.dtype, kernel: ModuleType, rng: torch.Generator):
     grad, value, locations, weights = draw(rng)
     inputs = [grad.to(dtype), value.to(dtype), locations, weights]
     expected = run(kernel, inputs, place(SHAPES))
@@ -296,7 +296,7 @@ def test_defaults_of_the_process_change_nothing(
 
 
 class PeakMemory(TorchDispatchMode):
-    """Adds up the memory of all tensors alive that operations gave, but for the memory of those given."""
+    """Track the peak memory of all tensors that operations create, without the memory of the tensors given."""
 
     def __init__(self, given: Sequence[Tensor]) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ from torch import Tensor
 from deformdetr.kernels import _numba, fused_ms_deform_attn, ms_deform_attn, ms_deform_attn_backward, sampling_locations
 from sampling import TOLERANCE, assert_close, away_from_pixel_borders
 
-# What no annotation lets through is what these tests are about.
+# These tests are about arguments that checked annotations would refuse.
 pytestmark = pytest.mark.unchecked
 
 # The interpreter takes a hundred times as long, and computes with NumPy, which warns of what is meant to overflow.
@@ -80,7 +80,7 @@ def draw_call(seed: int) -> Call:
 
 
 def lay_out(tensor: Tensor, seed: int) -> Tensor:
-    """Give the same numbers other strides, or a place inside of memory that is NaN everywhere else."""
+    """Return the same numbers with other strides, or inside memory that is NaN everywhere else."""
     choose = random.Random(seed)
     kind = choose.choice(["plain", "reversed", "inside", "strided"])
     if kind == "reversed":

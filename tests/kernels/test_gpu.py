@@ -1,4 +1,4 @@
-"""What only a GPU can show of the kernels: `pytest -m gpu` runs this, and `test_kernels.py` on the GPU."""
+"""Tests of the kernels that need a GPU: `pytest -m gpu` runs these, and `test_kernels.py` on the GPU."""
 
 import shutil
 import subprocess
@@ -65,7 +65,7 @@ def test_forward_and_backward_can_be_captured_in_a_graph(rng: torch.Generator):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_graph_may_be_captured_for_sizes_that_were_never_seen(rng: torch.Generator):
+def test_graph_may_be_captured_for_new_sizes(rng: torch.Generator):
     value, *rest = (tensor.detach() for tensor in fused_inputs(rng, SHAPES, torch.float32))
     fused_ms_deform_attn(value, SHAPES, *rest)
     other = [(11, 9), (5, 6), (3, 3), (1, 2)]
@@ -76,7 +76,7 @@ def test_graph_may_be_captured_for_sizes_that_were_never_seen(rng: torch.Generat
     torch.testing.assert_close(captured, fused_ms_deform_attn(value, other, *rest))
 
 
-def test_other_streams_are_served(rng: torch.Generator):
+def test_other_streams_give_the_same_result(rng: torch.Generator):
     value, *rest = (tensor.detach() for tensor in fused_inputs(rng, SHAPES, torch.float32))
     expected = fused_ms_deform_attn(value, SHAPES, *rest)
     torch.cuda.synchronize()
@@ -115,7 +115,7 @@ def test_more_images_than_a_grid_takes(rng: torch.Generator):
         assert_close(got[-4:], wanted[-4:], 1e-4)
 
 
-def test_memory_of_training_is_that_of_inputs_gradients_and_one_sum(rng: torch.Generator):
+def test_training_allocates_only_results_gradients_and_one_sum(rng: torch.Generator):
     shapes = [(100, 167), (50, 84), (25, 42), (13, 21)]
     inputs = fused_inputs(rng, shapes, torch.bfloat16, queries=22223)
     fused_ms_deform_attn(inputs[0], shapes, *inputs[1:]).sum().backward()

@@ -1,4 +1,4 @@
-"""The fused operator as compilers see it, which takes Triton's kernels: in its interpreter, where there is no GPU."""
+"""The fused operator under compilers, with Triton's kernels in the interpreter."""
 
 import pytest
 import torch

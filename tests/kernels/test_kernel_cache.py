@@ -1,4 +1,4 @@
-"""Kernels that Numba keeps on disk."""
+"""Numba's cache of compiled kernels on disk."""
 
 import os
 import pickle
@@ -14,7 +14,7 @@ from numba.core import caching
 
 from deformdetr.kernels._numba._kernels import compile_backward, compile_forward
 
-# Named by their arguments, what several processes compile at once.
+# Compile the kernels for the channels and the dtype given as arguments.
 RUN = """
 import sys
 import torch
@@ -32,13 +32,13 @@ assert (value.grad == 0.75).all()
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Have kernels kept in a folder of this test's own."""
+    """Cache kernels in a folder of this test's own."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     return tmp_path
 
 
 def compile_again(channels: int = 8, dtype: torch.dtype = torch.float32, compile_kernel: Any = compile_forward) -> Any:
-    """Compile as in a process that has not yet."""
+    """Compile as in a new process."""
     return compile_kernel.__wrapped__(channels, dtype)
 
 
@@ -63,7 +63,7 @@ def test_kernels_never_share_a_file(folder: Path):
     ],
     ids=["numba", "llvmlite", "processor", "sources"],
 )
-def test_kernels_of_other_versions_processors_and_sources_are_not_taken(change: Any, monkeypatch: pytest.MonkeyPatch):
+def test_kernels_of_other_versions_processors_and_sources_are_not_loaded(change: Any, monkeypatch: pytest.MonkeyPatch):
     compile_again()
     change(monkeypatch)
     assert compile_again().cache_hits == 0
@@ -78,7 +78,7 @@ def test_kernels_are_compiled_where_nothing_can_be_written(folder: Path, monkeyp
     assert compile_again().address
 
 
-def test_a_full_disk_does_not_keep_kernels_from_being_compiled(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_kernels_are_compiled_if_the_disk_is_full(folder: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(source: str, target: str) -> None:
         raise OSError(28, "No space left on device")
 
@@ -89,7 +89,7 @@ def test_a_full_disk_does_not_keep_kernels_from_being_compiled(folder: Path, mon
 
 
 @pytest.mark.parametrize("content", [pickle.dumps("0.0"), b"\x8c\x01\xff.", b"cos\nnothing\n.", b"h\x05."], ids=str)
-def test_files_of_something_else_do_not_keep_kernels_from_being_compiled(content: bytes, folder: Path):
+def test_kernels_are_compiled_if_the_cache_holds_other_files(content: bytes, folder: Path):
     compile_again()
     for file in folder.rglob("*.nbc"):
         file.write_bytes(content)
@@ -98,7 +98,7 @@ def test_files_of_something_else_do_not_keep_kernels_from_being_compiled(content
 
 @pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
 @pytest.mark.parametrize("left", [0, 100])
-def test_damaged_files_do_not_keep_kernels_from_being_compiled(left: int, suffix: str, folder: Path):
+def test_kernels_are_compiled_if_cached_files_are_damaged(left: int, suffix: str, folder: Path):
     compile_again()
     (file,) = folder.rglob(f"*{suffix}")
     file.write_bytes(file.read_bytes()[:left])

@@ -1,4 +1,4 @@
-"""What holds for the kernel of every device, against the reference in float64.
+"""Tests of the kernels of every device against the reference in float64.
 
 Run as they are, these tests see the CPU kernel, and what replaces it without Numba; with `TRITON_INTERPRET=1`, Triton's
 in its interpreter; and with a GPU (`-m gpu`), the compiled ones.
@@ -142,7 +142,7 @@ def test_positions_at_pixels_and_borders_have_the_derivative_from_the_right(
 
 
 @pytest.mark.parametrize("where", [torch.nan, torch.inf, -torch.inf, 3e38, -1e9])
-def test_samples_that_are_nowhere_count_as_zero_and_change_nothing(where: float, rng: torch.Generator, device: str):
+def test_samples_at_infinity_or_nan_count_as_zero(where: float, rng: torch.Generator, device: str):
     shapes = PYRAMIDS["four_levels"]
     value, locations, weights = (tensor.float() for tensor in random_inputs(rng, shapes, channels=8))
     kept = weights.clone()
@@ -197,7 +197,7 @@ def test_strided_and_unaligned_inputs_and_expanded_gradients(dtype: torch.dtype,
     out = ms_deform_attn(leaves[0], shapes, leaves[1], leaves[2])
     grads = torch.autograd.grad(out, leaves, torch.ones((), device=device, dtype=dtype).expand(2, 7, 24))
     for got, wanted in zip((out, *grads), expected, strict=True):
-        # Gradients of the value are sums, whose order is nobody's on a GPU.
+        # Gradients of the value are sums, whose order is undefined on a GPU.
         torch.testing.assert_close(got, wanted, rtol=1e-2, atol=1e-5 if dtype == torch.float32 else 1e-2)
 
 

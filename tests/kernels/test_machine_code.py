@@ -1,4 +1,4 @@
-"""What Triton makes of the kernels for real devices, none of which need be there: compiled offline, and read."""
+"""Machine code of the Triton kernels, compiled offline for devices that need not be present."""
 
 import itertools
 import json
@@ -78,13 +78,13 @@ def test_instructions_per_query_and_head_stay_few(dtype: str, most: int):
     assert code.executed / machine_code.rows_per_warp("forward", dtype) <= most
 
 
-def test_page_is_that_of_the_stored_results():
+def test_page_shows_the_stored_results():
     results = json.loads(machine_code.STORED.read_text())
     assert generated_part(machine_code.PAGE) == machine_code.table(results)
 
 
 class Recorder:
-    """Stands for a kernel, and remembers how it would have been compiled."""
+    """Record which variants of a kernel would be compiled, in place of the kernel."""
 
     def __init__(self, kernel: Any) -> None:
         self.bind = create_function_from_signature(kernel.signature, kernel.params, make_backend(NVIDIA["sm_90"]))

@@ -140,7 +140,7 @@ def test_empty_batches_and_queries_give_empty_results_and_zero_gradients(
 
 @pytest.mark.parametrize("where", [torch.nan, torch.inf, -torch.inf, 3e38, -1e9])
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_locations_that_are_nowhere_give_zero(where: float, backend: str, rng: torch.Generator):
+def test_samples_at_infinity_or_nan_are_zero(where: float, backend: str, rng: torch.Generator):
     shapes = PYRAMIDS["four_levels"]
     value, locations, weights = (tensor.float() for tensor in random_inputs(rng, shapes))
     locations[:, 2:, :, :, 1:] = where
@@ -158,7 +158,7 @@ def test_locations_that_are_nowhere_give_zero(where: float, backend: str, rng: t
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_what_is_stored_at_pixels_that_are_not_sampled_does_not_leak(poison: float, backend: str, rng: torch.Generator):
+def test_pixels_that_are_not_sampled_do_not_influence_the_result(poison: float, backend: str, rng: torch.Generator):
     shapes = [(4, 4), (2, 2)]
     value, locations, weights = random_inputs(rng, shapes)
     # Samples stay among the first two columns of the first level, or leave the image; the rest is poisoned.
@@ -193,7 +193,7 @@ def test_half_precision_sums_in_float32():
     assert out.item() == 2
 
 
-def test_corners_of_the_image_are_sampled_at_pixel_centres():
+def test_corners_of_the_image_are_sampled_at_pixel_centers():
     value = torch.arange(6.0).view(1, 6, 1, 1)
     locations = torch.tensor([[0.5 / 3, 0.25], [2.5 / 3, 0.25], [0.5 / 3, 0.75], [2.5 / 3, 0.75], [0.5, 0.5], [0, 0]])
     out = ms_deform_attn(value, [(2, 3)], locations.view(1, 6, 1, 1, 1, 2), torch.ones(1, 6, 1, 1, 1))

@@ -1,4 +1,4 @@
-"""What decides whether Numba's kernels serve CPUs."""
+"""The CPU kernels run where Numba works, and its absence is reported once."""
 
 import importlib.abc
 import json
@@ -80,12 +80,12 @@ def _attend(channels: int) -> None:
 
 @pytest.fixture
 def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what was found out, until the end of the test."""
+    """Forget whether Numba is usable, until the end of the test."""
     monkeypatch.setattr(_probe, "_found", [])
 
 
 class Broken(importlib.abc.MetaPathFinder):
-    """Imports of one package raise."""
+    """Make imports of one package raise."""
 
     def __init__(self, package: str, error: Exception) -> None:
         self.package, self.error = package, error
@@ -140,18 +140,18 @@ def test_a_numba_that_cannot_compile_is_named_in_the_warning(unknown: None, monk
 
     # As where a release of llvmlite takes a name away.
     monkeypatch.delattr(ir.IRBuilder, "insert_value")
-    # As many channels as no other test has, since what is compiled is kept.
+    # A number of channels that no other test has, because compiled kernels are cached.
     with pytest.warns(RuntimeWarning, match=r"several times as slow .*insert_value"):
         _attend(14)
 
 
-def test_a_process_that_compiles_nothing_is_told_so(unknown: None, monkeypatch: pytest.MonkeyPatch):
+def test_disabling_compilation_is_named_in_the_warning(unknown: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
     with pytest.warns(RuntimeWarning, match="NUMBA_DISABLE_JIT is set"):
         _attend(13)
 
 
-def test_what_fails_once_kernels_have_been_compiled_is_raised(unknown: None, monkeypatch: pytest.MonkeyPatch):
+def test_failures_after_the_first_compilation_are_raised(unknown: None, monkeypatch: pytest.MonkeyPatch):
     _attend(8)
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
     with pytest.raises(RuntimeError, match="NUMBA_DISABLE_JIT is set"):
@@ -165,6 +165,6 @@ def test_a_warning_that_is_an_error_is_raised_once(unknown: None, monkeypatch: p
     _attend(19)
 
 
-def test_a_first_value_without_channels_tells_nothing_wrong(unknown: None):
+def test_a_first_value_without_channels_does_not_count_as_failure(unknown: None):
     _attend(0)
     assert _probe._found == [None]

@@ -36,35 +36,39 @@ def choose_forward(backend: str, *tensors: Tensor) -> Callable[..., Tensor]:
     # `torch.jit.trace` records operations that serve other sizes, too.
     if backend == "reference" or is_tracing():
         return _run_reference
-    return _choose(tensors, _Forward, _TransformedForward, forward_op)
+    if _needs_op(tensors):
+        return forward_op
+    run: Callable[..., Tensor] = (_TransformedForward if _compat.is_transformed() else _Forward).apply
+    return run
 
 
 def choose_backward(*tensors: Tensor | None) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Return the function that runs the backward, chosen as for the forward."""
-    return _choose(tensors, _Backward, _TransformedBackward, backward_op)
+    if _needs_op(tensors):
+        return backward_op
+    if not torch.is_grad_enabled() and not _compat.is_transformed():
+        return _backward
+    run: Callable[..., Any] = (_TransformedBackward if _compat.is_transformed() else _Backward).apply
+    return run
 
 
-def _choose(
-    tensors: tuple[Tensor | None, ...],
-    eager: type[torch.autograd.Function],
-    transformed: type[torch.autograd.Function],
-    op: Callable[..., Any],
-) -> Callable[..., Any]:
+def _needs_op(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Return whether a compiler, a mode or a subclass of tensors has to see the custom op."""
     if torch.compiler.is_compiling():
-        return op
+        return True
     for tensor in tensors:
         if tensor is not None and type(tensor) not in (Tensor, torch.nn.Parameter):
-            return op
-    has_modes, is_transformed = _compat.has_dispatch_modes(), _compat.is_transformed()
-    # If PyTorch hides its modes, one may be active that has to see the op. No transform takes the op.
-    if has_modes or (has_modes is None and not is_transformed):
-        return op
-    way: Callable[..., Any] = (transformed if is_transformed else eager).apply
-    return way
+            return True
+    has_modes = _compat.has_dispatch_modes()
+    # If PyTorch hides its modes, one may be active. Transforms of `torch.func` do not go through the op.
+    return not _compat.is_transformed() if has_modes is None else has_modes
 
 
 def is_fused(value: Tensor, offsets: Tensor, logits: Tensor, references: Tensor) -> bool:
-    """Return whether one kernel takes offsets and logits. Transforms of `torch.func` need the separate operations."""
+    """Return whether a kernel takes offsets and logits.
+
+    Under a transform of `torch.func` none does, because separate operations have rules for it.
+    """
     return (
         _runs_triton(value, offsets, logits, references)
         and logits.shape[4] <= MOST_POINTS
@@ -75,9 +79,9 @@ def is_fused(value: Tensor, offsets: Tensor, logits: Tensor, references: Tensor)
 
 def _runs_triton(value: Tensor, locations: Tensor, weights: Tensor, references: Tensor | None) -> bool:
     """Return whether the Triton kernels run: on GPUs, and interpreted on CPUs where `TRITON_INTERPRET=1` is set."""
-    home = value.device.type
+    device = value.device.type
     # The variable is read anew at every call: torch.compile warns of caches, and reading takes a microsecond.
-    if home != "cuda" and (home != "cpu" or os.environ.get("TRITON_INTERPRET") != "1"):
+    if device != "cuda" and (device != "cpu" or os.environ.get("TRITON_INTERPRET") != "1"):
         return False
     dtypes = (value.dtype, locations.dtype, weights.dtype, None if references is None else references.dtype)
     return torch.float64 not in dtypes
@@ -105,9 +109,9 @@ class Inputs(NamedTuple):
     repeats: list[int]
     locations: Tensor
     weights: Tensor
-    references: Tensor | None = None
-    padding_mask: Tensor | None = None
-    deterministic: bool = False
+    references: Tensor | None
+    padding_mask: Tensor | None
+    deterministic: bool
 
     def pyramid(self) -> Pyramid:
         """Return the levels. Packages compiled ahead of time pass None for empty lists."""

@@ -30,7 +30,7 @@ def corners(
     """Iterate over the four corners of every level's sampling points.
 
     With pixel centers at half-integers, as in `grid_sample(align_corners=False)`: a location `l` in [0, 1] along an
-    axis of `n` pixels lies at `u = l n - 1/2`; its neighbours `floor(u)` and `floor(u) + 1` weigh `1 - (u - floor(u))`
+    axis of `n` pixels lies at `u = l n - 1/2`; its neighbors `floor(u)` and `floor(u) + 1` weigh `1 - (u - floor(u))`
     and `u - floor(u)`.
 
     Args:
