@@ -126,16 +126,16 @@ class DeformableDETR(nn.Module):
             ignored,
         )
         queries = self.queries(memory, pyramid.spatial_shapes, pyramid.padding_mask)
-        decoder_queries = queries if noised is None else prepend(noised, queries)
+        queries = queries if noised is None else prepend(noised, queries)
         decoded = self.decoder(
-            decoder_queries.content,
-            decoder_queries.position,
-            decoder_queries.reference_points,
+            queries.content,
+            queries.position,
+            queries.reference_points,
             memory,
             pyramid.spatial_shapes,
             pyramid.valid_ratios,
             ignored,
-            decoder_queries.attention_mask,
+            queries.attention_mask,
         )
         outputs = gather_layers(self._predict(decoded), aux_loss=self.aux_loss, noised=noised)
         outputs.update(queries.predictions)
