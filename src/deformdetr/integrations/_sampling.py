@@ -117,7 +117,14 @@ EXTENSION_OF_MMCV: dict[str, Callable[..., Any]] = {
 
 
 class MultiScaleDeformableAttnFunction:
-    """Replace the autograd function of mmcv and detrex, of which callers use `apply` alone."""
+    """Replace the autograd function of mmcv and detrex, whose only method in use is `apply`.
+
+    Example:
+        >>> value, shapes, starts = torch.ones(1, 6, 2, 4), torch.tensor([[2, 3]]), torch.tensor([0])
+        >>> locations, weights = torch.full((1, 5, 2, 1, 1, 2), 0.5), torch.ones(1, 5, 2, 1, 1)
+        >>> MultiScaleDeformableAttnFunction.apply(value, shapes, starts, locations, weights, 64).shape
+        torch.Size([1, 5, 8])
+    """
 
     @staticmethod
     def apply(
