@@ -41,8 +41,9 @@ def ms_deform_attn_backward(
 ) -> list[Tensor]:
     """Return the gradients of value, locations and weights, as the function of this name in compiled extensions."""
     _check_level_starts(spatial_shapes, level_start_index)
-    grads = kernels.ms_deform_attn_backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights)
-    return list(grads)
+    return ms_deform_attn_backward_without_starts(
+        value, spatial_shapes, sampling_locations, attention_weights, grad_output, im2col_step
+    )
 
 
 def ms_deform_attn_forward_without_starts(
@@ -148,8 +149,9 @@ class MultiScaleDeformableAttnFunction:
         Raises:
             ValueError: If `value_level_start_index` does not match the shapes.
         """
-        _check_level_starts(value_spatial_shapes, value_level_start_index)
-        return ms_deform_attn(value, value_spatial_shapes, sampling_locations, attention_weights)
+        return ms_deform_attn_forward(
+            value, value_spatial_shapes, value_level_start_index, sampling_locations, attention_weights, im2col_step
+        )
 
 
 def multi_scale_deformable_attn_pytorch(
