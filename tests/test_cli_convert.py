@@ -40,7 +40,7 @@ def test_report_lists_changes_and_losses(capsys, checkpoint, tmp_path):
     assert status == 0
     assert "weights from entry model" in text
     assert "recognized: original, Deformable DETR: box refinement, two-stage, 4 feature levels" in text
-    assert re.search(r"second names of heads left out (\d+) (?!\1)\d+", text)
+    assert re.search(r"second names of heads dropped (\d+) (?!\1)\d+", text)
     assert re.search(r"\d+ renamed", text)
     assert "neck.levels.0.conv.bias" in text
     assert "4 0.125" in text

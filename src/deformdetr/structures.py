@@ -81,7 +81,14 @@ class ImageBatch(NamedTuple):
 
 
 class LayerPredictions(TypedDict):
-    """Predictions of one decoder layer, or the encoder's proposals."""
+    """Predictions of one decoder layer, or the encoder's proposals.
+
+    Example:
+        >>> predictions: LayerPredictions = {
+        ...     "pred_logits": torch.zeros(2, 300, 91),
+        ...     "pred_boxes": torch.full((2, 300, 4), 0.5),
+        ... }
+    """
 
     pred_logits: Float[Tensor, "batch queries classes"]
     pred_boxes: Float[Tensor, "batch queries 4"]
@@ -100,7 +107,12 @@ class DenoisingPredictions(LayerPredictions):
 
 
 class Predictions(LayerPredictions):
-    """Predictions of a model: of its last decoder layer and, in training, of all others."""
+    """Predictions of a model: of its last decoder layer and, in training, of all others.
+
+    Example:
+        >>> last: LayerPredictions = {"pred_logits": torch.zeros(2, 300, 91), "pred_boxes": torch.zeros(2, 300, 4)}
+        >>> predictions: Predictions = {**last, "aux_outputs": [last] * 5}
+    """
 
     aux_outputs: NotRequired[list[LayerPredictions]]
     """All decoder layers except the last, in order."""
@@ -118,7 +130,11 @@ class Predictions(LayerPredictions):
 
 
 class Target(TypedDict):
-    """Objects of one image."""
+    """Objects of one image.
+
+    Example:
+        >>> target: Target = {"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.4]]), "labels": torch.tensor([17])}
+    """
 
     boxes: Float[Tensor, "targets 4"]
     """cxcywh as fractions of the image, in [0, 1]."""
@@ -138,7 +154,15 @@ class Target(TypedDict):
 
 
 class Detections(TypedDict):
-    """Detections in one image; `SigmoidPostProcess` sorts them by score, highest first."""
+    """Detections in one image; `SigmoidPostProcess` sorts them by score, highest first.
+
+    Example:
+        >>> detections: Detections = {
+        ...     "boxes": torch.tensor([[10.0, 20.0, 110.0, 220.0]]),
+        ...     "scores": torch.tensor([0.9]),
+        ...     "labels": torch.tensor([17]),
+        ... }
+    """
 
     boxes: Float[Tensor, "detections 4"]
     """xyxy in pixels."""

@@ -204,7 +204,9 @@ def test_a_head_under_two_names_with_two_values_raises():
     state = to_original(tiny_config(with_box_refine=True).build().state_dict())
     name = "transformer.decoder.bbox_embed.1.layers.0.bias"
     state[name] = state[name] + 1
-    with pytest.raises(CheckpointError, match=f"{name} and bbox_embed.1.layers.0.bias are names of one tensor"):
+    with pytest.raises(
+        CheckpointError, match=f"{name} and bbox_embed.1.layers.0.bias are two names of the same tensor"
+    ):
         load_checkpoint(tiny_config(with_box_refine=True).build(), state)
 
 

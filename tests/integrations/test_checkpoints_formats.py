@@ -152,7 +152,7 @@ def test_untrained_checkpoints_load_into_their_model(variant, name):
 @pytest.mark.parametrize("variant", ["two_stage", "two_stage_without_refinement"])
 def test_equal_heads_of_mmdetection_are_converted_with_share_heads(variant, name):
     theirs, state = untrained(tiny_config(**VARIANTS[variant]), name)
-    with pytest.raises(ValueError, match="nothing tells whether the layers share one head or have one each"):
+    with pytest.raises(ValueError, match="does not tell whether the layers share them"):
         translate_state_dict(theirs, "original")
     share = not VARIANTS[variant].get("with_box_refine", False)
     translated, _ = translate_state_dict(theirs, "original", share_heads=share)

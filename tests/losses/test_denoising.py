@@ -28,16 +28,16 @@ def layer(batch: int, queries: int, rng: torch.Generator) -> Any:
 
 def predictions(counts: Sequence[int], groups: int, rng: torch.Generator, *, contrastive: bool) -> Predictions:
     queries = groups * max(counts) * (2 if contrastive else 1)
-    noised = {"num_groups": groups, "has_negatives": contrastive}
+    denoising = {"num_groups": groups, "has_negatives": contrastive}
     batch = len(counts)
-    noised |= {**layer(batch, queries, rng), "aux_outputs": [layer(batch, queries, rng) for _ in range(2)]}
-    return {**layer(batch, 6, rng), "interm_outputs": layer(batch, 6, rng), "dn_outputs": noised}  # type: ignore[typeddict-item]
+    denoising |= {**layer(batch, queries, rng), "aux_outputs": [layer(batch, queries, rng) for _ in range(2)]}
+    return {**layer(batch, 6, rng), "interm_outputs": layer(batch, 6, rng), "dn_outputs": denoising}  # type: ignore[typeddict-item]
 
 
-def independent_losses(noised: Any, of_layer: Any, targets: Sequence[Target]) -> dict[str, float]:
+def independent_losses(denoising: Any, of_layer: Any, targets: Sequence[Target]) -> dict[str, float]:
     """The losses of one layer query by query, on torchvision's parts."""
-    count = max(1, noised["num_groups"] * sum(len(target["labels"]) for target in targets))
-    places = of_layer["pred_logits"].shape[1] // noised["num_groups"]
+    count = max(1, denoising["num_groups"] * sum(len(target["labels"]) for target in targets))
+    places = of_layer["pred_logits"].shape[1] // denoising["num_groups"]
     sums = {"loss_ce": 0.0, "loss_bbox": 0.0, "loss_giou": 0.0}
     for image, target in enumerate(targets):
         for query in range(of_layer["pred_logits"].shape[1]):
@@ -50,7 +50,7 @@ def independent_losses(noised: Any, of_layer: Any, targets: Sequence[Target]) ->
                 sums["loss_bbox"] += (pair[0] - pair[1]).abs().sum().item()
                 corners = [box_convert(box[None], "cxcywh", "xyxy") for box in pair]
                 sums["loss_giou"] += 1 - generalized_box_iou(*corners).item()
-            if is_positive or noised["has_negatives"]:
+            if is_positive or denoising["has_negatives"]:
                 sums["loss_ce"] += sigmoid_focal_loss(
                     of_layer["pred_logits"][image, query], classes, 0.25, 2.0, "sum"
                 ).item()
@@ -65,9 +65,13 @@ def test_losses_agree_with_a_loop_over_queries(
     targets = random_targets(counts, CLASSES, rng)
     outputs: Any = predictions(counts, 3, rng, contrastive=contrastive)
     losses = SetCriterion(HungarianMatcher())(outputs, targets)
-    noised = outputs["dn_outputs"]
-    for suffix, of_layer in (("_dn", noised), ("_dn_0", noised["aux_outputs"][0]), ("_dn_1", noised["aux_outputs"][1])):
-        for stem, expected in independent_losses(noised, of_layer, targets).items():
+    denoising = outputs["dn_outputs"]
+    for suffix, of_layer in (
+        ("_dn", denoising),
+        ("_dn_0", denoising["aux_outputs"][0]),
+        ("_dn_1", denoising["aux_outputs"][1]),
+    ):
+        for stem, expected in independent_losses(denoising, of_layer, targets).items():
             assert losses[stem + suffix].item() == pytest.approx(expected, rel=1e-4, abs=1e-6), stem + suffix
     assert {name for name in losses if "_dn" in name} == {
         f"loss_{stem}_dn{index}" for stem in ("ce", "bbox", "giou") for index in ("", "_0", "_1")

@@ -41,8 +41,9 @@ def ms_deform_attn_backward(
 ) -> list[Tensor]:
     """Return the gradients of value, locations and weights, as the function of this name in compiled extensions."""
     _check_level_starts(spatial_shapes, level_start_index)
-    grads = kernels.ms_deform_attn_backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights)
-    return list(grads)
+    return ms_deform_attn_backward_without_starts(
+        value, spatial_shapes, sampling_locations, attention_weights, grad_output, im2col_step
+    )
 
 
 def ms_deform_attn_forward_without_starts(
@@ -117,7 +118,14 @@ EXTENSION_OF_MMCV: dict[str, Callable[..., Any]] = {
 
 
 class MultiScaleDeformableAttnFunction:
-    """Replace the autograd function of mmcv and detrex, of which callers use `apply` alone."""
+    """Replace the autograd function of mmcv and detrex, whose only method in use is `apply`.
+
+    Example:
+        >>> value, shapes, starts = torch.ones(1, 6, 2, 4), torch.tensor([[2, 3]]), torch.tensor([0])
+        >>> locations, weights = torch.full((1, 5, 2, 1, 1, 2), 0.5), torch.ones(1, 5, 2, 1, 1)
+        >>> MultiScaleDeformableAttnFunction.apply(value, shapes, starts, locations, weights, 64).shape
+        torch.Size([1, 5, 8])
+    """
 
     @staticmethod
     def apply(
@@ -141,8 +149,9 @@ class MultiScaleDeformableAttnFunction:
         Raises:
             ValueError: If `value_level_start_index` does not match the shapes.
         """
-        _check_level_starts(value_spatial_shapes, value_level_start_index)
-        return ms_deform_attn(value, value_spatial_shapes, sampling_locations, attention_weights)
+        return ms_deform_attn_forward(
+            value, value_spatial_shapes, value_level_start_index, sampling_locations, attention_weights, im2col_step
+        )
 
 
 def multi_scale_deformable_attn_pytorch(

@@ -13,7 +13,14 @@ from deformdetr.losses._focal import check_focal_settings
 
 @runtime_checkable
 class ClassificationLoss(Protocol):
-    """Interface of the classification losses that `SetCriterion` takes."""
+    """Interface of the classification losses that `SetCriterion` takes.
+
+    Example:
+        >>> def matched_cross_entropy(logits, matched, labels, num_boxes):
+        ...     return F.cross_entropy(logits[matched], labels, reduction="sum") / num_boxes
+        >>> isinstance(matched_cross_entropy, ClassificationLoss)
+        True
+    """
 
     def __call__(
         self,

@@ -9,7 +9,14 @@ from torch import Tensor
 
 @runtime_checkable
 class ClassCost(Protocol):
-    """Interface of the classification costs that `HungarianMatcher` takes; likely classes cost less."""
+    """Interface of the classification costs that `HungarianMatcher` takes; likely classes cost less.
+
+    Example:
+        >>> def probability_cost(logits, labels):
+        ...     return -logits.sigmoid()[..., labels]
+        >>> isinstance(probability_cost, ClassCost)
+        True
+    """
 
     def __call__(
         self, logits: Float[Tensor, "*batch queries classes"], labels: Int64[Tensor, " targets"]

@@ -39,7 +39,7 @@ class SecondNames:
         """
         if not self.always:
             result.share_heads = not any(name.startswith(f"{self.prefix}bbox_embed.") for name in result.tensors)
-        result.apply("second names of heads left out", self._drop_second_names)
+        result.apply("second names of heads dropped", self._drop_second_names)
 
     def _drop_second_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         kept = {}
@@ -50,7 +50,7 @@ class SecondNames:
             elif top_level not in state:
                 kept[top_level] = tensor
             elif not are_equal(tensor, state[top_level]):
-                raise ValueError(f"{name} and {top_level} are names of one tensor, but differ")
+                raise ValueError(f"{name} and {top_level} are two names of the same tensor, but differ")
         return kept
 
 
@@ -72,11 +72,11 @@ class NeckWithoutBiases:
     def write(self, result: Translation, ours: Mapping[str, Tensor]) -> None:
         """Drop the biases, which is a loss if they are not zero."""
         biases = {name: tensor for name, tensor in result.tensors.items() if re.fullmatch(_neck("bias"), name)}
-        result.drop("biases of the neck's convolutions, which its model lacks", biases)
+        result.drop("biases of the neck's convolutions, which this format lacks", biases)
 
     def read(self, result: Translation) -> None:
         """Add biases of zero."""
-        result.apply("biases of zero added to the neck", _add_neck_biases)
+        result.apply("zero biases added to the neck", _add_neck_biases)
 
 
 class BatchCounts:
@@ -111,7 +111,7 @@ class NoEmbeddingOfOneLevel:
         embedding = {
             name: tensor for name, tensor in ours.items() if name == "level_embed" and tensor.shape[:1] == (1,)
         }
-        result.drop("embedding of the only level, which its model lacks", embedding)
+        result.drop("embedding of the only level, which this format lacks", embedding)
 
     def read(self, result: Translation) -> None:
         """Add an embedding of zeros."""
@@ -147,7 +147,7 @@ class LabelRows:
         rest = result.tensors[_LABELS][count:]
         result.tensors = {**result.tensors, _LABELS: result.tensors[_LABELS][:count]}
         if rest.count_nonzero():
-            result.losses.append(Loss.of("rows of the label embedding that no label has", {_LABELS: rest}, "unused"))
+            result.losses.append(Loss.of("rows of the label embedding without a label", {_LABELS: rest}, "unused"))
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,12 @@ class DetectorPrefix:
     def write(self, result: Translation, ours: Mapping[str, Tensor]) -> None:
         """Add the prefix to the names of the detector."""
         if has_masks(ours):
-            result.apply("names of the detector beside its mask head", self._add)
+            result.apply("prefix of the detector added", self._add)
 
     def read(self, result: Translation) -> None:
         """Remove the prefix."""
         result.apply(
-            "names of the detector in the model",
+            "prefix of the detector removed",
             lambda state: {name.removeprefix(self.prefix): tensor for name, tensor in state.items()},
         )
 

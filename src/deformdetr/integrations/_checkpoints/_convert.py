@@ -217,4 +217,4 @@ def _describe_losses(report: ConversionReport) -> str:
     for loss in report.unasked:
         names = ", ".join(loss.names[:8]) + ", ..." * (len(loss.names) > 8)
         lines.append(f"  {loss.what}, {len(loss.names)} entries, largest value {loss.largest:.3g}: {names}")
-    return "\n".join([*lines, "allow_loss=True, or --allow_loss, goes on without them"])
+    return "\n".join([*lines, "pass allow_loss=True (--allow_loss) to continue without them"])

@@ -28,7 +28,7 @@ class HeadsPerLayer:
         """Repeat shared heads for every layer."""
         differences = encoder_head_differences(ours)
         if self.encoder_continues and differences:
-            what = "difference of the encoder's heads from the decoder's, which its model has alone"
+            what = "difference of the encoder's heads from the decoder's, the only ones of this format"
             result.losses.append(Loss.of(what, differences))
         result.apply("heads numbered by layer", self._repeat_shared)
 
@@ -41,7 +41,7 @@ class HeadsPerLayer:
         layers = count_numbered(result.tensors, "decoder.layers.")
         if self.encoder_continues:
             result.apply(
-                "the encoder's heads apart from the decoder's", lambda state: _rename_encoder_heads(state, layers)
+                "encoder's heads separated from the decoder's", lambda state: _rename_encoder_heads(state, layers)
             )
         groups = [
             [f"{heads}.{layer}.{name.removeprefix(f'{heads}.0.')}" for layer in range(layers)]
@@ -52,11 +52,11 @@ class HeadsPerLayer:
         if self._are_shared(result, groups):
             copies = {name for names in groups for name in names[1:]}
             result.apply(
-                "heads that all layers share kept once",
+                "heads that all layers share stored once",
                 lambda state: {name: tensor for name, tensor in state.items() if name not in copies},
             )
         elif result.share_heads is False:
-            result.apply("heads stored once given to every layer", lambda state: _fill_missing(state, groups))
+            result.apply("heads copied to every layer", lambda state: _fill_missing(state, groups))
 
     def _are_shared(self, result: Translation, groups: Sequence[Sequence[str]]) -> bool:
         """Decide by different values, the caller, the format or shared memory, in this order, not by equality."""
@@ -71,23 +71,23 @@ class HeadsPerLayer:
         if all(first.is_set_to(other) for first, other in pairs):
             return True
         raise ValueError(
-            "the heads of all decoder layers are equal, and nothing tells whether the layers share one head or have "
-            "one each that are not trained yet: say share_heads=True or share_heads=False (--share_heads)"
+            "the heads of all decoder layers are equal, which does not tell whether the layers share them or have "
+            "untrained heads of their own: pass share_heads=True or share_heads=False (--share_heads)"
         )
 
     def _repeat_shared(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         layers = count_numbered(state, "decoder.layers.")
-        spread: dict[str, Tensor] = {}
+        repeated: dict[str, Tensor] = {}
         for name, tensor in state.items():
             head = re.match(r"(class_heads|decoder\.box_heads)\.0\.(.+)", name)
             of_encoder = next((ours for ours in _ENCODER_HEADS if name.startswith(f"{ours}.")), None)
             if head and f"{head[1]}.1.{head[2]}" not in state:
-                spread |= {f"{head[1]}.{layer}.{head[2]}": tensor for layer in range(layers)}
+                repeated |= {f"{head[1]}.{layer}.{head[2]}": tensor for layer in range(layers)}
             elif of_encoder and self.encoder_continues:
-                spread[f"{_ENCODER_HEADS[of_encoder]}.{layers}{name.removeprefix(of_encoder)}"] = tensor
+                repeated[f"{_ENCODER_HEADS[of_encoder]}.{layers}{name.removeprefix(of_encoder)}"] = tensor
             else:
-                spread[name] = tensor
-        return spread
+                repeated[name] = tensor
+        return repeated
 
 
 def encoder_head_differences(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

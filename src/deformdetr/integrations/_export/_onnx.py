@@ -40,6 +40,11 @@ class ExportReport:
         nodes: Number of nodes of the graph.
         tolerance: Largest difference allowed.
         comparisons: One per batch.
+
+    Example:
+        >>> settings = {"opset": 18, "sampling": "gather", "nodes": 9, "tolerance": 1e-3}
+        >>> print(ExportReport(path=Path("detector.onnx"), comparisons=(), **settings))
+        detector.onnx: opset 18, gather, 9 nodes
     """
 
     path: Path
