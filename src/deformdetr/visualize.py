@@ -259,7 +259,7 @@ def plot_sampling_points(
     return _rendered(figure)
 
 
-def plot_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Plot losses and average precision over training to an image file.
 
     The horizontal axis is `epoch`, or `step` if no record has an epoch. Curves are the values named `loss` or
@@ -274,11 +274,10 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     Example:
         >>> import tempfile
-        >>> from pathlib import Path
         >>> from deformdetr.visualize import plot_curves
         >>> records = [{"epoch": 1, "loss": 9.0}, {"epoch": 2, "loss": 5.0, "AP": 0.1}]
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     plot_curves(records, Path(folder) / "curves.png")
+        ...     plot_curves(records, f"{folder}/curves.png")
     """
     from matplotlib.figure import Figure
 
@@ -301,13 +300,21 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     save_image(_rendered(figure), path)
 
 
-def save_image(image: Image.Image, path: Path) -> None:
+def save_image(image: Image.Image, path: str | Path) -> None:
     """Write an image file, replacing an existing one atomically. The suffix gives the format.
 
     Raises:
         ValueError: If the suffix does not belong to an image format.
         OSError: If the file cannot be written. An existing file is then unchanged.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from deformdetr.visualize import save_image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_image(Image.new("RGB", (40, 30)), f"{folder}/picture.jpg")
     """
+    path = Path(path)
     image_format = Image.registered_extensions().get(path.suffix.lower())
     if image_format is None:
         raise ValueError(f"{path}: no image format has the suffix {path.suffix!r}; use .png or .jpg")

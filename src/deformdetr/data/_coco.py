@@ -23,8 +23,8 @@ from deformdetr.data._segmentations import Segmentations, flaw
 
 
 def read_coco(
-    images: Path,
-    annotations: Path,
+    images: str | Path,
+    annotations: str | Path,
     *,
     label_map: LabelMap | None = None,
     ignore_unknown_categories: bool = False,
@@ -58,10 +58,20 @@ def read_coco(
 
     Raises:
         DatasetError: If there are problems. The message has one line per problem, with file, id and value.
+
+    Example:
+        >>> import tempfile
+        >>> from deformdetr.data import ShapesConfig, read_coco, write_shapes
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     config = write_shapes(ShapesConfig(num_train=3, num_val=1), folder)
+        ...     annotations = read_coco(config.train_images, config.train_annotations)
+        >>> annotations.label_map.names
+        ('circle', 'rectangle', 'triangle')
     """
     problems: list[str] = []
+    annotations = Path(annotations)
     document = load_document(annotations)
-    table = read_images(document["images"], images, problems)
+    table = read_images(document["images"], Path(images), problems)
     categories = read_categories(document["categories"], problems)
     if label_map is None and categories:
         label_map = LabelMap.contiguous(categories)

@@ -14,7 +14,7 @@ from deformdetr.data._errors import DatasetError
 _EXIF_ORIENTATION = 0x0112
 
 
-def load_image(path: Path) -> UInt8[Tensor, "3 height width"]:
+def load_image(path: str | Path) -> UInt8[Tensor, "3 height width"]:
     """Read an image file as 8-bit RGB.
 
     Grayscale, palette and CMYK images are converted. Transparency is dropped, and 16-bit grayscale keeps its upper 8
@@ -22,6 +22,15 @@ def load_image(path: Path) -> UInt8[Tensor, "3 height width"]:
 
     Raises:
         DatasetError: If the file is missing, truncated or not an image. The message names the file.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from deformdetr.data import load_image
+        >>> with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        ...     Image.new("L", (40, 30)).save(file.name)
+        ...     load_image(file.name).shape
+        torch.Size([3, 30, 40])
     """
     try:
         with Image.open(path) as image:

@@ -82,14 +82,23 @@ def draw_shapes(
     return annotations, torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
 
 
-def write_shapes(config: ShapesConfig, folder: Path) -> DataConfig:
+def write_shapes(config: ShapesConfig, folder: str | Path) -> DataConfig:
     """Write both splits as PNG files and COCO annotations with masks, and return the config that reads them.
 
     The files are `train/*.png`, `train.json`, `val/*.png` and `val.json`. Existing ones are replaced.
 
     Raises:
         OSError: If a file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from deformdetr.data import ShapesConfig, build_dataset, write_shapes
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     config = write_shapes(ShapesConfig(num_train=3, num_val=1), folder)
+        ...     len(build_dataset(config, "train"))
+        3
     """
+    folder = Path(folder)
     splits: tuple[Split, Split] = ("train", "val")
     for split in splits:
         annotations, pictures = draw_shapes(config, split, masks=True)

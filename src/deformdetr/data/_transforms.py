@@ -180,13 +180,31 @@ def train_transforms(augment: AugmentConfig, mean: Sequence[float], std: Sequenc
 def eval_transforms(
     short_side: int | None, max_size: int, mean: Sequence[float], std: Sequence[float]
 ) -> SampleTransform:
-    """Return the evaluation transforms: resize to a shorter side (`None` keeps the size) and normalize."""
+    """Return the evaluation transforms: resize to a shorter side (`None` keeps the size) and normalize.
+
+    Example:
+        >>> import torch
+        >>> from deformdetr.data import eval_transforms, make_sample, split_sample
+        >>> image = torch.zeros(3, 64, 96, dtype=torch.uint8)
+        >>> sample = make_sample(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+        >>> image, target = split_sample(eval_transforms(32, 100, mean=(0, 0, 0), std=(1, 1, 1))(sample))
+        >>> image.shape
+        torch.Size([3, 32, 48])
+    """
     resize = _resize(() if short_side is None else (short_side,), max_size)
     return v2.Compose([*resize, _Normalize(mean, std)])  # type: ignore[no-any-return]
 
 
 def prepare_for_evaluation(image: UInt8[Tensor, "3 _height _width"], config: AnyDataConfig) -> Float32[Tensor, "3 _ _"]:
-    """Resize and normalize an image as `eval_transforms` does with the settings of a dataset."""
+    """Resize and normalize an image as `eval_transforms` does with the settings of a dataset.
+
+    Example:
+        >>> import torch
+        >>> from deformdetr.data import ShapesConfig, prepare_for_evaluation
+        >>> config = ShapesConfig(eval_short_side=32)
+        >>> prepare_for_evaluation(torch.zeros(3, 64, 96, dtype=torch.uint8), config).shape
+        torch.Size([3, 32, 48])
+    """
     return prepare_image(
         image,
         short_side=config.eval_short_side,

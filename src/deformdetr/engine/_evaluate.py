@@ -78,11 +78,11 @@ def evaluate(
 
 
 def evaluate_run(
-    run: Path,
+    run: str | Path,
     *,
     data_changes: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
-    output: Path | None = None,
+    output: str | Path | None = None,
 ) -> Evaluation:
     """Evaluate a run on its validation images, with its best checkpoint or, if there is none, its last one.
 
@@ -97,6 +97,10 @@ def evaluate_run(
         ConfigError: If the changed settings are not valid.
         RunError: If the run does not exist, or the categories of the dataset differ.
         DatasetError: If the dataset has problems.
+
+    Example:
+        >>> from deformdetr.engine import evaluate_run
+        >>> print(evaluate_run("runs/detector").table)  # doctest: +SKIP
     """
     path, checkpoint = load_run(run)
     processes = Processes()
@@ -132,7 +136,7 @@ def evaluate_run(
             "data": dataset.report.source,
             **evaluation.metrics,
         }
-        write_text(output or path.parent / "evaluation.json", json.dumps(record, indent=2) + "\n")
+        write_text(Path(output or path.parent / "evaluation.json"), json.dumps(record, indent=2) + "\n")
     return evaluation
 
 

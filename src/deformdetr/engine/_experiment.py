@@ -14,7 +14,7 @@ from deformdetr.engine._errors import ConfigError
 from deformdetr.engine._settings import describe, differences, merge
 
 
-def read_experiment(path: Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
+def read_experiment(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
     """Read an experiment from a YAML or JSON file, and apply overrides to it.
 
     Args:
@@ -23,9 +23,19 @@ def read_experiment(path: Path, overrides: Mapping[str, Any] | None = None) -> E
 
     Raises:
         ConfigError: If the file cannot be read, or settings are not valid. The message names each of them.
+
+    Example:
+        >>> import tempfile
+        >>> from deformdetr.config import save_config
+        >>> from deformdetr.engine import demo_experiment, read_experiment
+        >>> with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        ...     save_config(demo_experiment(), file.name)
+        ...     experiment = read_experiment(file.name, {"train": {"epochs": 2}})
+        >>> experiment.train.epochs
+        2
     """
     try:
-        settings = read_mapping(path)
+        settings = read_mapping(Path(path))
     except (FileError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
     return validate_experiment(merge(settings, overrides or {}), source=str(path))

@@ -67,11 +67,16 @@ def predict(
         RunError: If the run does not exist.
         PredictionError: If a path does not exist, there are no images, or a picture would replace one of the images.
             Nothing is written then.
+
+    Example:
+        >>> from deformdetr.engine import predict
+        >>> result = predict("runs/detector", ["photo.jpg"], "predictions")  # doctest: +SKIP
+        >>> result.images[0]["names"], result.images[0]["scores"]  # doctest: +SKIP
     """
     files = find_images([Path(image) for image in images])
     out_dir = Path(out_dir)
     pictures = _name_pictures(files, out_dir)
-    _, checkpoint = load_run(Path(run))
+    _, checkpoint = load_run(run)
     processes = Processes()
     model = checkpoint.build().to(processes.device)
     postprocess = checkpoint.experiment.model.build_postprocess(mask_threshold=MASK_THRESHOLD)

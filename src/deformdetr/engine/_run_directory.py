@@ -115,7 +115,7 @@ class RunDirectory:
         return rows
 
 
-def load_run(run: Path, *, prefer: Sequence[str] = ("best.pt", "last.pt")) -> tuple[Path, Checkpoint]:
+def load_run(run: str | Path, *, prefer: Sequence[str] = ("best.pt", "last.pt")) -> tuple[Path, Checkpoint]:
     """Return the path of a run's checkpoint, and the checkpoint.
 
     Args:
@@ -125,6 +125,7 @@ def load_run(run: Path, *, prefer: Sequence[str] = ("best.pt", "last.pt")) -> tu
     Raises:
         RunError: If there is none.
     """
+    run = Path(run)
     if run.is_file():
         return run, Checkpoint.load(run)
     found = next((run / name for name in prefer if (run / name).exists()), None)

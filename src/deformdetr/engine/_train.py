@@ -62,6 +62,10 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
         CheckpointError: If `train.init_checkpoint` does not fit the model.
         FileNotFoundError: If `train.init_checkpoint` does not exist.
         OSError: If a file of the run cannot be written. Files that were saved before are intact.
+
+    Example:
+        >>> from deformdetr.engine import read_experiment, train
+        >>> result = train(read_experiment("detector.yaml"), "runs/detector")  # doctest: +SKIP
     """
     processes = Processes(has_unused_parameters=not experiment.model.aux_loss)
     datasets = build_datasets(experiment.data, masks=experiment.model.masks)

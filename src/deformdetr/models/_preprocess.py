@@ -62,7 +62,14 @@ def resized_size(height: int, width: int, short_side: int, max_size: int | None)
 
 
 def resize_image(image: Num[Tensor, "3 _ _"], size: tuple[int, int]) -> Num[Tensor, "3 _ _"]:
-    """Resize to (height, width) in pixels, bilinearly with antialiasing. A uint8 image stays uint8."""
+    """Resize to (height, width) in pixels, bilinearly with antialiasing. A uint8 image stays uint8.
+
+    Example:
+        >>> import torch
+        >>> from deformdetr.models import resize_image
+        >>> resize_image(torch.zeros(3, 60, 80, dtype=torch.uint8), (30, 40)).shape
+        torch.Size([3, 30, 40])
+    """
     if image.shape[1:] == size:
         return image
     # On the CPU, PyTorch resizes uint8 in integers, as Pillow does. Other devices do not support uint8.
@@ -77,7 +84,14 @@ def normalize_image(
     mean: Sequence[float] | Num[Tensor, "3 ..."],
     std: Sequence[float] | Num[Tensor, "3 ..."],
 ) -> Float[Tensor, "3 height width"]:
-    """Subtract the mean and divide by the standard deviation, after scaling a uint8 image to [0, 1] in float32."""
+    """Subtract the mean and divide by the standard deviation, after scaling a uint8 image to [0, 1] in float32.
+
+    Example:
+        >>> import torch
+        >>> from deformdetr.models import normalize_image
+        >>> normalize_image(torch.full((3, 1, 1), 255, dtype=torch.uint8), (0.5, 0.5, 0.5), (0.5, 0.25, 0.1)).flatten()
+        tensor([1., 2., 5.])
+    """
     if image.dtype == torch.uint8:
         image = image.float() / 255
     mean, std = (torch.as_tensor(each, dtype=image.dtype, device=image.device).view(3, 1, 1) for each in (mean, std))
