@@ -67,9 +67,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, nargs="?", help="run directory to read the results of")
     parser.add_argument("--commit", default="unknown", help="commit of the code that the run was made with")
     options = parser.parse_args()
-    if options.run is not None:
-        REPORT.save(collect(options.run, options.commit), indent=1)
-    REPORT.write_pages()
+    REPORT.update(collect(options.run, options.commit) if options.run else None, indent=1)
 
 
 if __name__ == "__main__":

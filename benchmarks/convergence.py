@@ -329,10 +329,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.run:
         for name in names:
             run(name, options.runs, epochs=options.epochs)
-    if options.tune or options.run or options.collect:
-        REPORT.save(collect(options.runs, options.commit), indent=1)
+    is_new = options.tune or options.run or options.collect
+    REPORT.update(collect(options.runs, options.commit) if is_new else None, indent=1)
     draw(REPORT.load(), CHART)
-    REPORT.write_pages()
 
 
 if __name__ == "__main__":

@@ -146,9 +146,7 @@ REPORT = Report(RESULTS / "flops.json", lambda results: {ROOT / "docs" / "models
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="only write the table, from the stored results")
-    if not parser.parse_args().table:
-        REPORT.save(measure())
-    REPORT.write_pages()
+    REPORT.update(None if parser.parse_args().table else measure())
 
 
 if __name__ == "__main__":

@@ -30,12 +30,10 @@ class Report:
         """Read the stored results."""
         return json.loads(self.stored.read_text(encoding="utf-8"))
 
-    def save(self, results: Mapping[str, Any], *, indent: int = 2) -> None:
-        """Store results."""
-        self.stored.write_text(json.dumps(results, indent=indent) + "\n", encoding="utf-8")
-
-    def write_pages(self) -> None:
-        """Write all parts from the stored results."""
+    def update(self, results: Mapping[str, Any] | None = None, *, indent: int = 2) -> None:
+        """Store results, if they are given, and write all parts from the stored results."""
+        if results is not None:
+            self.stored.write_text(json.dumps(results, indent=indent) + "\n", encoding="utf-8")
         write_parts(self.parts(self.load()))
 
 

@@ -34,7 +34,6 @@ class Spread(_Record):
 
     @classmethod
     def of(cls, numbers: Sequence[float]) -> "Spread":
-        """Summarize numbers."""
         # Quantiles need two.
         lower, median, upper = statistics.quantiles([*numbers] * (1 + (len(numbers) == 1)), n=4, method="inclusive")
         return cls(median=median, lower_quartile=lower, upper_quartile=upper, minimum=min(numbers))
@@ -77,12 +76,10 @@ class Row(_Record):
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """Return what identifies the row in its file."""
         return self.case, self.dtype, self.direction, self.provider
 
     @property
     def is_ours(self) -> bool:
-        """Return whether the provider is this library."""
         return self.provider.startswith("ours")
 
     def share_of_products(self, dtype: Dtype) -> float | None:
@@ -135,7 +132,7 @@ class Results(_Record):
         return environment.device_name + (threads if environment.device == "cpu" else "")
 
     def followed_by(self, run: Run, rows: Sequence[Row]) -> "Results":
-        """Return the results with a run added: its rows replace those of the same tasks; runs without rows are dropped."""
+        """Add a run. Its rows replace those of the same tasks, and runs that have no rows left are dropped."""
         measured = {row.key[:3] for row in rows}
         kept = [row for row in self.rows if row.key[:3] not in measured]
         numbers = sorted({row.run for row in kept})

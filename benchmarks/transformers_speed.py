@@ -123,9 +123,7 @@ def main() -> None:
     parser.add_argument("--run", action="store_true", help="measure again")
     parser.add_argument("--commit", default="unknown", help="commit of the code that is measured")
     options = parser.parse_args()
-    if options.run:
-        REPORT.save(collect(options.commit), indent=1)
-    REPORT.write_pages()
+    REPORT.update(collect(options.commit) if options.run else None, indent=1)
 
 
 if __name__ == "__main__":
