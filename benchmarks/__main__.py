@@ -119,8 +119,7 @@ def _measure(chosen: Sequence[Task], settings: Settings, command: str, options: 
     for index, task in enumerate(chosen):
         kind = task.case.kind
         print(f"{task} ({index + 1} of {len(chosen)})", flush=True)
-        measured = run_task(task, settings, _show)
-        _show("")
+        measured = run_task(task, settings)
         print(*map(_describe, measured), sep="\n", flush=True)
         rows[kind] += measured
         if kind in paths:
@@ -137,12 +136,6 @@ def _measure(chosen: Sequence[Task], settings: Settings, command: str, options: 
     for path in paths.values():
         print(f"wrote {path}")
     return [row for each in rows.values() for row in each]
-
-
-def _show(status: str) -> None:
-    """Replace the last line of a terminal."""
-    if sys.stdout.isatty():
-        print(f"\r\033[K{status}", end="", flush=True)
 
 
 def _describe(row: Row) -> str:

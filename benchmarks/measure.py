@@ -111,9 +111,7 @@ class DeviceSampler:
         return float(milliseconds) / 1e3 / (self._runs * self._calls_per_run)
 
 
-def interleave(
-    samples: Mapping[str, Callable[[], float]], rounds: Mapping[str, int], after_round: Callable[[], object]
-) -> dict[str, list[float]]:
+def interleave(samples: Mapping[str, Callable[[], float]], rounds: Mapping[str, int]) -> dict[str, list[float]]:
     """Take samples in turns; contenders with fewer rounds take part in the first ones.
 
     Every round has an order of its own: in a fixed one, each contender would always find the caches and the memory that
@@ -122,7 +120,6 @@ def interleave(
     Args:
         samples: Functions that return one sample, by contender.
         rounds: Number of rounds of each contender.
-        after_round: Called after every round.
     """
     names = list(samples)
     taken: dict[str, list[float]] = {name: [] for name in names}
@@ -134,7 +131,6 @@ def interleave(
             for name in random.sample(names, len(names)):
                 if index < rounds[name]:
                     taken[name].append(samples[name]())
-            after_round()
     finally:
         if was_enabled:
             gc.enable()

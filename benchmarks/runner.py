@@ -39,9 +39,6 @@ class Settings:
     providers: Sequence[str] = ()
 
 
-Report = Callable[[str], object]
-
-
 class _Racer:
     """The clocks of a contender: the one that counts and, for work of a GPU alone, the caller's."""
 
@@ -57,24 +54,23 @@ class _Racer:
         self.rounds = max(min(_FEWEST_ROUNDS, settings.rounds), min(affordable, settings.rounds))
 
 
-def run_task(task: Task, settings: Settings, report: Report) -> list[Row]:
-    """Measure all providers of a task; `report` receives progress messages."""
+def run_task(task: Task, settings: Settings) -> list[Row]:
+    """Measure all providers of a task."""
     with _own_stream(settings.device):
-        rows = run_problem(task, prepare(task, settings.device, settings.seed), settings, report)
+        rows = run_problem(task, prepare(task, settings.device, settings.seed), settings)
     gc.collect()
     if settings.device == "cuda":
         torch.cuda.empty_cache()
     return rows
 
 
-def run_problem(task: Task, problem: Problem, settings: Settings, report: Report) -> list[Row]:
+def run_problem(task: Task, problem: Problem, settings: Settings) -> list[Row]:
     """Build the candidates and check their results, then time those that are right."""
     rows: dict[str, Row] = {}
     racers: dict[str, _Racer] = {}
     for name, build in problem.candidates.items():
         if not (name == problem.baseline or _matches(name, settings.providers)):
             continue
-        report(f"checking {name}")
         updates, racer = _check(build, problem, settings)
         rows[name] = Row(
             kind=task.case.kind,
@@ -89,7 +85,7 @@ def run_problem(task: Task, problem: Problem, settings: Settings, report: Report
         if racer is not None:
             racers[name] = racer
     if racers:
-        for name, updates in _race(racers, problem, settings, report).items():
+        for name, updates in _race(racers, problem, settings).items():
             note = "; ".join(part for part in (rows[name].note, racers[name].main.note) if part)
             rows[name] = rows[name].model_copy(update={**updates, "note": note})
     return list(rows.values())
@@ -121,7 +117,7 @@ def _check(
         return entries | {"status": "failed", "reason": first_line(error)}, None
 
 
-def _race(racers: dict[str, _Racer], problem: Problem, settings: Settings, report: Report) -> dict[str, dict[str, Any]]:
+def _race(racers: dict[str, _Racer], problem: Problem, settings: Settings) -> dict[str, dict[str, Any]]:
     """Time the contenders in turns, and return the entries of their rows."""
     rounds = {name: racer.rounds for name, racer in racers.items()}
     samples = {name: racer.main.sample for name, racer in racers.items()}
@@ -132,10 +128,9 @@ def _race(racers: dict[str, _Racer], problem: Problem, settings: Settings, repor
             samples[f"product {index}"] = WallSampler(product, settings.device).sample
             flops[f"product {index}"] = dtype, number
     rounds |= dict.fromkeys(flops, max(rounds.values()))
-    done = iter(range(1, max(rounds.values()) + 1))
-    times = interleave(samples, rounds, lambda: report(f"round {next(done)} of {max(rounds.values())}"))
+    times = interleave(samples, rounds)
     walls = {name: racer.wall.sample for name, racer in racers.items() if racer.wall}
-    wall_times = interleave(walls, {name: rounds[name] for name in walls}, lambda: None) if walls else {}
+    wall_times = interleave(walls, {name: rounds[name] for name in walls}) if walls else {}
 
     product_flops: dict[Dtype, float] = {}
     for name, (dtype, number) in flops.items():

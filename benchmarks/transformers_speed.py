@@ -62,7 +62,7 @@ def measure(model: nn.Module, images: Tensor, *, backward: bool, rounds: int) ->
     }
     for call in samples.values():
         call()
-    before, after = interleave(samples, dict.fromkeys(samples, rounds), lambda: None).values()
+    before, after = interleave(samples, dict.fromkeys(samples, rounds)).values()
     ratios = [slow / fast for slow, fast in zip(before, after, strict=True)]
     return {"seconds": min(before), "seconds_accelerated": min(after), "speed_up": statistics.median(ratios)}
 

@@ -58,15 +58,15 @@ def draw_predictions(case: MatcherCase, device: str, seed: int) -> tuple[list[La
 
 
 def prepare_matcher(case: MatcherCase, device: str, seed: int, matchers: Mapping[str, Match] | None = None) -> Problem:
-    """Draw predictions of all layers; the matchings are compared by their costs in float64."""
+    """Draw predictions of all layers; the matched queries are compared."""
     layers, targets = draw_predictions(case, device, seed)
     of_layers = [targets] * case.layers + ([_without_classes(targets)] if case.proposals else [])
-    double = [_double(layer) for layer in layers]
 
     def outputs(match: Match, layers: Sequence[LayerPredictions]) -> dict[str, Tensor]:
-        return {"cost": _total_costs(match(layers, of_layers), double, of_layers)}
+        matches = enumerate(match(layers, of_layers))
+        return {f"{n}, {i}": query[index.argsort()] for n, pairs in matches for i, (query, index) in enumerate(pairs)}
 
-    expected = cache(partial(outputs, match_plainly, double))
+    expected = cache(partial(outputs, match_plainly, [_double(layer) for layer in layers]))
     matchers = matchers or {"ours": HungarianMatcher().match_layers, "plain": match_plainly}
     return Problem(
         candidates={
@@ -173,21 +173,6 @@ def _costs(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) 
     by_class = positive[:, labels] - negative[:, labels]
     overlap = pairwise_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
     return _CLASS * by_class + _BBOX * torch.cdist(boxes, target_boxes, p=1) - _GIOU * overlap
-
-
-def _total_costs(
-    matches: Sequence[Pairs], layers: Sequence[LayerPredictions], targets: Sequence[Sequence[Target]]
-) -> Float[Tensor, "layers images"]:
-    def total(layer: LayerPredictions, image: int, target: Target, query: Tensor, index: Tensor) -> Tensor:
-        logits, boxes = layer["pred_logits"][image], layer["pred_boxes"][image]
-        return _costs(logits, boxes, target["labels"], target["boxes"].double()).cpu()[query, index].sum()
-
-    return torch.stack(
-        [
-            torch.stack([total(layer, i, of_layer[i], *pair) for i, pair in enumerate(pairs)])
-            for pairs, layer, of_layer in zip(matches, layers, targets, strict=True)
-        ]
-    )
 
 
 def _without_classes(targets: Sequence[Target]) -> list[Target]:

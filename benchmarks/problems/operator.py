@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import Direction, Dtype, OperatorCase
-from benchmarks.problems.operator_inputs import Form, Inputs, comparable, draw_inputs, expected
+from benchmarks.problems.operator_inputs import Form, Inputs, comparable, draw_inputs, expected, with_gradients
 from benchmarks.problems.operator_providers import BASELINE, PROVIDERS, Function, Provider
 from benchmarks.problems.problem import TOLERANCES, Contender, Outputs, Problem, UnavailableError
 
@@ -47,7 +47,9 @@ def prepare_operator(
         tracked = own.tracking(provider.form)
         return Contender(
             call=timed(partial(function, tracked), tracked.leaves(provider.form), direction, grad_output),
-            outputs=lambda: comparable(_results(function, tracked, provider.form, given), own, provider.form),
+            outputs=lambda: comparable(
+                with_gradients(function(tracked), tracked, provider.form, given), own, provider.form
+            ),
             expected=partial(right, provider.form, provider.one_dtype),
             note=provider.note,
         )
@@ -92,13 +94,3 @@ def _load(provider: Provider, dtype: Dtype, direction: Direction, device: str) -
         return provider.load()
     except ImportError as error:
         raise UnavailableError(f"cannot be imported: {error}") from error
-
-
-def _results(function: Function, inputs: Inputs, form: Form, grad_output: Tensor | None) -> dict[str, Tensor]:
-    if grad_output is None:
-        with torch.no_grad():
-            return {"output": function(inputs)}
-    output = function(inputs)
-    gradients = torch.autograd.grad(output, inputs.leaves(form), grad_output)
-    named = {f"grad_{name}": gradient for name, gradient in zip(form, gradients, strict=True)}
-    return {"output": output.detach()} | named

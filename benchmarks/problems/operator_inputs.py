@@ -1,7 +1,6 @@
 """Inputs of the operator, and its expected results in float64."""
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Literal, TypeAlias
@@ -22,7 +21,6 @@ LOGITS: Form = ("value", "sampling_locations", "attention_logits")
 OFFSETS: Form = ("value", "sampling_offsets", "attention_logits")
 
 _OFFSET_NOISE = 2.0
-_POINTS_AT_ONCE = {"cpu": 2**18, "cuda": 2**21}
 _NEAR_PIXEL_CENTER = 1e-3
 
 
@@ -52,12 +50,6 @@ class Inputs:
     def tracking(self, form: Form) -> "Inputs":
         """Return the same inputs with the form's tensors as leaves that require gradients."""
         return replace(self, **{name: getattr(self, name).detach().requires_grad_() for name in form})
-
-    def chunks(self, size: int) -> Iterator["Inputs"]:
-        """Yield the inputs of `size` queries at a time."""
-        names = [each.name for each in fields(self) if each.name not in ("spatial_shapes", "value")]
-        for start in range(0, self.reference_points.shape[1], size):
-            yield replace(self, **{name: getattr(self, name)[:, start : start + size] for name in names})
 
     def double(self) -> "Inputs":
         """Return the same inputs in float64."""
@@ -118,29 +110,23 @@ def weigh(
 
 
 def expected(inputs: Inputs, form: Form, grad_output: Tensor | None) -> dict[str, Tensor]:
-    """Compute the output and, given its gradient, those of the form's tensors: in float64, some queries at a time."""
-    double = inputs.double()
-    batch, _, heads, levels, points = inputs.attention_weights.shape
-    size = max(1, _POINTS_AT_ONCE[inputs.value.device.type] // (batch * heads * levels * points))
-    outputs = []
-    gradients: list[Sequence[Tensor]] = []
-    for index, chunk in enumerate(double.chunks(size)):
-        if grad_output is None:
-            with torch.no_grad():
-                outputs.append(_sample(chunk, form))
-            continue
-        tracked = chunk.tracking(form)
-        output = _sample(tracked, form)
-        of_chunk = grad_output[:, index * size : (index + 1) * size].double()
-        outputs.append(output.detach())
-        gradients.append(torch.autograd.grad(output, tracked.leaves(form), of_chunk))
-    results = {"output": torch.cat(outputs, dim=1)}
-    if gradients:
-        by_value, *others = zip(*gradients, strict=True)
-        results["grad_value"] = sum(by_value[1:], by_value[0])
-        for name, of_chunks in zip(form[1:], others, strict=True):
-            results[f"grad_{name}"] = torch.cat(of_chunks, dim=1)
-    return results
+    """Compute the output and, given its gradient, the gradients of the form's tensors in float64, by the reference."""
+    double = inputs.double().tracking(form if grad_output is not None else ())
+    locations, weights = double.sampling_locations, double.attention_weights
+    if "sampling_offsets" in form:
+        locations = locate(double.reference_points, double.sampling_offsets, inputs.spatial_shapes)
+    if "attention_logits" in form:
+        weights = weigh(double.attention_logits)
+    output = ms_deform_attn(double.value, inputs.spatial_shapes, locations, weights, backend="reference")
+    return with_gradients(output, double, form, grad_output)
+
+
+def with_gradients(output: Tensor, inputs: Inputs, form: Form, grad_output: Tensor | None) -> dict[str, Tensor]:
+    """Return the output and, given its gradient, the gradients of the form's tensors."""
+    if grad_output is None:
+        return {"output": output.detach()}
+    gradients = torch.autograd.grad(output, inputs.leaves(form), grad_output.to(output.dtype))
+    return {"output": output.detach()} | {f"grad_{name}": g for name, g in zip(form, gradients, strict=True)}
 
 
 def comparable(results: dict[str, Tensor], inputs: Inputs, form: Form) -> dict[str, Tensor]:
@@ -160,17 +146,6 @@ def comparable(results: dict[str, Tensor], inputs: Inputs, form: Form) -> dict[s
     if "sampling_locations" in form:
         gradient = gradient / sizes
     return results | {name: gradient.masked_fill(jumps, 0)}
-
-
-def _sample(inputs: Inputs, form: Form) -> Tensor:
-    if "attention_logits" in form:
-        inputs = replace(inputs, attention_weights=weigh(inputs.attention_logits))
-    if "sampling_offsets" in form:
-        locations = locate(inputs.reference_points, inputs.sampling_offsets, inputs.spatial_shapes)
-        inputs = replace(inputs, sampling_locations=locations)
-    return ms_deform_attn(
-        inputs.value, inputs.spatial_shapes, inputs.sampling_locations, inputs.attention_weights, backend="reference"
-    )
 
 
 def _sizes(levels: Levels, like: Tensor) -> Float[Tensor, "levels 1 2"]:

@@ -36,7 +36,7 @@ def test_a_matcher_that_finds_another_matching_is_not_timed(seed):
 
     problem = prepare_matcher(FEW, "cpu", seed, {"ours": shifted, "plain": match_plainly})
     settings = Settings(device="cpu", rounds=1)
-    wrong, plain = run_problem(Task(FEW, "float32", "forward"), problem, settings, lambda _: None)
+    wrong, plain = run_problem(Task(FEW, "float32", "forward"), problem, settings)
     assert (wrong.status, wrong.time) == ("disagrees", None)
     assert (plain.status, plain.clock) == ("measured", "wall")
 

@@ -46,7 +46,7 @@ def test_models_are_timed_beside_matrix_products_unless_their_weights_differ(see
     models = {"ours": lambda config, device, seed: Ours(config, device, seed + 1), "hugging_face": HuggingFace}
     problem = prepare_model(case, "float32", "forward", "cpu", seed, models)
     settings = Settings(device="cpu", rounds=1, seed=seed)
-    wrong, theirs = run_problem(Task(case, "float32", "forward"), problem, settings, lambda _: None)
+    wrong, theirs = run_problem(Task(case, "float32", "forward"), problem, settings)
     assert (wrong.status, wrong.time, wrong.flops) == ("disagrees", None, None)
     assert theirs.status == "measured"
     assert theirs.flops > 1e8
