@@ -307,10 +307,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tune", action="store_true", help="try learning rates")
     parser.add_argument("--run", action="store_true", help="train")
-    parser.add_argument("--collect", action="store_true", help="read the runs, finished or not")
     parser.add_argument("--only", choices=VARIANTS, action="append", help="only this variant; repeatable")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="total; more continue a run (default: %(default)s)")
-    parser.add_argument("--runs", type=Path, default=RUNS, help="directory of the runs (default: runs/convergence)")
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works; nothing is stored")
     parser.add_argument("--commit", default="unknown", help="commit of the code that is measured")
     options = parser.parse_args(arguments)
@@ -325,12 +323,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.tune:
         for name in (name for name in names if name in TUNED):
             for lr in RATES:
-                run(name, options.runs, lr=lr, epochs=TUNED[name])
+                run(name, RUNS, lr=lr, epochs=TUNED[name])
     if options.run:
         for name in names:
-            run(name, options.runs, epochs=options.epochs)
-    is_new = options.tune or options.run or options.collect
-    REPORT.update(collect(options.runs, options.commit) if is_new else None, indent=1)
+            run(name, RUNS, epochs=options.epochs)
+    REPORT.update(collect(RUNS, options.commit) if options.tune or options.run else None, indent=1)
     draw(REPORT.load(), CHART)
 
 

@@ -148,8 +148,6 @@ def measure() -> dict[str, Any]:
                 "registers": code.registers,
                 "spilled": code.count("(LDL|STL)"),
                 "instructions": round(code.executed / rows_per_warp(direction, dtype)),
-                "wide_loads": code.count(r"LDG\..*128"),
-                "vector_additions": code.count(r"REDG?\..*F32x4"),
             }
         else:
             found = dict(re.findall(r"\.(vgpr_count|vgpr_spill_count):\s+(\d+)", compiled.asm["amdgcn"]))
