@@ -238,9 +238,9 @@ def summary(found: Mapping[str, Curve]) -> str:
         for epochs in sorted({min(EPOCHS, last), last}):
             precision = highest(_until(found[name], epochs))
             reached = first_reaching(found["deformable_detr"], precision)
-            share = "never has" if reached is None else f"has after {reached} ({reached / epochs:.1%})"
+            share = "never reaches" if reached is None else f"reaches after {reached} ({reached / epochs:.1%})"
             clauses.append(f"{precision:.3f} in {epochs} epochs, which Deformable DETR {share}")
-        sentences.append(f"{VARIANTS[name].label} reaches an AP of {', and of '.join(clauses)}.")
+        sentences.append(f"{VARIANTS[name].label} has an AP of {', and of '.join(clauses)}.")
     return " ".join(sentences)
 
 
@@ -251,7 +251,7 @@ def provenance(results: Mapping[str, Any]) -> str:
     missing = [variant.label for name, variant in VARIANTS.items() if not _run(results, name)]
     return (
         f"Of the {sum(objects.values()):,} objects in the validation pictures {objects['small']:,} are small and "
-        f"{objects['medium']:,} medium. {commands}, some trained on with `--epochs`; torch "
+        f"{objects['medium']:,} medium. {commands}, some continued with `--epochs`; torch "
         f"{environment['torch'].split('+')[0]}, deformdetr {environment['deformdetr']}, commit {results['commit']}, "
         f"{environment['threads']} thread of a busy x86-64 CPU, so that seconds are an upper bound; one seed. "
         f"`benchmarks/results/{REPORT.stored.name}` has every evaluation."

@@ -47,8 +47,8 @@ def parts(directory: Path = RESULTS) -> dict[Path, dict[str, str]]:
     page |= {kind: _sections(results) for kind, results in of_kind.items()}
     summary = (
         f"{summary_table([*operator, *(each for results in of_kind.values() for each in results)])}\n\n"
-        "Medians of turns in one process. Commands, versions, spread and all that else was compared are in "
-        "`docs/benchmarks.md`, from the files in `benchmarks/results/`."
+        "Medians of alternating runs in one process. `docs/benchmarks.md` has commands, versions, spread and all other "
+        "comparisons, from the files in `benchmarks/results/`."
     )
     return {PAGE: page, README: {"benchmarks": summary}}
 

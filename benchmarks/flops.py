@@ -131,11 +131,12 @@ def table(results: Mapping[str, Any]) -> str:
     note = (
         "Billions of multiply-adds for one image of the given height and width, counted by PyTorch "
         f"{results['torch']} with `{results['command']}`, which writes `benchmarks/results/flops.json`. The published "
-        f"numbers do not name their input. No single width gives all of them; 800 × {best['width']} comes closest, "
-        f"within {best['worst_relative_deviation']:.1%} of the three that differ. At that size the sampling of "
-        f"deformable attention makes up {sampling:.2f} G of `deformable_detr_r50`, and the products of the decoder's "
-        f"self-attention {attention:.2f} G, so that counting them or not explains little. The published table gives "
-        "all multi-scale variants one number; ours has the two-stage model's heads, which judge every pixel, besides."
+        f"numbers do not state the size of the input, and no single width gives all of them: 800 × {best['width']} "
+        f"fits best, within {best['worst_relative_deviation']:.1%} of the three distinct numbers. "
+        f"At that size, `deformable_detr_r50` spends {sampling:.2f} G on the sampling of deformable attention and "
+        f"{attention:.2f} G on the matrix products of the decoder's self-attention, too little to explain the "
+        "differences. The published table has one number for all multi-scale variants; ours includes the heads of the "
+        "two-stage model, which classify every pixel."
     )
     return f"{markdown([*heads, 'published (G)'], rows)}\n\n{note}"
 

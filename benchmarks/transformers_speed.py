@@ -106,8 +106,8 @@ def table(results: Mapping[str, Any]) -> str:
     environment, (height, width) = results["environment"], results["image"]
     return f"{markdown(heads, rows)}\n\n" + (
         f"One image of {height} × {width} in float32, models of their default sizes with random weights, "
-        f"one thread on a shared {environment['machine']} CPU: the least processor time of {results['rounds']} rounds "
-        f"that take turns, and the median of their ratios. `{results['command']}`, torch "
+        f"one thread on a shared {environment['machine']} CPU: the shortest processor time of {results['rounds']} "
+        f"alternating rounds, and the median of their ratios. `{results['command']}`, torch "
         f"{environment['torch'].split('+')[0]}, transformers {environment['transformers']}, commit "
         f"{results['commit']}; stored in `benchmarks/results/transformers_cpu.json`."
     )

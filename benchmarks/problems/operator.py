@@ -45,11 +45,15 @@ def prepare_operator(
         function = _load(provider, dtype, direction, device)
         own = inputs_of(provider.one_dtype)
         tracked = own.tracking(provider.form)
+        leaves = dict(zip(provider.form, tracked.leaves(provider.form), strict=True))
+
+        def outputs() -> Outputs:
+            with torch.set_grad_enabled(given is not None):
+                return comparable(with_gradients(function(tracked), leaves, given), own, provider.form)
+
         return Contender(
-            call=timed(partial(function, tracked), tracked.leaves(provider.form), direction, grad_output),
-            outputs=lambda: comparable(
-                with_gradients(function(tracked), tracked, provider.form, given), own, provider.form
-            ),
+            call=timed(partial(function, tracked), list(leaves.values()), direction, grad_output),
+            outputs=outputs,
             expected=partial(right, provider.form, provider.one_dtype),
             note=provider.note,
         )

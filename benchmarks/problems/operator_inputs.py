@@ -1,6 +1,7 @@
 """Inputs of the operator, and its expected results in float64."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Literal, TypeAlias
@@ -118,15 +119,15 @@ def expected(inputs: Inputs, form: Form, grad_output: Tensor | None) -> dict[str
     if "attention_logits" in form:
         weights = weigh(double.attention_logits)
     output = ms_deform_attn(double.value, inputs.spatial_shapes, locations, weights, backend="reference")
-    return with_gradients(output, double, form, grad_output)
+    return with_gradients(output, dict(zip(form, double.leaves(form), strict=True)), grad_output)
 
 
-def with_gradients(output: Tensor, inputs: Inputs, form: Form, grad_output: Tensor | None) -> dict[str, Tensor]:
-    """Return the output and, given its gradient, the gradients of the form's tensors."""
+def with_gradients(output: Tensor, leaves: Mapping[str, Tensor], grad_output: Tensor | None) -> dict[str, Tensor]:
+    """Return the output and, given its gradient, the gradients of the leaves."""
     if grad_output is None:
         return {"output": output.detach()}
-    gradients = torch.autograd.grad(output, inputs.leaves(form), grad_output.to(output.dtype))
-    return {"output": output.detach()} | {f"grad_{name}": g for name, g in zip(form, gradients, strict=True)}
+    gradients = torch.autograd.grad(output, list(leaves.values()), grad_output.to(output.dtype))
+    return {"output": output.detach()} | {f"grad_{name}": g for name, g in zip(leaves, gradients, strict=True)}
 
 
 def comparable(results: dict[str, Tensor], inputs: Inputs, form: Form) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The overhead of a call: the operator as a function and as a layer, on inputs too small to take time themselves."""
 
 import copy
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from benchmarks.cases import Direction, OverheadCase
 from benchmarks.problems.operator import prepare_operator, timed
+from benchmarks.problems.operator_inputs import with_gradients
 from benchmarks.problems.operator_providers import PROVIDERS
 from benchmarks.problems.problem import Contender, Problem
 from deformdetr.nn import MSDeformAttn
@@ -28,33 +30,28 @@ def _build_layer(case: OverheadCase, direction: Direction, device: str, seed: in
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         layer = MSDeformAttn(d_model, n_levels, case.heads, case.points).to(device)
-        reference_points = torch.rand(case.batch, queries, n_levels, 2, device=device)
+        given = torch.rand(case.batch, queries, n_levels, 2, device=device)
         query, features, grad_output = (
             torch.randn(case.batch, rows, d_model, device=device) for rows in (queries, case.pixels, queries)
         )
 
-    def leaves(layer: torch.nn.Module, query: Tensor, features: Tensor) -> dict[str, Tensor]:
-        return {"query": query, "features": features, **dict(layer.named_parameters())}
+    def prepare(dtype: torch.dtype) -> tuple[Callable[[], Tensor], dict[str, Tensor]]:
+        own = copy.deepcopy(layer).to(dtype)
+        reference_points = given.to(dtype)
+        leaves = {
+            name: t.to(dtype, copy=True).requires_grad_() for name, t in (("query", query), ("features", features))
+        }
+        call = partial(own, leaves["query"], reference_points, leaves["features"], case.levels)
+        return call, leaves | dict(own.named_parameters())
 
     def results(dtype: torch.dtype) -> dict[str, Tensor]:
-        own = copy.deepcopy(layer).to(dtype)
-        tensors = [tensor.to(dtype).detach().requires_grad_() for tensor in (query, features)]
-        output = own(tensors[0], reference_points.to(dtype), tensors[1], case.levels)
-        if direction == "forward":
-            return {"output": output.detach()}
-        named = leaves(own, *tensors)
-        gradients = torch.autograd.grad(output, list(named.values()), grad_output.to(dtype))
-        return {"output": output.detach()} | dict(zip(named, gradients, strict=True))
+        call, leaves = prepare(dtype)
+        with torch.set_grad_enabled(direction != "forward"):
+            return with_gradients(call(), leaves, None if direction == "forward" else grad_output)
 
-    query.requires_grad_()
-    features.requires_grad_()
+    call, leaves = prepare(torch.float32)
     return Contender(
-        call=timed(
-            lambda: layer(query, reference_points, features, case.levels),
-            list(leaves(layer, query, features).values()),
-            direction,
-            grad_output,
-        ),
+        call=timed(call, list(leaves.values()), direction, grad_output),
         outputs=partial(results, torch.float32),
         expected=partial(results, torch.float64),
         note="with its four projections",
