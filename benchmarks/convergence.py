@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.pages import RESULTS, ROOT, Parts, Report, markdown
 from benchmarks.pictures import draw_curves
-from deformdetr.config import ConvBackboneConfig, CriterionConfig, DeformableDETRConfig, DETRConfig, preset
+from deformdetr.config import ConvBackboneConfig, DeformableDETRConfig, DETRConfig, FocalCriterionConfig, preset
 from deformdetr.data import ShapesConfig, build_dataset
 from deformdetr.engine import (
     Experiment,
@@ -84,7 +84,7 @@ class Variant(NamedTuple):
 VARIANTS: Mapping[str, Variant] = {
     "detr": Variant("DETR", _DETR, 3e-4),
     "detr_dc5": Variant("DETR-DC5", _DC5, 3e-4),
-    "detr_dc5_plus": Variant("DETR-DC5, focal loss", _DC5.replace(criterion=CriterionConfig()), 3e-4),
+    "detr_dc5_plus": Variant("DETR-DC5, focal loss", _DC5.replace(criterion=FocalCriterionConfig()), 3e-4),
     "deformable_detr": Variant("Deformable DETR", _DEFORMABLE, 1e-3),
     "refine": Variant("+ box refinement", _DEFORMABLE.replace(with_box_refine=True), 1e-3),
     "two_stage": Variant("++ two-stage", _DEFORMABLE.replace(with_box_refine=True, two_stage=True), 1e-3),

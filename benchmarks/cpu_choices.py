@@ -17,7 +17,7 @@ from benchmarks.cases import OPERATOR_CASES, OperatorCase
 from benchmarks.measure import interleave
 from benchmarks.problems.operator_inputs import SAMPLED, draw_inputs
 from deformdetr.kernels import ms_deform_attn
-from deformdetr.kernels._ms_deform_attn import _cpu, _cpu_memory, _cpu_threads
+from deformdetr.kernels._numba import _large_pages, _launcher, _threads
 from deformdetr.nn import MSDeformAttn
 
 CASES = tuple(case for case in OPERATOR_CASES if "cpu" in case.devices)
@@ -43,14 +43,14 @@ CHOICES = (
     Choice(
         "PyTorch's threads",
         "threads started for every call",
-        lambda: patch.object(_cpu_threads, "_openmp_parallel", lambda: None),
+        lambda: patch.object(_threads, "_openmp_parallel", lambda: None),
     ),
-    Choice("large pages", "small ones", lambda: patch.object(_cpu_memory, "LARGE", sys.maxsize)),
+    Choice("large pages", "small ones", lambda: patch.object(_large_pages, "LARGE", sys.maxsize)),
     *(
         Choice(
-            f"{_cpu.SAMPLES_AT_ONCE} samples at once",
+            f"{_launcher.SAMPLES_PER_TASK} samples at once",
             f"{samples}",
-            partial(patch.object, _cpu, "SAMPLES_AT_ONCE", samples),
+            partial(patch.object, _launcher, "SAMPLES_PER_TASK", samples),
         )
         for samples in (2**9, 2**15)
     ),

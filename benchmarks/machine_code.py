@@ -23,9 +23,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.pages import RESULTS, ROOT, Report, markdown
-from deformdetr.kernels._ms_deform_attn import _launch, _triton
+from deformdetr.kernels._triton import _backward, _forward
+from deformdetr.kernels._triton import _launch_table as _launch
 
-KERNELS = {"forward": _triton.ms_deform_attn_forward, "backward": _triton.ms_deform_attn_backward}
+KERNELS = {"forward": _forward.ms_deform_attn_forward, "backward": _backward.ms_deform_attn_backward}
 
 STORED = RESULTS / "machine_code.json"
 PAGE = ROOT / "docs" / "gpu.md"

@@ -24,7 +24,7 @@ from benchmarks.measure import DeviceSampler
 from benchmarks.problems.operator import timed
 from benchmarks.problems.operator_inputs import OFFSETS, draw_inputs
 from deformdetr.kernels import fused_ms_deform_attn
-from deformdetr.kernels._ms_deform_attn import _launch
+from deformdetr.kernels._triton import _launch_table as _launch
 
 TABLE = Path(_launch.__file__).with_name(_launch.TABLE)
 CASES = {case.name: case for case in OPERATOR_CASES}

@@ -15,4 +15,4 @@ out.sum().backward()
 print("output", tuple(out.shape), "and gradient", tuple(value.grad.shape))
 
 same = multi_scale_deformable_attn_pytorch(value, spatial_shapes, locations, weights)
-print("the other function gives the same:", torch.equal(out, same))
+print("both functions return the same:", torch.equal(out, same))

@@ -1,4 +1,4 @@
-"""Accelerate a model of the transformers package, here one with random weights that needs no download."""
+"""Accelerate a model of the transformers package; its weights are random, so nothing is downloaded."""
 
 import torch
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, ResNetConfig
@@ -23,7 +23,7 @@ images = torch.randn(2, 3, 128, 160)
 
 with torch.no_grad():
     before = model(images).logits
-    acceleration = accelerate(model)  # lasts; `with accelerate(model):` ends with the block
+    acceleration = accelerate(model)  # permanent; `with accelerate(model):` undoes it after the block
     after = model(images).logits
 
 print(acceleration)

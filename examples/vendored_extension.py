@@ -1,21 +1,21 @@
-"""Run code that was written for the compiled extension MultiScaleDeformableAttention, without compiling anything."""
+"""Run code written for the compiled extension MultiScaleDeformableAttention without compiling it."""
 
 import torch
 
 from deformdetr.integrations import extension
 
-# Before the first import of the repository that needs the extension.
+# Call this before the first import of the repository that needs the extension.
 extension.install()
 
 import MultiScaleDeformableAttention as MSDA  # noqa: E402, N817
 
 
 class MSDeformAttnFunction(torch.autograd.Function):
-    """What repositories keep in `models/ops/functions`."""
+    """The function that repositories define in `models/ops/functions`."""
 
     @staticmethod
     def forward(ctx, value, shapes, level_start_index, locations, weights, im2col_step):
-        """Call the extension, and keep what its backward needs."""
+        """Call the extension's forward and save its inputs for the backward."""
         ctx.im2col_step = im2col_step
         ctx.save_for_backward(value, shapes, level_start_index, locations, weights)
         return MSDA.ms_deform_attn_forward(value, shapes, level_start_index, locations, weights, im2col_step)
@@ -23,10 +23,10 @@ class MSDeformAttnFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         """Call the extension's backward."""
-        by_value, by_locations, by_weights = MSDA.ms_deform_attn_backward(
+        grad_value, grad_locations, grad_weights = MSDA.ms_deform_attn_backward(
             *ctx.saved_tensors, grad_output, ctx.im2col_step
         )
-        return by_value, None, None, by_locations, by_weights, None
+        return grad_value, None, None, grad_locations, grad_weights, None
 
 
 shapes = torch.tensor([[32, 48], [16, 24]])

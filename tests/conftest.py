@@ -15,6 +15,8 @@ from jaxtyping import install_import_hook
 
 SOURCES = Path(__file__).parents[1] / "src"
 CHECKED = os.environ.get("JAXTYPING_DISABLE", "0").lower() not in {"1", "true"}
+# Modules of `kernels._triton` and `kernels._numba`.
+COMPILED = ("_backward", "_cache", "_forward", "_kernels", "_parts", "_vectors")
 SEED = pytest.StashKey[int]()
 
 
@@ -22,16 +24,12 @@ def _checkable_modules() -> list[str]:
     """Name every module but those that break when their functions are wrapped.
 
     Packages stay out because the hook would take all that lies below them; their `__init__` holds imports alone.
-    Triton and Numba read the source of their kernels (packages `_triton` and `_numba`), and pydantic checks its own
-    models (package `config`, modules `_config`).
+    Triton and Numba compile the source of their kernels, and pydantic checks its own models (package `config`, modules
+    `_config`).
     """
     files = (path.relative_to(SOURCES).with_suffix("") for path in SOURCES.rglob("*.py"))
-    unchecked = {"__init__", "__main__", "_config"}
-    return sorted(
-        ".".join(file.parts)
-        for file in files
-        if file.name not in unchecked and not {"config", "_triton", "_numba"} & set(file.parts)
-    )
+    unchecked = {"__init__", "__main__", "_config", *COMPILED}
+    return sorted(".".join(file.parts) for file in files if file.name not in unchecked and "config" not in file.parts)
 
 
 # Before anything imports the library: modules that are loaded already stay unchecked.

@@ -1,4 +1,4 @@
-"""The commands, as a person types them."""
+"""The commands, with arguments as typed."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def launched(*arguments):
 
 
 def refused(capsys, *arguments):
-    """Run a command that must be refused, and give its message."""
+    """Run a command that must fail, and return its message."""
     assert main([str(argument) for argument in arguments]) == 2
     printed = capsys.readouterr()
     assert "Traceback" not in printed.err
@@ -54,7 +54,7 @@ def helped(capsys, *arguments):
     return capsys.readouterr().out
 
 
-def test_help_shows_the_way_from_a_dataset_to_detections(capsys):
+def test_help_shows_the_steps_from_a_dataset_to_detections(capsys):
     text = helped(capsys)
     commands = ("config", "check", "train", "eval", "predict")
     assert [text.index(f"deformdetr {name}") for name in commands] == sorted(
@@ -82,14 +82,14 @@ def test_version_is_printed(capsys):
     assert shown(capsys, "--version").strip() == deformdetr.__version__
 
 
-def test_presets_are_listed_with_what_they_are(capsys):
+def test_presets_are_listed_with_their_properties(capsys):
     lines = shown(capsys, "presets").splitlines()
     assert [line.split()[0] for line in lines] == list(PRESETS)
     assert "box refinement, two-stage" in dict(zip(PRESETS, lines, strict=True))["deformable_detr_r50_two_stage"]
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
-def test_printed_config_reads_back_as_its_preset(capsys, tmp_path, name):
+def test_printed_config_equals_its_preset(capsys, tmp_path, name):
     path = tmp_path / "config.yaml"
     path.write_text(shown(capsys, "config", name))
     experiment = read_experiment(path)
@@ -134,7 +134,7 @@ def test_settings_on_the_command_line_take_precedence(capsys, tmp_path, config):
     assert (experiment.data.num_val, experiment.data.augment.flip, experiment.data.num_train) == (2, 0, 12)
 
 
-def test_preset_on_the_command_line_gives_what_the_file_leaves_out(capsys, tmp_path, config):
+def test_preset_on_the_command_line_provides_missing_settings(capsys, tmp_path, config):
     config.write_text(yaml.safe_dump({name: SETTINGS[name] for name in ("data", "train")}))
     message = refused(capsys, "train", config, "--output", tmp_path / "run", "--model.preset", "demmo")
     assert "no preset 'demmo'" in message
@@ -144,12 +144,12 @@ def test_preset_on_the_command_line_gives_what_the_file_leaves_out(capsys, tmp_p
 def test_training_resumes_only_when_asked(capsys, tmp_path, config):
     out = tmp_path / "run"
     shown(capsys, "train", config, "--output", out, "--train.epochs", "1")
-    assert "nothing is overwritten" in refused(capsys, "train", config, "--output", out)
+    assert "is not overwritten" in refused(capsys, "train", config, "--output", out)
     assert "resuming after epoch 1" in shown(capsys, "train", config, "--output", out, "--resume")
     assert load_run(out, prefer=["last.pt"])[1].epoch == 2
 
 
-def test_interruption_is_one_line_and_a_status_of_its_own(capsys, tmp_path, config, monkeypatch):
+def test_interruption_has_one_line_and_its_own_status(capsys, tmp_path, config, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
@@ -158,7 +158,7 @@ def test_interruption_is_one_line_and_a_status_of_its_own(capsys, tmp_path, conf
     assert "--resume" in capsys.readouterr().err
 
 
-def test_unknown_option_is_named_with_the_likely_right_one(capsys, config):
+def test_unknown_option_is_named_with_a_suggestion(capsys, config):
     message = refused(capsys, "train", config, "--train.lrr", "1e-4", "--lr", "1", "--model.num_query=3")
     assert "no option --train.lrr; did you mean train.lr?" in message
     assert "no option --lr; did you mean train.lr?" in message
@@ -177,7 +177,7 @@ def test_missing_argument_is_named(capsys):
     assert "--out" in refused(capsys, "predict", "run", "image.png")
 
 
-def test_wrong_value_is_named_with_its_place(capsys, config):
+def test_invalid_value_is_named_with_its_option(capsys, config):
     assert "train.lr: Input should be a valid number" in refused(capsys, "train", config, "--train.lr", "fast")
     message = refused(capsys, "predict", "run", "image.png", "--out", "x", "--threshold", "7")
     assert "--threshold: Input should be less than or equal to 1" in message
@@ -190,13 +190,13 @@ def test_wrong_settings_of_a_file_are_one_message(capsys, config):
     assert "no setting 'train.epoch'; did you mean train.epochs?" in message
 
 
-def test_debug_shows_where_an_error_comes_from(capsys):
+def test_debug_shows_the_traceback(capsys):
     for arguments in (["--debug", "check", "none.yaml"], ["check", "none.yaml", "--debug"]):
         assert main(arguments) == 2
         assert "Traceback" in capsys.readouterr().err
 
 
-def test_error_of_the_program_itself_is_not_hidden(config, monkeypatch):
+def test_bugs_are_not_hidden(config, monkeypatch):
     def fail(*arguments, **options):
         raise RuntimeError("a defect")
 
@@ -205,7 +205,7 @@ def test_error_of_the_program_itself_is_not_hidden(config, monkeypatch):
         main(["train", str(config)])
 
 
-def test_missing_extra_is_named_with_the_way_to_install_it(capsys, config, monkeypatch):
+def test_missing_extra_is_named_with_how_to_install_it(capsys, config, monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert 'pip install "deformdetr[train]"' in refused(capsys, "check", config)
 
@@ -255,7 +255,7 @@ def test_run_is_evaluated_on_other_images(capsys, tmp_path, run):
     assert json.loads(result.read_text())["images"] == 5
 
 
-def test_prediction_takes_options_between_its_images_and_tells_of_skipped_files(capsys, tmp_path, run):
+def test_prediction_accepts_options_between_images_and_reports_skipped_files(capsys, tmp_path, run):
     Image.effect_noise((70, 50), 90).save(tmp_path / "photo.png")
     (tmp_path / "broken.png").write_bytes(b"")
     out = tmp_path / "out"
@@ -296,7 +296,7 @@ def test_two_processes_train_and_evaluate_together(tmp_path, config):
     found = deformdetr.engine.evaluate_run(tmp_path / "two" / "last.pt", output=alone)
     assert found.metrics == checkpoint.metrics
 
-    # The same batches as one process that takes both halves of them at once.
+    # A single process with both halves of each batch.
     one = tiny_run(tmp_path / "one")
     for name, weights in load_run(one, prefer=["last.pt"])[1].model.items():
         assert (weights - checkpoint.model[name]).abs().max() < 1e-3, name

@@ -1,4 +1,4 @@
-"""`deformdetr convert`, as a person types it."""
+"""`deformdetr convert`, with arguments as typed."""
 
 import re
 
@@ -28,7 +28,7 @@ def run(capsys, *arguments):
     return status, re.sub(r"[\s│]+", " ", printed.out), printed.err
 
 
-def test_report_says_what_was_recognised_changed_and_lost(capsys, checkpoint, tmp_path):
+def test_report_lists_changes_and_losses(capsys, checkpoint, tmp_path):
     target = tmp_path / "mmdetection.pth"
     status, text, error = run(capsys, checkpoint, target, "--to", "mmdetection_3")
     assert status == 2
@@ -49,14 +49,14 @@ def test_report_says_what_was_recognised_changed_and_lost(capsys, checkpoint, tm
     assert load_checkpoint(model, target).format == "mmdetection_3"
 
 
-def test_conversion_without_loss_says_so_and_notes_what_differs(capsys, checkpoint, tmp_path):
+def test_lossless_conversion_is_reported_with_notes(capsys, checkpoint, tmp_path):
     status, text, _ = run(capsys, checkpoint, tmp_path / "model.safetensors", "--to", "detrex")
     assert status == 0
     assert "nothing lost" in text
     assert "note: detrex clips references" in text
 
 
-def test_equal_heads_are_converted_when_said_what_they_are(capsys, tmp_path):
+def test_equal_heads_are_converted_if_told_whether_they_are_shared(capsys, tmp_path):
     state = tiny_config(with_box_refine=True).build().state_dict()
     for name in state:
         state[name] = state[re.sub(r"(_heads)\.\d", r"\1.0", name)].clone()
@@ -72,7 +72,7 @@ def test_equal_heads_are_converted_when_said_what_they_are(capsys, tmp_path):
         assert {name.split(".")[1] for name in written if name.startswith("class_heads.")} == heads
 
 
-def test_classes_of_coco_are_selected_on_request_alone(capsys, checkpoint, tmp_path):
+def test_classes_of_coco_are_selected_only_on_request(capsys, checkpoint, tmp_path):
     run(capsys, checkpoint, tmp_path / "all.pth", "--to", "detrex")
     assert len(torch.load(tmp_path / "all.pth", weights_only=True)["model"]["class_embed.0.bias"]) == 91
     status, text, _ = run(capsys, checkpoint, tmp_path / "some.pth", "--to", "detrex", "--coco_91_to_80")
@@ -81,7 +81,7 @@ def test_classes_of_coco_are_selected_on_request_alone(capsys, checkpoint, tmp_p
     assert len(torch.load(tmp_path / "some.pth", weights_only=True)["model"]["class_embed.0.bias"]) == 80
 
 
-def test_an_existing_file_is_replaced_only_by_force(capsys, checkpoint, tmp_path):
+def test_an_existing_file_is_replaced_only_with_force(capsys, checkpoint, tmp_path):
     target = tmp_path / "out.pth"
     target.write_text("precious")
     status, _, error = run(capsys, checkpoint, target, "--to", "detrex")
@@ -102,7 +102,7 @@ def test_an_existing_file_is_replaced_only_by_force(capsys, checkpoint, tmp_path
         (["checkpoint.pth", "out.pth", "--to", "detrex", "--backbone", "resnet"], "detrex has no ResNet of its own"),
     ],
 )
-def test_mistakes_are_one_message(capsys, checkpoint, tmp_path, monkeypatch, arguments, message):
+def test_errors_are_one_message(capsys, checkpoint, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     status, _, error = run(capsys, *arguments)
     assert status == 2

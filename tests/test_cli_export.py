@@ -1,4 +1,4 @@
-"""`deformdetr export`, as a person types it."""
+"""`deformdetr export`, with arguments as typed."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ from coco_files import coco_document, write_coco
 from deformdetr.cli import _export, main
 from deformdetr.data import DataConfig, build_dataset
 from deformdetr.engine import load_run
-from deformdetr.integrations import _export_onnx
+from deformdetr.integrations._export import _onnx
 from experiments import tiny_run
 
 
@@ -29,7 +29,7 @@ def exported(capsys, *arguments):
     return status, re.sub(r"[\s│┃]+", " ", printed.out), printed.err
 
 
-def test_pictures_to_evaluate_on_are_compared_on_while_they_are_there(tmp_path, capsys):
+def test_evaluation_images_are_used_for_the_comparison_if_available(tmp_path, capsys):
     annotations = write_coco(tmp_path, coco_document())
     places = {"images": tmp_path, "annotations": annotations}
     files = {f"{split}_{kind}": path for split in ("train", "val") for kind, path in places.items()}
@@ -41,7 +41,7 @@ def test_pictures_to_evaluate_on_are_compared_on_while_they_are_there(tmp_path, 
     assert capsys.readouterr().err == ""
     annotations.unlink()
     assert [image.shape[1:] for image in _export._own_images(data, label_map)] == [(320, 256), (224, 320)]
-    assert "comparing on drawn shapes, as there are no pictures to evaluate on:" in capsys.readouterr().err
+    assert "comparing on drawn shapes, because the evaluation images are not available:" in capsys.readouterr().err
 
 
 @pytest.mark.compile
@@ -74,9 +74,9 @@ def test_file_is_compared_and_detects_in_other_sizes(capsys, run, tmp_path, monk
     torch.testing.assert_close(torch.from_numpy(scores), torch.stack([each["scores"] for each in expected]))
     assert boxes.shape == (3, 20, 4)
 
-    # A tolerance that no rounding stays within, on the shapes that are drawn where no images are given.
+    # A tolerance below any rounding error, on the drawn shapes that are used if no images are given.
     before, content = path.read_bytes(), onnx.load(path)
-    monkeypatch.setattr(_export_onnx, "_translate", lambda *_: content)
+    monkeypatch.setattr(_onnx, "_translate", lambda *_: content)
     status, _, error = exported(capsys, run, "--onnx", path, "--postprocess", "--tolerance", "1e-12", "--force")
     assert status == 2
     assert "differs from the model by more than 1e-12, and is not kept" in error
@@ -100,7 +100,7 @@ def test_file_is_compared_and_detects_in_other_sizes(capsys, run, tmp_path, monk
         (["RUN"], "--onnx"),
     ],
 )
-def test_mistakes_are_one_message(capsys, run, tmp_path, monkeypatch, arguments, message):
+def test_errors_are_one_message(capsys, run, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.onnx").write_text("precious")
     status, _, error = exported(capsys, *(run if argument == "RUN" else argument for argument in arguments))

@@ -16,7 +16,7 @@ from experiments import SETTINGS, tiny_experiment
 
 @pytest.fixture
 def config(tmp_path):
-    """Give a config file with masks, of files whose second object has lost its segmentation."""
+    """Return a config file with masks, for annotations whose second object has no segmentation."""
     files = write_shapes(tiny_experiment().data, tmp_path / "shapes")
     path = tmp_path / "shapes" / "train.json"
     document = json.loads(path.read_text())
@@ -38,7 +38,7 @@ def test_check_counts_objects_without_a_mask(options, capsys, config):
     assert "1 without a usable mask (dropped): 1 missing" in shown(capsys, "check", config, *options)
 
 
-def test_train_eval_and_predict_go_through(capsys, config, tmp_path):
+def test_train_eval_and_predict_succeed(capsys, config, tmp_path):
     run = tmp_path / "run"
     assert "mask AP" in shown(capsys, "train", config, "--output", run, "--train.epochs", "1")
     lines = shown(capsys, "eval", run).splitlines()
@@ -55,7 +55,7 @@ def test_masks_are_an_option_of_training(capsys, config, tmp_path):
 
 
 @pytest.mark.parametrize(("options", "masks"), [([], False), (["--masks"], True)])
-def test_the_demonstration_takes_masks(options, masks, monkeypatch, tmp_path, capsys):
+def test_the_demonstration_has_an_option_for_masks(options, masks, monkeypatch, tmp_path, capsys):
     asked = []
 
     def run_demo(out, experiment):

@@ -18,7 +18,7 @@ from deformdetr import DeformableDETRConfig, _compat
 from deformdetr.config import ResNetConfig
 from deformdetr.integrations.transformers import accelerate
 from deformdetr.kernels import ms_deform_attn, register_flop_formulas
-from deformdetr.kernels._ms_deform_attn import _cpu_threads
+from deformdetr.kernels._numba import _threads
 from deformdetr.nn import MSDeformAttn, _onednn, _pieces
 
 SOURCES = Path(__file__).parents[1] / "src" / "deformdetr"
@@ -51,7 +51,7 @@ def removed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
     def reload() -> None:
         importlib.reload(_compat)
-        _cpu_threads._openmp_parallel.cache_clear()
+        _threads._openmp_parallel.cache_clear()
 
     def remove(*names: str) -> None:
         with monkeypatch.context() as patch:
@@ -162,7 +162,7 @@ def test_work_is_shared_among_other_threads_without_the_path_of_the_runtime(remo
     try:
         expected = layer_step(layer, inputs)
         removed("extension")
-        assert _cpu_threads._openmp_parallel() is None
+        assert _threads._openmp_parallel() is None
         torch.testing.assert_close(layer_step(layer, inputs), expected)
     finally:
         torch.set_num_threads(threads)

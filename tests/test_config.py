@@ -1,4 +1,4 @@
-"""Descriptions: validation, files, schema, and the parts that presets build."""
+"""Configs: validation, files, schema, and the parts that they build."""
 
 import json
 import sys
@@ -12,9 +12,9 @@ from deformdetr import PRESETS, DeformableDETRConfig, preset, preset_names
 from deformdetr.config import (
     Config,
     ConvBackboneConfig,
-    CriterionConfig,
     DeformConvConfig,
     DETRConfig,
+    FocalCriterionConfig,
     LearnedPositionConfig,
     ResNetConfig,
     SinePositionConfig,
@@ -29,7 +29,7 @@ from deformdetr.nn import DeformConv2d, FeatureBackbone, LearnedQueries, Proposa
 
 ODD = tiny_config(
     position=LearnedPositionConfig(max_size=7),
-    criterion=CriterionConfig(focal_gamma=1.5, loss_giou=0),
+    criterion=FocalCriterionConfig(focal_gamma=1.5, loss_giou=0),
     two_stage=True,
     top_k=9,
     dec_n_points=(3, 6, 3, 1),
@@ -50,7 +50,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("suffix", [".yaml", ".yml", ".json", ".JSON"])
-def test_files_give_the_same_description_back(config, suffix, tmp_path):
+def test_a_config_round_trips_through_files(config, suffix, tmp_path):
     path = tmp_path / f"model{suffix}"
     save_config(config, path)
     assert load_config(path, type(config)) == config
@@ -58,7 +58,7 @@ def test_files_give_the_same_description_back(config, suffix, tmp_path):
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_plain_values_and_json_give_the_same_description_back(config):
+def test_a_config_round_trips_through_values_and_json(config):
     assert type(config).model_validate(config.model_dump()) == config
     assert type(config).model_validate_json(config.model_dump_json()) == config
 
@@ -80,7 +80,7 @@ def test_saving_replaces_a_file_and_failing_leaves_it(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["model.json"]
 
 
-def test_a_file_may_leave_fields_out_and_be_empty(tmp_path):
+def test_missing_fields_of_a_file_have_their_defaults(tmp_path):
     path = tmp_path / "model.yaml"
     path.write_text("# nothing but a comment\n")
     assert load_config(path, DeformableDETRConfig) == DeformableDETRConfig()
@@ -103,13 +103,13 @@ def test_a_file_may_leave_fields_out_and_be_empty(tmp_path):
         ("a.toml", "num_classes = 3", r"a\.toml must end in \.yaml, \.yml or \.json"),
     ],
 )
-def test_a_file_that_is_no_description_is_refused_by_name(name, text, message, tmp_path):
+def test_an_invalid_file_is_refused_by_name(name, text, message, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         load_config(tmp_path / name, DeformableDETRConfig)
 
 
-def test_a_missing_file_and_an_unknown_suffix(tmp_path):
+def test_a_missing_file_and_an_unknown_suffix_are_refused(tmp_path):
     for name in ("none.yaml", "none.json"):
         with pytest.raises(FileNotFoundError, match=name):
             load_config(tmp_path / name, DeformableDETRConfig)
@@ -118,7 +118,7 @@ def test_a_missing_file_and_an_unknown_suffix(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_pyyaml_the_error_says_what_to_do(tmp_path, monkeypatch):
+def test_without_pyyaml_the_error_says_how_to_install_it(tmp_path, monkeypatch):
     (tmp_path / "model.yaml").write_text("num_classes: 3")
     monkeypatch.setitem(sys.modules, "yaml", None)
     for use in (lambda path: save_config(tiny_config(), path), lambda path: load_config(path, DeformableDETRConfig)):
@@ -144,7 +144,7 @@ def test_schema_describes_every_field_and_accepts_nothing_else():
         (DeformableDETRConfig, {"backbone": {"kind": "vgg"}}),
         (DeformableDETRConfig, {"position": {"kind": "conv"}}),
         (ResNetConfig, {"name": "resnet20"}),
-        (CriterionConfig, {"loss_mask": 1.0}),
+        (FocalCriterionConfig, {"loss_mask": 1.0}),
         (DETRConfig, {"criterion": {"kind": "focal", "no_object_weight": 0.1}}),
         (DETRConfig, {"criterion": {"kind": "hinge"}}),
         (TimmConfig, {"name": "hf-hub:somebody/something"}),
@@ -186,11 +186,11 @@ def test_unknown_fields_and_kinds_are_refused(kind, fields):
         (ResNetConfig, {"trainable_layers": 6}, "less than or equal to 5"),
         (ConvBackboneConfig, {"channels": (8, 8, 12, 8)}, r"multiples of 8, got \(8, 8, 12, 8\)"),
         (SinePositionConfig, {"temperature": 0}, "greater than 0"),
-        (CriterionConfig, {"focal_alpha": 1.5}, "less than or equal to 1"),
-        (CriterionConfig, {"cost_giou": -1}, "greater than or equal to 0"),
+        (FocalCriterionConfig, {"focal_alpha": 1.5}, "less than or equal to 1"),
+        (FocalCriterionConfig, {"cost_giou": -1}, "greater than or equal to 0"),
     ],
 )
-def test_values_that_do_not_go_together_are_refused_with_their_numbers(kind, fields, message):
+def test_values_out_of_range_are_refused_with_their_numbers(kind, fields, message):
     with pytest.raises(ValidationError, match=message):
         kind(**fields)
 
@@ -207,7 +207,7 @@ def test_replacing_changes_a_copy_and_validates_it():
         config.replace(heads=3)
 
 
-def test_descriptions_do_not_change():
+def test_configs_are_immutable_and_hashable():
     with pytest.raises(ValidationError, match="frozen"):
         tiny_config().num_classes = 4
     assert len({tiny_config(), tiny_config(), ODD}) == 2
@@ -228,14 +228,14 @@ def test_every_preset_builds_all_of_its_parts(name):
         assert len(model.neck.levels) == config.num_feature_levels
 
 
-def test_an_unknown_preset_is_answered_with_the_known_ones():
+def test_the_error_for_an_unknown_preset_lists_the_known_ones():
     assert preset_names() == list(PRESETS)
     with pytest.raises(ValueError, match=r"no preset 'deformable_detr_r101'; there are .*r50_two_stage"):
         preset("deformable_detr_r101")
 
 
-def test_criterion_passes_its_numbers_on():
-    config = CriterionConfig(cost_class=1, cost_bbox=2, cost_giou=3, loss_class=4, loss_bbox=5, loss_giou=6)
+def test_the_criterion_config_sets_weights_and_costs():
+    config = FocalCriterionConfig(cost_class=1, cost_bbox=2, cost_giou=3, loss_class=4, loss_bbox=5, loss_giou=6)
     criterion = config.build()
     assert criterion.weights == {"loss_ce": 4, "loss_bbox": 5, "loss_giou": 6}
     matcher = criterion.matcher
@@ -243,7 +243,7 @@ def test_criterion_passes_its_numbers_on():
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
-def test_initial_boxes_keep_the_centres_of_their_references(variant):
+def test_initial_boxes_keep_the_centers_of_their_references(variant):
     model = tiny_config(**variant).build()
     biases = [head.layers[-1].bias.tolist() for head in model.decoder.box_heads]
     first = 0.0 if variant.get("two_stage") else -2.0
@@ -260,7 +260,7 @@ def test_points_of_every_level_reach_the_layers():
 
 
 @pytest.mark.parametrize(("version", "layers", "count"), [(2, (2, 3, 4), 13), (1, (4,), 3)])
-def test_described_convolutions_are_in_the_described_stages(version, layers, count):
+def test_deformable_convolutions_are_in_the_configured_stages(version, layers, count):
     described = DeformConvConfig(version=version, layers=layers, offset_groups=4)
     with torch.device("meta"):
         backbone = ResNetConfig(deform_conv=described).build(out_layers=(4,))
@@ -270,14 +270,14 @@ def test_described_convolutions_are_in_the_described_stages(version, layers, cou
     assert {(module.version, module.offset_groups) for module in found.values()} == {(version, 4)}
 
 
-def test_a_criterion_of_detr_that_names_no_kind_is_that_of_detr():
+def test_the_kind_of_a_detr_criterion_defaults_to_softmax():
     config = DETRConfig(criterion={"loss_class": 3})
     assert config.criterion == SoftmaxCriterionConfig(loss_class=3)
-    assert config.replace(criterion={"kind": "focal", "loss_class": 3}).criterion == CriterionConfig(loss_class=3)
+    assert config.replace(criterion={"kind": "focal", "loss_class": 3}).criterion == FocalCriterionConfig(loss_class=3)
 
 
 @pytest.mark.parametrize("kind", [tiny_config, lambda: DETRConfig(d_model=16, n_heads=2, d_ffn=24)])
-def test_a_backbone_that_is_handed_over_takes_the_place_of_the_described_one(kind):
+def test_a_given_backbone_replaces_the_configured_one(kind):
     backbone = FeatureBackbone(torch.nn.Sequential(), channels=(8,), strides=(32,))
     model = kind().build(backbone=backbone)
     assert model.backbone is backbone

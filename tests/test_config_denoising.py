@@ -1,4 +1,4 @@
-"""Descriptions of models whose queries are boxes, and of denoising."""
+"""Configs of models whose queries are boxes, and of denoising."""
 
 import pytest
 from pydantic import ValidationError
@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from checkpoints import tiny_config
 from deformdetr import preset
 from deformdetr.config import ContrastiveDenoisingConfig, DeformableDETRConfig, DenoisingConfig
-from deformdetr.nn import AnchorDecoder, AnchorQueries, ContrastiveDenoising, Denoising, MixedQueries
+from deformdetr.nn import AnchorPosition, AnchorQueries, ContrastiveDenoising, Denoising, MixedQueries
 
 ANCHORS = {"anchor_queries": True, "with_box_refine": True}
 
@@ -32,16 +32,16 @@ ANCHORS = {"anchor_queries": True, "with_box_refine": True}
         ({**ANCHORS, "denoising": {"kind": "dino"}}, "does not match any of the expected tags"),
     ],
 )
-def test_values_that_do_not_go_together_are_refused(fields, message):
+def test_incompatible_fields_are_refused(fields, message):
     with pytest.raises(ValidationError, match=message):
         DeformableDETRConfig(**fields)
 
 
-def test_every_number_reaches_its_part():
+def test_every_field_reaches_its_module():
     denoising = DenoisingConfig(num_groups=3, label_noise_scale=0.1, box_noise_scale=0.6)
     model = tiny_config(**ANCHORS, denoising=denoising, query_scale=True, inverse_sigmoid_eps=1e-4).build()
     assert isinstance(model.queries, AnchorQueries)
-    assert isinstance(model.decoder, AnchorDecoder)
+    assert isinstance(model.decoder.position, AnchorPosition)
     assert isinstance(model.denoising, Denoising)
     assert (model.denoising.num_groups, model.denoising.label_noise_scale, model.denoising.box_noise_scale) == (
         3,
@@ -55,14 +55,14 @@ def test_every_number_reaches_its_part():
     assert [head.layers[-1].bias[2:].tolist() for head in model.decoder.box_heads] == [[-2, -2], [0, 0], [0, 0]]
 
 
-def test_dino_is_what_the_paper_describes():
+def test_the_dino_preset_has_the_parts_of_the_paper():
     config = preset("dino_r50_4scale").replace(
         num_encoder_layers=0, num_decoder_layers=2, d_model=32, d_ffn=16, backbone=tiny_config().backbone
     )
     model = config.build()
     assert isinstance(model.queries, MixedQueries)
     assert model.queries.content.weight.shape == (900, 32)
-    assert isinstance(model.decoder, AnchorDecoder)
+    assert isinstance(model.decoder.position, AnchorPosition)
     assert model.decoder.look_forward_twice
     assert model.decoder.norm is not None
     assert model.decoder.position.scale is None
@@ -73,7 +73,7 @@ def test_dino_is_what_the_paper_describes():
     assert config.build_criterion().weights == {"loss_ce": 1, "loss_bbox": 5, "loss_giou": 2}
 
 
-def test_contrastive_noise_reaches_its_part():
+def test_fields_of_contrastive_denoising_reach_their_module():
     noise = ContrastiveDenoisingConfig(dn_number=7, label_noise_ratio=0.2, box_noise_scale=1.0)
     module = tiny_config(**ANCHORS, denoising=noise).build().denoising
     assert (module.dn_number, module.label_noise_ratio, module.box_noise_scale) == (7, 0.2, 1.0)

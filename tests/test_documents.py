@@ -1,4 +1,4 @@
-"""The examples of the documents, run as they stand, and the links between them."""
+"""Run the Python examples of README and `docs/`, and check their links and lists."""
 
 import re
 import tomllib
@@ -18,7 +18,7 @@ def _blocks(document: Path, language: str) -> list[str]:
 @pytest.mark.parametrize(
     "document", [document for document in DOCUMENTS if _blocks(document, "python")], ids=lambda path: path.stem
 )
-def test_python_examples_run_in_the_order_they_are_read(document):
+def test_python_examples_run_in_reading_order(document):
     names = {}
     for block in _blocks(document, "python"):
         exec(compile(block, str(document), "exec"), names)
@@ -39,7 +39,12 @@ def test_installation_lists_every_extra():
 
 
 @pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.parent == ROOT], ids=lambda path: path.stem)
-def test_links_between_files_of_the_repository_lead_somewhere(document):
+def test_links_to_files_of_the_repository_exist(document):
     links = re.findall(r"\]\(([^)#\s]+)", document.read_text())
     local = [link for link in links if "://" not in link]
     assert [link for link in local if not (document.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_documents_name_no_private_module(document):
+    assert re.findall(r"\bdeformdetr(?:[./]\w+)*[./]_\w+", document.read_text()) == []

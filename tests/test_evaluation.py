@@ -1,7 +1,7 @@
 import contextlib
 import io
 import json
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from deformdetr.boxes import cxcywh_to_xyxy, scale_boxes
-from deformdetr.data import ShapesConfig, build_dataset
+from deformdetr.data import LabelMap, ShapesConfig, build_dataset
 from deformdetr.evaluation import CocoEvaluator
 from deformdetr.structures import Detections
 
@@ -17,17 +17,15 @@ OVERALL = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 RECALL = ("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")
 
 
-class Labels(NamedTuple):
-    names: tuple[str, ...] = ("cat", "dog", "fish")
-    category_ids: tuple[int, ...] = (4, 20, 7)
+LABELS = LabelMap(names=("cat", "dog", "fish"), category_ids=(4, 20, 7))
 
 
 def ground_truth(rows: list[tuple[int, int, list[float]]], image_ids: list[int], first_id: int = 1) -> COCO:
-    """Give a ground truth of (image id, category id, box as left, top, width, height)."""
+    """Return a ground truth of rows (image id, category id, [left, top, width, height])."""
     coco = COCO()
     coco.dataset = {
         "images": [{"id": number, "width": 300, "height": 300} for number in image_ids],
-        "categories": [{"id": number, "name": name} for number, name in zip(*reversed(Labels()), strict=True)],
+        "categories": [{"id": number, "name": LABELS.names[label]} for number, label in LABELS.labels().items()],
         "annotations": [
             {
                 "id": number,
@@ -61,7 +59,7 @@ PERFECT = [
 
 
 def random_case(rng: torch.Generator, images: int = 12) -> tuple[COCO, dict[int, Detections]]:
-    """Give random objects and detections that hit them now and then."""
+    """Return random objects, and detections that sometimes match them."""
     rows: list[tuple[int, int, list[float]]] = []
     found: dict[int, Detections] = {}
     for image_id in range(100, 100 + images):
@@ -70,7 +68,7 @@ def random_case(rng: torch.Generator, images: int = 12) -> tuple[COCO, dict[int,
         size = 5 + torch.rand(count, 2, generator=rng) ** 2 * 140
         labels = torch.randint(0, 3, (count,), generator=rng)
         rows += [
-            (image_id, Labels().category_ids[int(label)], [*map(float, (*c, *s))])
+            (image_id, LABELS.category_ids[int(label)], [*map(float, (*c, *s))])
             for label, c, s in zip(labels, corner, size, strict=True)
         ]
         noise = torch.randn(count, 4, generator=rng) * 4
@@ -83,9 +81,9 @@ def random_case(rng: torch.Generator, images: int = 12) -> tuple[COCO, dict[int,
     return ground_truth(rows, list(found)), found
 
 
-def test_numbers_are_those_of_pycocotools(rng: torch.Generator) -> None:
+def test_metrics_equal_those_of_pycocotools(rng: torch.Generator) -> None:
     truth, found = random_case(rng)
-    evaluator = CocoEvaluator(truth, Labels())
+    evaluator = CocoEvaluator(truth, LABELS)
     evaluator.update(list(found.values()), list(found))
     results = evaluator.coco_results()
     with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -104,21 +102,21 @@ def test_numbers_are_those_of_pycocotools(rng: torch.Generator) -> None:
 
 
 def test_perfect_detections_score_one() -> None:
-    evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2]), Labels())
+    evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2]), LABELS)
     evaluator.update(PERFECT, [1, 2])
     metrics = evaluator.compute()
     assert all(metrics[name] == pytest.approx(1) for name in OVERALL + RECALL)
 
 
 def test_labels_map_back_to_category_ids() -> None:
-    evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2]), Labels())
+    evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2]), LABELS)
     evaluator.update(PERFECT, [1, 2])
     assert [row["category_id"] for row in evaluator.coco_results()] == [4, 20, 20]
     assert evaluator.coco_results()[2]["bbox"] == [100, 100, 150, 150]
 
 
 def test_a_class_without_objects_has_no_precision() -> None:
-    evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2]), Labels())
+    evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2]), LABELS)
     evaluator.update(PERFECT, [1, 2])
     by_name = {row["name"]: row["AP"] for row in evaluator.compute()["per_class"]}
     assert by_name == {"cat": pytest.approx(1), "dog": pytest.approx(1), "fish": None}
@@ -127,7 +125,7 @@ def test_a_class_without_objects_has_no_precision() -> None:
 
 
 def test_sizes_without_objects_are_none_and_explained() -> None:
-    evaluator = CocoEvaluator(ground_truth(ROWS[:1], [1, 2]), Labels())
+    evaluator = CocoEvaluator(ground_truth(ROWS[:1], [1, 2]), LABELS)
     evaluator.update(PERFECT[:1], [1])
     metrics = evaluator.compute()
     assert metrics["AP_small"] == pytest.approx(1)
@@ -137,7 +135,7 @@ def test_sizes_without_objects_are_none_and_explained() -> None:
 
 
 def test_without_detections_the_score_is_zero() -> None:
-    evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2]), Labels())
+    evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2]), LABELS)
     assert evaluator.compute()["AP"] == 0
     evaluator.update([detections([], [], [])], [1])
     assert evaluator.compute()["AP"] == 0
@@ -145,25 +143,25 @@ def test_without_detections_the_score_is_zero() -> None:
 
 
 def test_without_objects_there_is_no_score() -> None:
-    evaluator = CocoEvaluator(ground_truth([], [1, 2]), Labels())
+    evaluator = CocoEvaluator(ground_truth([], [1, 2]), LABELS)
     evaluator.update(PERFECT, [1, 2])
     metrics = evaluator.compute()
     assert all(metrics[name] is None for name in OVERALL + RECALL)
 
 
 def test_images_without_objects_lower_precision_by_their_detections() -> None:
-    evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2, 3]), Labels())
+    evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2, 3]), LABELS)
     evaluator.update([*PERFECT, detections([[0, 0, 50, 50]], [0.99], [1])], [1, 2, 3])
     assert evaluator.compute()["AP"] == pytest.approx((1 + 2 / 3) / 2, abs=0.01)
 
 
-def test_states_of_several_processes_merge_to_the_same_numbers(rng: torch.Generator) -> None:
+def test_merged_states_of_several_processes_give_the_same_metrics(rng: torch.Generator) -> None:
     truth, found = random_case(rng)
-    whole = CocoEvaluator(truth, Labels())
+    whole = CocoEvaluator(truth, LABELS)
     whole.update(list(found.values()), list(found))
     # Both have the first image, as when a sampler fills its last batch.
     parts = [dict(list(found.items())[:7]), dict([*list(found.items())[7:], next(iter(found.items()))])]
-    evaluators = [CocoEvaluator(truth, Labels()) for _ in parts]
+    evaluators = [CocoEvaluator(truth, LABELS) for _ in parts]
     for evaluator, part in zip(evaluators, parts, strict=True):
         evaluator.update(list(part.values()), list(part))
     evaluators[0].compute()
@@ -172,14 +170,14 @@ def test_states_of_several_processes_merge_to_the_same_numbers(rng: torch.Genera
 
 
 def test_an_image_given_twice_counts_once() -> None:
-    evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2]), Labels())
+    evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2]), LABELS)
     evaluator.update(PERFECT, [1, 2])
     evaluator.update(PERFECT, [1, 2])
     assert len(evaluator.coco_results()) == 3
 
 
-def test_later_updates_change_the_numbers() -> None:
-    evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2]), Labels())
+def test_later_updates_change_the_metrics() -> None:
+    evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2]), LABELS)
     evaluator.update(PERFECT[:1], [1])
     before = evaluator.compute()["AP"]
     evaluator.update(PERFECT[1:], [2])
@@ -189,7 +187,7 @@ def test_later_updates_change_the_numbers() -> None:
 
 
 def test_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2]), Labels())
+    evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2]), LABELS)
     evaluator.update(PERFECT, [1, 2])
     evaluator.compute()
     evaluator.table()
@@ -204,21 +202,21 @@ def test_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         (PERFECT[0], 3, "image 3 is not in the ground truth of 2"),
         (detections([[0, 0, 1, float("nan")]], [0.5], [0]), 1, "image 1.*not finite"),
         (detections([[0, 0, 1, 1]], [float("inf")], [0]), 1, "image 1.*not finite"),
-        (detections([[0, 0, 1, 1]], [0.5], [3]), 1, "image 1: label 3 is not among the 3"),
+        (detections([[0, 0, 1, 1]], [0.5], [3]), 1, "image 1: label 3 is not one of the 3"),
         (detections([[0, 0, 1, 1]], [0.5], [-1]), 1, "label -1"),
     ],
 )
-def test_detections_that_cannot_be_counted_are_refused(found: Any, image_id: int, named: str) -> None:
-    evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2]), Labels())
+def test_invalid_detections_are_refused(found: Any, image_id: int, named: str) -> None:
+    evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2]), LABELS)
     with pytest.raises(ValueError, match=named):
         evaluator.update([found], [image_id])
 
 
 def test_unequal_numbers_of_images_and_unknown_merged_images_are_refused() -> None:
-    evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2]), Labels())
+    evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2]), LABELS)
     with pytest.raises(ValueError, match="shorter"):
         evaluator.update(PERFECT, [1])
-    other = CocoEvaluator(ground_truth(ROWS, [1, 2, 3]), Labels())
+    other = CocoEvaluator(ground_truth(ROWS, [1, 2, 3]), LABELS)
     other.update(PERFECT[:1], [3])
     with pytest.raises(ValueError, match="image 3"):
         evaluator.merge([other.state()])
@@ -226,7 +224,7 @@ def test_unequal_numbers_of_images_and_unknown_merged_images_are_refused() -> No
 
 def test_a_ground_truth_that_pycocotools_would_miscount_is_refused() -> None:
     with pytest.raises(ValueError, match="annotation id 0"):
-        CocoEvaluator(ground_truth(ROWS, [1, 2], first_id=0), Labels())
+        CocoEvaluator(ground_truth(ROWS, [1, 2], first_id=0), LABELS)
 
 
 def test_a_dataset_evaluated_against_itself_scores_one() -> None:

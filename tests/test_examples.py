@@ -1,4 +1,4 @@
-"""The files of examples/, run as they stand."""
+"""Run the files of `examples/` unchanged."""
 
 import runpy
 import sys
@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
-SAYS = {
-    "mmcv_function": "the other function gives the same: True",
+EXPECTED_OUTPUT = {
+    "mmcv_function": "both functions return the same: True",
     "transformers_model": "4 accelerated:\n  model.encoder.layers.0.self_attn.attn\n",
     "vendored_extension": "output (2, 100, 256) and gradients (2, 1920, 8, 32) (2, 100, 8, 2, 4, 2) (2, 100, 8, 2, 4)",
 }
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs_and_says_what_it_should(example: Path, capsys):
+def test_example_runs_and_prints_the_expected_output(example: Path, capsys):
     runpy.run_path(str(example), run_name="__main__")
-    assert SAYS[example.stem] in capsys.readouterr().out
+    assert EXPECTED_OUTPUT[example.stem] in capsys.readouterr().out
     assert "MultiScaleDeformableAttention" not in sys.modules

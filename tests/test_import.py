@@ -25,9 +25,9 @@ MEASURE = """
 import json, sys, time
 import torch
 before = set(sys.modules)
-started = time.perf_counter()
+started = time.process_time()
 import deformdetr
-seconds = time.perf_counter() - started
+seconds = time.process_time() - started
 loaded = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(json.dumps({"seconds": seconds, "loaded": sorted(loaded)}))
 """
@@ -73,7 +73,7 @@ def test_import_loads_no_heavy_package_that_torch_does_not_load():
 
 
 def test_import_takes_at_most_a_fifth_of_a_second_more_than_torch():
-    # The least of a few: whatever else the machine does makes an import slower, and nothing makes it faster.
+    # Processor time, and the least of a few runs: other work on the machine slows an import, and nothing speeds it up.
     seconds = [_measure()["seconds"]]
     while min(seconds) > 0.2 and len(seconds) < 5:
         seconds.append(_measure()["seconds"])
@@ -151,7 +151,7 @@ def test_type_checkers_read_the_submodules_and_names_that_are_offered(package):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no_such_name", r"'no_such_name'; dir\(deformdetr\) lists what it has"),
+        ("no_such_name", r"'no_such_name'; dir\(deformdetr\) lists all names"),
         ("hungarian_matcher", r"did you mean HungarianMatcher\?"),
         ("box_cxcywh_to_xyxy", r"did you mean cxcywh_to_xyxy\?"),
         ("DeformableDetr", r"did you mean DeformableDETR\b"),

@@ -1,4 +1,4 @@
-"""What the first use of a part costs and loads, each in a process of its own."""
+"""Processor time and modules that the first use of a part costs, each in its own process."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ HEAVY = (
     "triton",
 )
 
-# With the code that uses it, and the seconds it may take in addition to PyTorch and the package that it needs.
+# The code that uses a part, and the packages it needs, whose own import is not counted.
 PARTS = {
     "layer": ("from deformdetr import MSDeformAttn; MSDeformAttn(16, 1, 2)", "torch"),
     "operator": ("from deformdetr import ms_deform_attn", "torch"),
@@ -39,9 +39,9 @@ MEASURE = """
 import json, sys, time
 import {needed}
 before = set(sys.modules)
-started = time.perf_counter()
+started = time.process_time()
 {code}
-seconds = time.perf_counter() - started
+seconds = time.process_time() - started
 print(json.dumps({{"seconds": seconds, "loaded": sorted(set(sys.modules) - before)}}))
 """
 
@@ -62,7 +62,7 @@ def test_part_loads_nothing_heavy_and_takes_little_time(part):
     seconds, loaded = measure(part)
     assert any(name.startswith("deformdetr.") for name in loaded)
     assert [name for name in loaded if name.startswith(tuple(f"{heavy}." for heavy in HEAVY)) or name in HEAVY] == []
-    # The least of a few: whatever else the machine does makes an import slower, and nothing makes it faster.
+    # The least of a few runs: other work on the machine slows an import, and nothing speeds it up.
     attempts = [seconds]
     while min(attempts) > 0.5 and len(attempts) < 5:
         attempts.append(measure(part)[0])

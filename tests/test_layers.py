@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 SOURCES = Path(__file__).parents[1] / "src"
-CORE = ("_files", "boxes", "kernels", "losses", "matching", "nn", "structures")
+CORE = ("_dtypes", "_files", "_grids", "boxes", "kernels", "losses", "matching", "nn", "structures")
 # Beyond the standard library, torch, jaxtyping and the library itself; the path is that of one file or folder.
 ALLOWED = {
     "deformdetr/_files/_settings.py": {"yaml"},
     "deformdetr/_files/_tensors.py": {"safetensors"},
-    "deformdetr/kernels/_ms_deform_attn/_numba": {"llvmlite", "numba", "numpy"},
-    "deformdetr/kernels/_ms_deform_attn/_triton": {"triton"},
+    "deformdetr/kernels/_numba": {"llvmlite", "numba", "numpy"},
+    "deformdetr/kernels/_triton": {"triton"},
     "deformdetr/matching": {"scipy"},
     "deformdetr/nn/_backbone.py": {"torchvision"},
 }

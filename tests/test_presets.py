@@ -1,4 +1,4 @@
-"""Published variants: how large they are, and what distinguishes them."""
+"""Presets: their number of parameters and their differences."""
 
 import pytest
 import torch
@@ -61,5 +61,5 @@ def test_focal_loss_trains_detr_without_a_logit_for_no_object(rng):
     assert [len(each["scores"]) for each in detections] == [30, 30]
 
 
-def test_resnet_101_is_what_the_larger_variants_have():
+def test_the_larger_variants_have_a_resnet_101():
     assert preset("detr_r101") == preset("detr_r50").replace(backbone=ResNetConfig(name="resnet101"))

@@ -1,4 +1,4 @@
-"""What the page on stability promises, compared with the code."""
+"""Compare the promises of `docs/stability.md` with the code."""
 
 import contextlib
 import importlib
@@ -18,7 +18,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def _row(first: str) -> list[str]:
-    """Give the code in the second column of the row with this first column."""
+    """Return the code spans in the second column of the row that starts with `first`."""
     (line,) = [line for line in (DOCS / "stability.md").read_text().splitlines() if line.startswith(f"| {first} |")]
     return re.findall(r"`([^`]+)`", line.split("|")[2])
 

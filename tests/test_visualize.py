@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from deformdetr.visualize import (
-    class_colour,
+    class_color,
     displayable,
     draw_boxes,
     draw_comparison,
@@ -18,12 +18,12 @@ from deformdetr.visualize import (
     save_image,
 )
 
-GREY = torch.full((3, 600, 700), 128, dtype=torch.uint8)
+GRAY = torch.full((3, 600, 700), 128, dtype=torch.uint8)
 NAMES = ["circle", "square"]
 
 
-def has_colour(picture: Image.Image, colour: tuple[int, int, int]) -> np.ndarray:
-    return (np.asarray(picture) == colour).all(axis=-1)
+def has_color(picture: Image.Image, color: tuple[int, int, int]) -> np.ndarray:
+    return (np.asarray(picture) == color).all(axis=-1)
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -31,68 +31,68 @@ def size_of(path: Path) -> tuple[int, int]:
         return picture.size
 
 
-def test_normalised_images_return_to_their_colours(rng: torch.Generator) -> None:
+def test_normalized_images_return_to_their_colors(rng: torch.Generator) -> None:
     image = torch.randint(256, (3, 5, 6), generator=rng, dtype=torch.uint8)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-    normalised = (image / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    assert torch.equal(displayable(normalised, mean=mean, std=std), image)
+    normalized = (image / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    assert torch.equal(displayable(normalized, mean=mean, std=std), image)
     assert torch.equal(displayable(image), image)
     assert displayable(torch.tensor([-1.0, 0.5, 3]).view(3, 1, 1)).flatten().tolist() == [0, 128, 255]
 
 
-def test_classes_differ_in_colour() -> None:
-    colours = [class_colour(label) for label in range(91)]
-    assert len(set(colours)) == 91
-    assert all(0 <= channel <= 255 for colour in colours for channel in colour)
-    for first, second in itertools.pairwise(colours):
+def test_classes_differ_in_color() -> None:
+    colors = [class_color(label) for label in range(91)]
+    assert len(set(colors)) == 91
+    assert all(0 <= channel <= 255 for color in colors for channel in color)
+    for first, second in itertools.pairwise(colors):
         assert sum(abs(a - b) for a, b in zip(first, second, strict=True)) > 60
 
 
-def test_a_box_is_outlined_where_it_is() -> None:
-    picture = draw_boxes(GREY, torch.tensor([[100.0, 200, 400, 500]]), torch.tensor([1]), NAMES)
+def test_a_box_is_outlined() -> None:
+    picture = draw_boxes(GRAY, torch.tensor([[100.0, 200, 400, 500]]), torch.tensor([1]), NAMES)
     assert picture.size == (700, 600)
-    outlined = has_colour(picture, class_colour(1))
+    outlined = has_color(picture, class_color(1))
     assert outlined[300:400, 100].all()
     assert outlined[300:400, 400].all()
     assert outlined[500, 150:350].all()
     assert not outlined[250:450, 150:350].any()
-    # Above the left corner stands the name.
+    # The name is above the left corner.
     assert outlined[180:199, 100:150].any()
 
 
 def test_small_images_are_enlarged_with_their_boxes() -> None:
-    picture = draw_boxes(GREY[:, :60, :100], torch.tensor([[10.0, 20, 90, 50]]), torch.tensor([0]), NAMES)
+    picture = draw_boxes(GRAY[:, :60, :100], torch.tensor([[10.0, 20, 90, 50]]), torch.tensor([0]), NAMES)
     assert picture.size == (600, 360)
-    assert has_colour(picture, class_colour(0))[200:250, 60].all()
+    assert has_color(picture, class_color(0))[200:250, 60].all()
 
 
 def test_images_without_boxes_are_only_converted() -> None:
     empty = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
-    picture = draw_boxes(GREY, *empty, NAMES, scores=torch.zeros(0))
-    np.testing.assert_array_equal(np.asarray(picture), GREY.permute(1, 2, 0))
+    picture = draw_boxes(GRAY, *empty, NAMES, scores=torch.zeros(0))
+    np.testing.assert_array_equal(np.asarray(picture), GRAY.permute(1, 2, 0))
 
 
 def test_the_best_box_is_drawn_on_top() -> None:
     boxes = torch.tensor([[100.0, 200, 400, 500]] * 2)
     labels = torch.tensor([0, 1])
     for scores, on_top in (((0.9, 0.2), 0), ((0.2, 0.9), 1)):
-        picture = draw_boxes(GREY, boxes, labels, NAMES, scores=torch.tensor(scores))
-        assert has_colour(picture, class_colour(on_top))[300:400, 100].all()
+        picture = draw_boxes(GRAY, boxes, labels, NAMES, scores=torch.tensor(scores))
+        assert has_color(picture, class_color(on_top))[300:400, 100].all()
 
 
-def test_boxes_beyond_the_image_do_no_harm() -> None:
+def test_boxes_beyond_the_image_are_drawn() -> None:
     boxes = torch.tensor([[-50.0, -50, 900, 900], [690, 590, 900, 900], [30, 30, 10, 10]])
-    assert draw_boxes(GREY, boxes, torch.tensor([0, 1, 0]), NAMES).size == (700, 600)
+    assert draw_boxes(GRAY, boxes, torch.tensor([0, 1, 0]), NAMES).size == (700, 600)
 
 
 def test_labels_without_a_name_are_refused() -> None:
     with pytest.raises(ValueError, match="to 2 do not fit 2 names"):
-        draw_boxes(GREY, torch.zeros(1, 4), torch.tensor([2]), NAMES)
+        draw_boxes(GRAY, torch.zeros(1, 4), torch.tensor([2]), NAMES)
 
 
 def test_a_comparison_shows_truth_left_and_confident_detections_right() -> None:
     picture = draw_comparison(
-        GREY,
+        GRAY,
         {
             "boxes": torch.tensor([[100.0, 200, 400, 500], [10, 10, 50, 50]]),
             "scores": torch.tensor([0.8, 0.2]),
@@ -103,7 +103,7 @@ def test_a_comparison_shows_truth_left_and_confident_detections_right() -> None:
         score_threshold=0.5,
     )
     middle = picture.width // 2
-    first, second = (has_colour(picture, class_colour(label)).any(axis=0) for label in (0, 1))
+    first, second = (has_color(picture, class_color(label)).any(axis=0) for label in (0, 1))
     assert first[:middle].any()
     assert not first[middle:].any()
     assert not second[:middle].any()
@@ -122,15 +122,15 @@ def test_sampling_points_are_shown_around_their_reference(
     assert picture.mode == "RGB"
     assert picture.width > 800
     pixels = np.asarray(picture)
-    # The first level's colour is that of no other thing.
+    # Nothing else has the color of the first level.
     assert (np.abs(pixels.astype(int) - (0, 229, 255)).sum(axis=-1) < 60).any()
 
 
-def test_drawing_leaves_the_callers_matplotlib_alone() -> None:
+def test_drawing_does_not_change_the_state_of_matplotlib() -> None:
     settings, pyplot_is_loaded = dict.copy(mpl.rcParams), "matplotlib.pyplot" in sys.modules
-    plot_sampling_points(GREY, torch.rand(1, 1, 1, 2), torch.ones(1, 1, 1), reference=torch.tensor([0.5, 0.5]))
+    plot_sampling_points(GRAY, torch.rand(1, 1, 1, 2), torch.ones(1, 1, 1), reference=torch.tensor([0.5, 0.5]))
     assert dict.copy(mpl.rcParams) == settings
-    # Loading pyplot chooses a backend for the whole process.
+    # Importing pyplot would choose a backend for the whole process.
     assert ("matplotlib.pyplot" in sys.modules) == pyplot_is_loaded
 
 
@@ -177,17 +177,17 @@ def test_an_unknown_suffix_is_named(tmp_path: Path) -> None:
         save_image(Image.new("RGB", (4, 5)), tmp_path / "x.pngg")
 
 
-def test_masks_are_mixed_into_the_picture_in_the_colours_of_their_boxes() -> None:
+def test_masks_are_mixed_into_the_picture_in_the_colors_of_their_boxes() -> None:
     masks = torch.zeros(2, 600, 700, dtype=torch.bool)
     masks[0, 250:400, 150:300] = True
     masks[1, 100:120, 500:600] = True
     boxes, labels = torch.tensor([[100.0, 200, 400, 500], [450.0, 50, 650, 180]]), torch.tensor([0, 1])
-    picture = np.asarray(draw_boxes(GREY, boxes, labels, NAMES, masks=masks)).astype(int)
-    plain = np.asarray(draw_boxes(GREY, boxes, labels, NAMES)).astype(int)
+    picture = np.asarray(draw_boxes(GRAY, boxes, labels, NAMES, masks=masks)).astype(int)
+    plain = np.asarray(draw_boxes(GRAY, boxes, labels, NAMES)).astype(int)
     differs = (picture != plain).any(axis=-1)
     np.testing.assert_array_equal(differs, masks.any(0))
     for mask, label in zip(masks, labels.tolist(), strict=True):
-        expected = 0.55 * 128 + 0.45 * np.array(class_colour(label))
+        expected = 0.55 * 128 + 0.45 * np.array(class_color(label))
         assert np.abs(picture[mask.numpy()] - expected).max() <= 0.5
 
 
@@ -196,18 +196,18 @@ def test_the_best_mask_is_mixed_in_last() -> None:
     masks[:, 250:400, 150:300] = True
     boxes, labels = torch.tensor([[100.0, 200, 400, 500]] * 2), torch.tensor([0, 1])
     for scores, on_top in (((0.9, 0.2), 0), ((0.2, 0.9), 1)):
-        picture = draw_boxes(GREY, boxes, labels, NAMES, scores=torch.tensor(scores), masks=masks)
-        below = 0.55 * 128 + 0.45 * np.array(class_colour(1 - on_top))
-        expected = 0.55 * below + 0.45 * np.array(class_colour(on_top))
+        picture = draw_boxes(GRAY, boxes, labels, NAMES, scores=torch.tensor(scores), masks=masks)
+        below = 0.55 * 128 + 0.45 * np.array(class_color(1 - on_top))
+        expected = 0.55 * below + 0.45 * np.array(class_color(on_top))
         assert np.abs(np.asarray(picture)[300, 200] - expected).max() <= 0.5
 
 
 def test_small_images_are_enlarged_with_their_masks() -> None:
     masks = torch.zeros(1, 60, 100, dtype=torch.bool)
     masks[0, 25:45, 20:60] = True
-    picture = draw_boxes(GREY[:, :60, :100], torch.tensor([[10.0, 20, 90, 50]]), torch.tensor([0]), NAMES, masks=masks)
+    picture = draw_boxes(GRAY[:, :60, :100], torch.tensor([[10.0, 20, 90, 50]]), torch.tensor([0]), NAMES, masks=masks)
     assert picture.size == (600, 360)
-    expected = 0.55 * 128 + 0.45 * np.array(class_colour(0))
+    expected = 0.55 * 128 + 0.45 * np.array(class_color(0))
     assert np.abs(np.asarray(picture)[160:260, 130:350] - expected).max() <= 0.5
 
 
@@ -222,8 +222,8 @@ def test_a_comparison_shows_masks_on_both_sides(dtype: torch.dtype) -> None:
         "scores": torch.tensor([0.9, 0.1]),
         "masks": masks.to(dtype).expand(2, -1, -1)[:, None],
     }
-    picture = np.asarray(draw_comparison(GREY, found, target, NAMES)).astype(int)
+    picture = np.asarray(draw_comparison(GRAY, found, target, NAMES)).astype(int)
     half = picture.shape[1] // 2
     for side, label in ((picture[:, :half], 1), (picture[:, half:], 0)):
-        expected = np.round(0.55 * 128 + 0.45 * np.array(class_colour(label)))
+        expected = np.round(0.55 * 128 + 0.45 * np.array(class_color(label)))
         assert (np.abs(side - expected).max(axis=-1) <= 1).sum() >= 150 * 150

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from benchmarks.cases import CriterionCase, MatcherCase
 from benchmarks.problems.problem import TOLERANCES, Contender, Problem
-from deformdetr.boxes import cxcywh_to_xyxy, pairwise_giou
+from deformdetr.boxes import cxcywh_to_xyxy, generalized_box_iou
 from deformdetr.losses import SetCriterion
 from deformdetr.matching import HungarianMatcher
 from deformdetr.structures import LayerPredictions, Predictions, Target
@@ -161,7 +161,7 @@ def _losses(layer: LayerPredictions, targets: Sequence[Target], pairs: Pairs) ->
     focal = weight * wrong**_GAMMA * F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none")
 
     found = boxes[image, query]
-    overlap = torch.diag(pairwise_giou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(target_boxes)))
+    overlap = torch.diag(generalized_box_iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(target_boxes)))
     distance = F.l1_loss(found, target_boxes, reduction="sum")
     return _CLASS * focal.sum() + _BBOX * distance + _GIOU * (1 - overlap).sum()
 
@@ -171,7 +171,7 @@ def _costs(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) 
     negative = (1 - _ALPHA) * probability**_GAMMA * -(1 - probability + _EPS).log()
     positive = _ALPHA * (1 - probability) ** _GAMMA * -(probability + _EPS).log()
     by_class = positive[:, labels] - negative[:, labels]
-    overlap = pairwise_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
+    overlap = generalized_box_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
     return _CLASS * by_class + _BBOX * torch.cdist(boxes, target_boxes, p=1) - _GIOU * overlap
 
 

@@ -1,18 +1,18 @@
 """Deformable attention and Deformable DETR building blocks for PyTorch, with nothing to compile.
 
-The parts live in `deformdetr.kernels`, `nn`, `matching`, `losses`, `models`, `boxes` and `structures`; whole detectors
-are described by configs and built from them:
+Building blocks are in `deformdetr.kernels`, `nn`, `matching`, `losses`, `models`, `boxes` and `structures`. Configs
+build whole detectors:
 
     model = deformdetr.preset("deformable_detr_r50_two_stage").build()
 
-Submodules and names are imported at their first use: `import deformdetr` alone loads neither the one nor the other.
+Submodules and names are imported at their first use, so that `import deformdetr` alone is fast.
 """
 
 import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
-# What type checkers read of the names below.
+# The names below, for type checkers.
 if TYPE_CHECKING:
     from deformdetr import boxes as boxes
     from deformdetr import cli as cli
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from deformdetr import visualize as visualize
     from deformdetr.boxes import (
         box_area,
+        box_iou,
         cxcywh_to_xyxy,
         elementwise_box_iou,
-        elementwise_giou,
+        elementwise_generalized_box_iou,
+        generalized_box_iou,
         inverse_sigmoid,
-        pairwise_giou,
-        pairwise_iou,
         scale_boxes,
         xyxy_to_cxcywh,
     )
@@ -80,18 +80,18 @@ __all__ = [
     "MSDeformAttn",
     "SetCriterion",
     "box_area",
+    "box_iou",
     "convert_checkpoint",
     "cxcywh_to_xyxy",
     "dice_loss",
     "elementwise_box_iou",
-    "elementwise_giou",
+    "elementwise_generalized_box_iou",
+    "generalized_box_iou",
     "giou_loss",
     "inverse_sigmoid",
     "load_checkpoint",
     "load_config",
     "ms_deform_attn",
-    "pairwise_giou",
-    "pairwise_iou",
     "preset",
     "preset_names",
     "save_checkpoint",
@@ -120,12 +120,12 @@ _SUBMODULES = (
 _NAMES = {
     "boxes": (
         "box_area",
+        "box_iou",
         "cxcywh_to_xyxy",
         "elementwise_box_iou",
-        "elementwise_giou",
+        "elementwise_generalized_box_iou",
+        "generalized_box_iou",
         "inverse_sigmoid",
-        "pairwise_giou",
-        "pairwise_iou",
         "scale_boxes",
         "xyxy_to_cxcywh",
     ),
@@ -152,29 +152,29 @@ _NAMES = {
         "MSDeformAttn",
     ),
 }
-_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 
-# Not for type checkers, to which a module with this function has every name.
+# Hidden from type checkers, for which a module with this function has every name.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """Import a submodule, or what one of them holds."""
+        """Import a submodule, or a name from one."""
         if name in _SUBMODULES:
             return importlib.import_module(f"deformdetr.{name}")
-        if name in _HOMES:
-            return getattr(importlib.import_module(f"deformdetr.{_HOMES[name]}"), name)
-        known = {_plain(offered): offered for offered in (*_SUBMODULES, *_HOMES)}
-        near = [known[plain] for plain in difflib.get_close_matches(_plain(name), known, cutoff=0.7)]
-        hint = f"did you mean {' or '.join(near)}?" if near else "dir(deformdetr) lists what it has"
+        if name in _MODULE_OF:
+            return getattr(importlib.import_module(f"deformdetr.{_MODULE_OF[name]}"), name)
+        known = {_fold(attribute): attribute for attribute in (*_SUBMODULES, *_MODULE_OF)}
+        similar = [known[folded] for folded in difflib.get_close_matches(_fold(name), known, cutoff=0.7)]
+        hint = f"did you mean {' or '.join(similar)}?" if similar else "dir(deformdetr) lists all names"
         raise AttributeError(f"module 'deformdetr' has no attribute {name!r}; {hint}")
 
 
 def __dir__() -> list[str]:
-    """List what is offered, and not what this file imports for itself."""
+    """List public names and submodules, without this file's own imports."""
     return sorted({*__all__, *_SUBMODULES, *(name for name in globals() if name.startswith("__"))})
 
 
-def _plain(name: str) -> str:
-    """Return a name without what people misremember: capitals and underscores."""
+def _fold(name: str) -> str:
+    """Return a name in lower case and without underscores, which people misremember."""
     return name.lower().replace("_", "")

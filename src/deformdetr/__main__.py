@@ -1,4 +1,4 @@
-"""`python -m deformdetr`, which launchers of several processes need."""
+"""Command line as `python -m deformdetr`, which launchers of several processes need."""
 
 import sys
 

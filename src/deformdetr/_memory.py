@@ -1,18 +1,25 @@
-"""Whether tensors hold the memory that their shapes ask for, which kernels that take addresses rely on."""
+"""Check that tensors have the memory that their shapes ask for, before a kernel gets their addresses."""
+
+import operator
 
 from torch import Tensor
 
 
 def check_storages(*tensors: Tensor | None) -> None:
-    """Check that the memory of tensors holds all of their elements: storages can be shrunk below their views.
+    """Check that the storages of tensors hold all their elements: a storage can be shrunk below its tensors.
 
     Raises:
-        ValueError: If one does not, or has no memory, as zeros that PyTorch keeps for forward-mode derivatives.
+        ValueError: If a storage is too small or missing, as for zeros in PyTorch's forward-mode derivatives.
     """
     for tensor in tensors:
         if tensor is None or not tensor.numel():
             continue
-        end = (tensor.storage_offset() + _last(tensor) + 1) * tensor.element_size()
+        if tensor.is_contiguous():
+            last = tensor.numel() - 1
+        else:
+            strides = tensor.stride()
+            last = sum(map(operator.mul, tensor.shape, strides)) - sum(strides)
+        end = (tensor.storage_offset() + last + 1) * tensor.element_size()
         held = tensor.untyped_storage().nbytes()
         if end > held:
             raise ValueError(
@@ -21,10 +28,3 @@ def check_storages(*tensors: Tensor | None) -> None:
             )
         if not tensor.data_ptr() and tensor.device.type != "meta":
             raise ValueError(f"a tensor of shape {tuple(tensor.shape)} and {tensor.dtype} has no memory")
-
-
-def _last(tensor: Tensor) -> int:
-    """Return how far behind the first element the last one lies."""
-    if tensor.is_contiguous():
-        return tensor.numel() - 1
-    return sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))

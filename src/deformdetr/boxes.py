@@ -1,7 +1,7 @@
 """Conversions, areas and overlaps of axis-aligned boxes, and the inverse of the sigmoid that bounds them.
 
-A box is four floats on the last axis: (x_min, y_min, x_max, y_max), called xyxy, or (centre x, centre y, width,
-height), called cxcywh. Units are the caller's: pixels or fractions of the image. Nothing here waits for a GPU.
+A box is four floats on the last axis: (x_min, y_min, x_max, y_max), called xyxy, or (center x, center y, width,
+height), called cxcywh. Units are the caller's: pixels or fractions of the image. No function waits for a GPU.
 """
 
 import torch
@@ -10,25 +10,35 @@ from torch import Tensor
 
 __all__ = [
     "box_area",
+    "box_iou",
     "cxcywh_to_xyxy",
     "elementwise_box_iou",
-    "elementwise_giou",
+    "elementwise_generalized_box_iou",
+    "generalized_box_iou",
     "inverse_sigmoid",
-    "pairwise_giou",
-    "pairwise_iou",
     "scale_boxes",
     "xyxy_to_cxcywh",
 ]
 
 
 def cxcywh_to_xyxy(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
-    """Convert (centre x, centre y, width, height) to (x_min, y_min, x_max, y_max)."""
-    centre, half_size = boxes[..., :2], boxes[..., 2:] / 2
-    return torch.cat([centre - half_size, centre + half_size], dim=-1)
+    """Convert (center x, center y, width, height) to (x_min, y_min, x_max, y_max).
+
+    Example:
+        >>> cxcywh_to_xyxy(torch.tensor([5.0, 5.0, 2.0, 4.0]))
+        tensor([4., 3., 6., 7.])
+    """
+    center, half_size = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([center - half_size, center + half_size], dim=-1)
 
 
 def xyxy_to_cxcywh(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
-    """Convert (x_min, y_min, x_max, y_max) to (centre x, centre y, width, height)."""
+    """Convert (x_min, y_min, x_max, y_max) to (center x, center y, width, height).
+
+    Example:
+        >>> xyxy_to_cxcywh(torch.tensor([4.0, 3.0, 6.0, 7.0]))
+        tensor([5., 5., 2., 4.])
+    """
     lower, upper = boxes[..., :2], boxes[..., 2:]
     return torch.cat([(lower + upper) / 2, upper - lower], dim=-1)
 
@@ -36,11 +46,15 @@ def xyxy_to_cxcywh(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"
 def scale_boxes(
     boxes: Float[Tensor, "*batch 4"], size_hw: tuple[int | float, int | float] | Num[Tensor, "*#batch 2"]
 ) -> Float[Tensor, "*batch 4"]:
-    """Multiply boxes of either form by an image's size, which takes fractions of the image to pixels.
+    """Multiply boxes by the size of their image, which converts fractions of the image to pixels.
 
     Args:
         boxes: xyxy or cxcywh.
-        size_hw: (height, width) of the image, or one such pair for every leading index of the boxes.
+        size_hw: (height, width) of the image, or a tensor of such pairs that broadcasts over the boxes' leading axes.
+
+    Example:
+        >>> scale_boxes(torch.tensor([0.5, 0.5, 0.25, 0.5]), (480, 640))
+        tensor([320., 240., 160., 240.])
     """
     height, width = size_hw.to(boxes.dtype).unbind(-1) if isinstance(size_hw, Tensor) else size_hw
     first_x, first_y, second_x, second_y = boxes.unbind(-1)
@@ -48,55 +62,88 @@ def scale_boxes(
 
 
 def box_area(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
-    """Give the areas of xyxy boxes; a box whose corners are swapped along an axis is empty."""
+    """Compute the areas of xyxy boxes; a box with x_max < x_min or y_max < y_min has area 0.
+
+    Example:
+        >>> box_area(torch.tensor([[0.0, 0.0, 2.0, 3.0], [2.0, 0.0, 0.0, 3.0]]))
+        tensor([6., 0.])
+    """
     return _area_between(boxes[..., :2], boxes[..., 2:])
 
 
-def elementwise_box_iou(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "..."]:
-    """Give the intersection over union of corresponding xyxy boxes, in [0, 1]; leading axes broadcast.
+def elementwise_box_iou(boxes1: Float[Tensor, "*#batch 4"], boxes2: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "..."]:
+    """Compute the intersection over union of corresponding xyxy boxes, in [0, 1]; leading axes broadcast.
 
-    Two boxes without area have an overlap of 0.
+    The IoU of two boxes without area is 0.
+
+    Example:
+        >>> elementwise_box_iou(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[0.0, 0.0, 1.0, 2.0]]))
+        tensor([0.5000])
     """
-    intersection, union = _intersection_and_union(a, b)
+    intersection, union = _intersection_and_union(boxes1, boxes2)
     return _ratio(intersection, union)
 
 
-def elementwise_giou(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "..."]:
-    """Give the generalised intersection over union of corresponding xyxy boxes, in [-1, 1]; leading axes broadcast.
+def elementwise_generalized_box_iou(
+    boxes1: Float[Tensor, "*#batch 4"], boxes2: Float[Tensor, "*#batch 4"]
+) -> Float[Tensor, "..."]:
+    """Compute the generalized intersection over union of corresponding xyxy boxes, in [-1, 1]; leading axes broadcast.
 
-    Where the smallest box around both has no area, the result is 0.
+    The GIoU is 0 where the smallest box that encloses both has no area.
 
-    References:
-        Rezatofighi et al., "Generalized Intersection over Union", CVPR 2019, algorithm 1.
-    """
-    intersection, union = _intersection_and_union(a, b)
-    around = _area_between(torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:]))
-    return _ratio(intersection, union) - _ratio(around - union, around)
-
-
-def pairwise_iou(a: Float[Tensor, "*batch n 4"], b: Float[Tensor, "*batch m 4"]) -> Float[Tensor, "*batch n m"]:
-    """Give the intersection over union of every xyxy box of `a` with every one of `b`, in [0, 1]."""
-    return elementwise_box_iou(a.unsqueeze(-2), b.unsqueeze(-3))
-
-
-def pairwise_giou(a: Float[Tensor, "*batch n 4"], b: Float[Tensor, "*batch m 4"]) -> Float[Tensor, "*batch n m"]:
-    """Give the generalised intersection over union of every xyxy box of `a` with every one of `b`, in [-1, 1].
+    Example:
+        >>> elementwise_generalized_box_iou(torch.tensor([0.0, 0.0, 1.0, 1.0]), torch.tensor([3.0, 0.0, 4.0, 1.0]))
+        tensor(-0.5000)
 
     References:
         Rezatofighi et al., "Generalized Intersection over Union", CVPR 2019, algorithm 1.
     """
-    return elementwise_giou(a.unsqueeze(-2), b.unsqueeze(-3))
+    intersection, union = _intersection_and_union(boxes1, boxes2)
+    lower, upper = torch.minimum(boxes1[..., :2], boxes2[..., :2]), torch.maximum(boxes1[..., 2:], boxes2[..., 2:])
+    enclosing = _area_between(lower, upper)
+    return _ratio(intersection, union) - _ratio(enclosing - union, enclosing)
+
+
+def box_iou(boxes1: Float[Tensor, "*batch n 4"], boxes2: Float[Tensor, "*batch m 4"]) -> Float[Tensor, "*batch n m"]:
+    """Compute the intersection over union of every xyxy box in `boxes1` with every one in `boxes2`, in [0, 1].
+
+    Example:
+        >>> box_iou(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[0.0, 0.0, 1.0, 2.0], [5.0, 5.0, 6.0, 6.0]]))
+        tensor([[0.5000, 0.0000]])
+    """
+    return elementwise_box_iou(boxes1.unsqueeze(-2), boxes2.unsqueeze(-3))
+
+
+def generalized_box_iou(
+    boxes1: Float[Tensor, "*batch n 4"], boxes2: Float[Tensor, "*batch m 4"]
+) -> Float[Tensor, "*batch n m"]:
+    """Compute the generalized intersection over union of every xyxy box in `boxes1` with every one in `boxes2`.
+
+    Values lie in [-1, 1].
+
+    Example:
+        >>> generalized_box_iou(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[3.0, 0.0, 4.0, 1.0]]))
+        tensor([[-0.5000]])
+
+    References:
+        Rezatofighi et al., "Generalized Intersection over Union", CVPR 2019, algorithm 1.
+    """
+    return elementwise_generalized_box_iou(boxes1.unsqueeze(-2), boxes2.unsqueeze(-3))
 
 
 def inverse_sigmoid(x: Float[Tensor, "*batch"], eps: float = 1e-5) -> Float[Tensor, "*batch"]:
-    """Give the logit of a probability, bounded to `log(eps)` and `-log(eps)`.
+    """Compute the logits of probabilities, bounded to `log(eps)` and `-log(eps)`.
 
     Args:
-        x: Probabilities; values outside [0, 1] count as 0 or 1.
-        eps: Smallest probability told from 0, and its complement from 1. The original uses 1e-5, detrex and DINO 1e-3.
+        x: Probabilities; values outside [0, 1] are clamped.
+        eps: Lower bound of the probability and of its complement. Deformable DETR uses 1e-5, detrex and DINO 1e-3.
 
     Raises:
         ValueError: If `eps` does not lie in (0, 0.5).
+
+    Example:
+        >>> inverse_sigmoid(torch.tensor([0.0, 0.5, 1.0]))
+        tensor([-11.5129,   0.0000,  11.5129])
     """
     if not 0 < eps < 0.5:
         raise ValueError(f"eps must lie in (0, 0.5), got {eps}")
@@ -104,9 +151,10 @@ def inverse_sigmoid(x: Float[Tensor, "*batch"], eps: float = 1e-5) -> Float[Tens
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
-def _intersection_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    intersection = _area_between(torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:]))
-    return intersection, box_area(a) + box_area(b) - intersection
+def _intersection_and_union(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
+    lower, upper = torch.maximum(boxes1[..., :2], boxes2[..., :2]), torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
+    intersection = _area_between(lower, upper)
+    return intersection, box_area(boxes1) + box_area(boxes2) - intersection
 
 
 def _area_between(lower: Tensor, upper: Tensor) -> Tensor:

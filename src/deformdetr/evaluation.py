@@ -1,23 +1,22 @@
-"""Average precision and recall as COCO defines them, computed by pycocotools."""
+"""COCO's average precision and recall, computed by pycocotools."""
 
 import contextlib
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
+from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Float64
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch import Tensor
 
+from deformdetr._coco_types import LabelMap, RunLengths, encode_masks
 from deformdetr.structures import Detections
 
 __all__ = [
-    "Categories",
     "ClassMetrics",
     "CocoEvaluator",
     "CocoMetrics",
@@ -29,21 +28,8 @@ __all__ = [
 ]
 
 
-@runtime_checkable
-class Categories(Protocol):
-    """What a label means: label `i` is the category `category_ids[i]`, called `names[i]`."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the categories, by label."""
-
-    @property
-    def category_ids(self) -> tuple[int, ...]:
-        """Ids of the categories in the annotation file, by label."""
-
-
 class ClassMetrics(TypedDict):
-    """Average precision of one category; `None` where there is no object of it."""
+    """Average precision of one category, or `None` if the dataset has no object of it."""
 
     category_id: int
     name: str
@@ -53,11 +39,12 @@ class ClassMetrics(TypedDict):
 
 
 class CocoMetrics(TypedDict):
-    """COCO's twelve numbers in [0, 1], and precision by category: of boxes, and in `segm` those of masks.
+    """COCO's twelve metrics for boxes, in [0, 1], and precision by category. `segm` holds those of masks.
 
-    AP is the mean over IoU thresholds 0.5 to 0.95 and over categories; AP50 and AP75 are at one threshold; AR1, AR10
-    and AR100 are recall with that many detections per image. Small, medium and large are objects of less than 32, up to
-    96, and more than 96 pixels squared. A number is `None` where there is no object to find, and pycocotools prints -1.
+    AP is the mean over IoU thresholds 0.5 to 0.95 and over categories. AP50 and AP75 are at one threshold. AR1, AR10
+    and AR100 are the recall with at most that many detections per image. Objects with an area below 32² pixels are
+    small, those above 96² large, and others medium. A metric is `None` if there is no object to find, where pycocotools
+    prints -1.
     """
 
     AP: float | None
@@ -76,29 +63,21 @@ class CocoMetrics(TypedDict):
     segm: NotRequired["CocoMetrics"]
 
 
-class RunLengths(TypedDict):
-    """A mask in COCO's compressed form, as JSON can hold it."""
-
-    size: list[int]
-    """Height and width in pixels."""
-    counts: str
-
-
 class ImageRecord(NamedTuple):
     """The detections of one image."""
 
     rows: Float64[np.ndarray, "detections 6"]
     """(left, top, width, height) in pixels, score, label."""
     masks: list[RunLengths] | None
-    """Where masks are evaluated."""
+    """`None` unless masks are evaluated."""
 
 
 EvaluatorState = Mapping[int, ImageRecord]
-"""By image id."""
+"""Detections by image id."""
 
 
 class CocoResult(TypedDict):
-    """One detection in COCO's results format; the box is (left, top, width, height) in pixels."""
+    """A detection in COCO's results format. The box is (left, top, width, height) in pixels."""
 
     image_id: int
     category_id: int
@@ -107,46 +86,47 @@ class CocoResult(TypedDict):
     segmentation: NotRequired[RunLengths]
 
 
-def encode_masks(masks: Bool[Tensor, "masks 1 height width"]) -> list[RunLengths]:
-    """Give masks in COCO's compressed form.
-
-    Args:
-        masks: True inside the objects.
-    """
-    height, width = masks.shape[-2:]
-    # Transposed where the masks lie: pycocotools reads columns.
-    columns = masks[:, 0].transpose(1, 2).contiguous().to(torch.uint8).cpu().numpy()
-    encoded = coco_mask.encode(columns.transpose(2, 1, 0))
-    return [{"size": [height, width], "counts": each["counts"].decode("ascii")} for each in encoded]
-
-
 class CocoEvaluator:
-    """Collect detections image by image and compare them with a ground truth.
+    """Collect detections and compare them with a ground truth.
 
-    Every image of the ground truth counts: one without detections lowers recall if it has objects. At most 100
-    detections per image and category are looked at. An image given twice keeps its first detections, since loaders of
-    several processes repeat images to fill their last batch. Masks are kept as run lengths.
+    All images of the ground truth count, with or without detections. At most 100 detections per image and category are
+    evaluated. If an image is given twice, its first detections count, because distributed samplers may repeat images to
+    fill their last batch.
 
     Args:
-        ground_truth: pycocotools' view of the annotations.
-        label_map: Which category each label means.
-        masks: Whether masks are evaluated beside boxes.
+        ground_truth: Annotations as a pycocotools object.
+        label_map: The category of each label.
+        masks: Whether to evaluate masks too.
 
     Raises:
-        ValueError: If an annotation has the id 0, which pycocotools would count as never found, or masks are to be
-            evaluated and one has no segmentation.
+        ValueError: If an annotation has the id 0, which pycocotools never counts as found, or if `masks` is True and an
+            annotation has no segmentation.
 
     References:
         Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; https://cocodataset.org/#detection-eval.
+
+    Example:
+        >>> import torch
+        >>> from deformdetr.boxes import cxcywh_to_xyxy
+        >>> from deformdetr.data import ShapesConfig, build_dataset
+        >>> from deformdetr.evaluation import CocoEvaluator
+        >>> dataset = build_dataset(ShapesConfig(num_val=2, image_size=64), "val")
+        >>> evaluator = CocoEvaluator(dataset.coco_ground_truth(), dataset.label_map)
+        >>> for _, target in dataset:
+        ...     boxes = 64 * cxcywh_to_xyxy(target["boxes"])
+        ...     detections = {"boxes": boxes, "scores": torch.ones(len(boxes)), "labels": target["labels"]}
+        ...     evaluator.update([detections], [target["image_id"]])
+        >>> round(evaluator.compute()["AP"], 3)
+        1.0
     """
 
-    def __init__(self, ground_truth: COCO, label_map: Categories, *, masks: bool = False) -> None:
+    def __init__(self, ground_truth: COCO, label_map: LabelMap, *, masks: bool = False) -> None:
         if 0 in ground_truth.anns:
-            raise ValueError("annotation id 0 in the ground truth: pycocotools counts it as never found; start from 1")
+            raise ValueError("annotation id 0 in the ground truth: pycocotools never counts it as found; start from 1")
         without = [number for number, row in ground_truth.anns.items() if not row.get("segmentation")] if masks else []
         if without:
             raise ValueError(
-                f"{len(without)} annotations of the ground truth have no segmentation, such as {without[0]}"
+                f"{len(without)} annotations of the ground truth have no segmentation, the first being {without[0]}"
             )
         self._ground_truth = ground_truth
         self._masks = masks
@@ -156,11 +136,11 @@ class CocoEvaluator:
         self._evaluated: dict[str, tuple[COCOeval, str]] = {}
 
     def update(self, detections: Sequence[Detections], image_ids: Sequence[int]) -> None:
-        """Add the detections of some images; masks, if they are evaluated, are boolean.
+        """Add the detections of some images. Masks, if they are evaluated, must be boolean.
 
         Raises:
             ValueError: If the numbers of images differ, an image is not in the ground truth, a label is not in the
-                label map, a box or score is not finite, or masks are missing or not those of the image.
+                label map, a box or score is not finite, or masks are missing or do not fit the image.
         """
         for found, image_id in zip(detections, image_ids, strict=True):
             if image_id not in self._image_ids:
@@ -171,11 +151,11 @@ class CocoEvaluator:
         self._evaluated.clear()
 
     def state(self) -> EvaluatorState:
-        """Give everything collected so far, to be sent to another process and merged there."""
+        """Return the detections collected so far, for `merge` in another process."""
         return dict(self._detections)
 
     def merge(self, states: Iterable[EvaluatorState]) -> None:
-        """Add what the evaluators of other processes collected, this one's own state included or not.
+        """Add the states of evaluators in other processes. This evaluator's own state may be among them.
 
         Raises:
             ValueError: If an image is not in the ground truth.
@@ -188,7 +168,7 @@ class CocoEvaluator:
         self._evaluated.clear()
 
     def compute(self) -> CocoMetrics:
-        """Give COCO's numbers for the detections collected so far; those of masks are in `segm`."""
+        """Return COCO's metrics of the detections collected so far."""
         metrics = self._numbers("bbox")
         if self._masks:
             metrics["segm"] = self._numbers("segm")
@@ -196,7 +176,7 @@ class CocoEvaluator:
 
     def _numbers(self, kind: "_Kind") -> CocoMetrics:
         evaluated, _ = self._evaluate(kind)
-        values = [_present(value) for value in evaluated.stats]
+        values = [_metric(value) for value in evaluated.stats]
         return {
             "AP": values[0],
             "AP50": values[1],
@@ -214,7 +194,7 @@ class CocoEvaluator:
         }
 
     def table(self) -> str:
-        """Give pycocotools' table, one each of boxes and masks where both are evaluated; a note explains -1."""
+        """Return pycocotools' table for boxes and, if they are evaluated, masks. A note explains values of -1."""
         if not self._masks:
             return self._table("bbox")
         return f"boxes\n{self._table('bbox')}\nmasks\n{self._table('segm')}"
@@ -226,14 +206,14 @@ class CocoEvaluator:
         return table
 
     def class_table(self) -> str:
-        """Give one line per category that has objects, with its average precision; one table each, as `table`."""
+        """Return the average precision of each category that has objects, for boxes and, if evaluated, masks."""
         metrics = self.compute()
         if "segm" not in metrics:
             return _class_table(metrics)
         return f"boxes\n{_class_table(metrics)}\nmasks\n{_class_table(metrics['segm'])}"
 
     def coco_results(self) -> list[CocoResult]:
-        """Give the detections in COCO's results format, as its evaluation servers take them."""
+        """Return the detections in COCO's results format, as its evaluation servers take them."""
         results: list[CocoResult] = []
         for image_id, (rows, masks) in sorted(self._detections.items()):
             for index, row in enumerate(rows):
@@ -253,12 +233,12 @@ class CocoEvaluator:
             found[key].detach().to("cpu", torch.float64).numpy() for key in ("boxes", "scores", "labels")
         )
         if not (np.isfinite(corners).all() and np.isfinite(scores).all()):
-            raise ValueError(f"image {image_id}: the detections hold boxes or scores that are not finite")
+            raise ValueError(f"image {image_id}: boxes or scores are not finite")
         num_classes = len(self._label_map.category_ids)
         known = (labels >= 0) & (labels < num_classes)
         if not known.all():
             wrong = int(labels[~known][0])
-            raise ValueError(f"image {image_id}: label {wrong} is not among the {num_classes} labels")
+            raise ValueError(f"image {image_id}: label {wrong} is not one of the {num_classes} labels")
         return np.column_stack([corners[:, :2], corners[:, 2:] - corners[:, :2], scores, labels])
 
     def _run_lengths(self, found: Detections, image_id: int) -> list[RunLengths]:
@@ -283,12 +263,12 @@ class CocoEvaluator:
         return self._evaluated[kind]
 
     def _results(self, kind: "_Kind") -> COCO:
-        # COCO.loadRes fails on an empty list, and copies every detection.
+        # COCO.loadRes fails for an empty list, and copies every detection.
         results = COCO()
         results.dataset = {
             "images": self._ground_truth.dataset["images"],
             "categories": self._ground_truth.dataset["categories"],
-            # Ids count from 1: pycocotools takes a match with id 0 for no match.
+            # Ids start from 1, because pycocotools treats a match with id 0 as no match.
             "annotations": [
                 {**row, "id": number, "area": _area(row, kind), "iscrowd": 0}
                 for number, row in enumerate(self.coco_results(), start=1)
@@ -340,5 +320,5 @@ def _mean(precision: Float64[np.ndarray, "thresholds recalls"]) -> float | None:
     return float(present.mean()) if present.size else None
 
 
-def _present(value: float) -> float | None:
+def _metric(value: float) -> float | None:
     return None if value < 0 or math.isnan(value) else float(value)

@@ -1,4 +1,4 @@
-"""What crosses the boundaries of the library: batches of images, predictions, targets and detections."""
+"""The types that models, losses and datasets exchange: batches of images, predictions, targets and detections."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, NotRequired, TypedDict
@@ -18,7 +18,15 @@ __all__ = [
 
 
 class ImageBatch(NamedTuple):
-    """Images of different sizes, padded to a common one."""
+    """Images of different sizes, padded to a common size.
+
+    Example:
+        >>> batch = ImageBatch.from_images([torch.rand(3, 4, 6), torch.rand(3, 5, 3)])
+        >>> batch.images.shape
+        torch.Size([2, 3, 5, 6])
+        >>> batch.padding_mask[1, 0]
+        tensor([False, False, False,  True,  True,  True])
+    """
 
     images: Float[Tensor, "batch 3 height width"]
     """Padded at the bottom and on the right."""
@@ -27,11 +35,11 @@ class ImageBatch(NamedTuple):
 
     @classmethod
     def from_images(cls, images: Sequence[Num[Tensor, "_ _ _"]], size_divisor: int = 1) -> "ImageBatch":
-        """Pad images with zeros at the bottom and on the right to the size of the largest.
+        """Pad images with zeros at the bottom and on the right to the largest height and width.
 
         Args:
-            images: (3, height, width) each, of one dtype and device.
-            size_divisor: The common height and width are rounded up to multiples of it.
+            images: (3, height, width) each, all of the same dtype and device.
+            size_divisor: Height and width of the batch are rounded up to multiples of it.
 
         Raises:
             ValueError: If there are no images, an image is empty or not (3, height, width), dtypes or devices differ,
@@ -47,7 +55,7 @@ class ImageBatch(NamedTuple):
                 raise ValueError(f"image {index} must have shape (3, height, width), got {tuple(image.shape)}")
             if (image.dtype, image.device) != (first.dtype, first.device):
                 raise ValueError(
-                    f"images must share one dtype and device: image 0 is {first.dtype} on {first.device}, "
+                    f"images must have the same dtype and device: image 0 is {first.dtype} on {first.device}, "
                     f"image {index} is {image.dtype} on {image.device}"
                 )
         height, width = (
@@ -68,74 +76,74 @@ class ImageBatch(NamedTuple):
         )
 
     def pin_memory(self) -> "ImageBatch":
-        """Copy both tensors to page-locked memory, from which they move to a GPU without waiting."""
+        """Copy both tensors to page-locked memory, from which a GPU copies asynchronously."""
         return ImageBatch(self.images.pin_memory(), self.padding_mask.pin_memory())
 
 
 class LayerPredictions(TypedDict):
-    """What one decoder layer, or the encoder's proposals, predicts."""
+    """Predictions of one decoder layer, or the encoder's proposals."""
 
     pred_logits: Float[Tensor, "batch queries classes"]
     pred_boxes: Float[Tensor, "batch queries 4"]
-    """cxcywh as fractions of the image without its padding, in [0, 1]."""
+    """cxcywh as fractions of the unpadded image, in [0, 1]."""
 
 
 class DenoisingPredictions(LayerPredictions):
-    """What the decoder makes of noised targets: place i of every group stands for target i of its image."""
+    """Predictions of the denoising queries: in every group, query i of an image reconstructs target i."""
 
     aux_outputs: NotRequired[list[LayerPredictions]]
-    """Every decoder layer but the last, first to last."""
+    """All decoder layers except the last, in order."""
     num_groups: int
-    """Equal parts of the queries, in each of which every target is to be found once."""
+    """Number of groups, equal parts of the queries; each reconstructs every target once."""
     has_negatives: bool
-    """Whether the other queries are to find nothing, rather than left out of the loss."""
+    """Whether unmatched denoising queries are trained as background, rather than ignored."""
 
 
 class Predictions(LayerPredictions):
-    """What a model predicts: the last decoder layer's output and, in training, that of the others."""
+    """Predictions of a model: of its last decoder layer and, in training, of all others."""
 
     aux_outputs: NotRequired[list[LayerPredictions]]
-    """Every decoder layer but the last, first to last."""
+    """All decoder layers except the last, in order."""
     enc_outputs: NotRequired[LayerPredictions]
-    """The proposals of a two-stage model; its class channel 0 says whether there is an object."""
+    """Proposals of a two-stage model for every pixel; class channel 0 is the objectness logit."""
     interm_outputs: NotRequired[LayerPredictions]
-    """The chosen proposals of a two-stage model that gives them their classes."""
+    """Selected proposals of a two-stage model whose proposals have classes (DINO)."""
     dn_outputs: NotRequired[DenoisingPredictions]
-    """In training, of a model that denoises."""
+    """In training, of a model with denoising queries."""
     pred_masks: NotRequired[Float[Tensor, "batch queries mask_height mask_width"]]
-    """Logits of the padded images, of the last layer alone, of a model with masks; their stride is that of the finest
-    feature that its mask head reads: 4 with the backbones that configs describe."""
+    """Mask logits of the last layer over the padded images, of a model with masks. Their stride is that of the finest
+    feature that the mask head reads: 4 with the backbones that configs describe."""
     valid_ratios: NotRequired[Float[Tensor, "batch 2"]]
-    """Share of the masks' width and height that is not padding, (x, y)."""
+    """Fraction of the masks' width and height that is not padding, (x, y)."""
 
 
 class Target(TypedDict):
-    """What there is to find in one image."""
+    """Objects of one image."""
 
     boxes: Float[Tensor, "targets 4"]
     """cxcywh as fractions of the image, in [0, 1]."""
     labels: Int64[Tensor, " targets"]
-    """Channels of `pred_logits`, from 0."""
+    """Classes, as channels of `pred_logits`, from 0."""
     image_id: NotRequired[int]
     orig_size: NotRequired[Int64[Tensor, "2"]]
     """(height, width) of the image file, in pixels."""
     size: NotRequired[Int64[Tensor, "2"]]
     """(height, width) of the image after its transforms and before padding, in pixels."""
     area: NotRequired[Float[Tensor, " targets"]]
-    """Of the objects, in square pixels after the transforms."""
+    """Areas of the objects, in square pixels after the transforms."""
     iscrowd: NotRequired[Int64[Tensor, " targets"]]
-    """1 where a box surrounds a crowd."""
+    """1 where a box encloses a crowd."""
     masks: NotRequired[Bool[Tensor, "targets height width"]]
-    """True inside the objects, at `size`, the image's after its transforms and before padding."""
+    """True inside the objects, at `size`: after the image's transforms and before padding."""
 
 
 class Detections(TypedDict):
-    """What was found in one image; `SigmoidPostProcess` gives the best first."""
+    """Detections in one image; `SigmoidPostProcess` sorts them by score, highest first."""
 
     boxes: Float[Tensor, "detections 4"]
-    """xyxy in pixels of the image."""
+    """xyxy in pixels."""
     scores: Float[Tensor, " detections"]
     """In [0, 1]."""
     labels: Int64[Tensor, " detections"]
     masks: NotRequired[Float[Tensor, "detections 1 height width"] | Bool[Tensor, "detections 1 height width"]]
-    """Of a model with masks, in pixels of the image: probabilities, or True inside the object."""
+    """Of a model with masks, at the size of the image: probabilities, or True inside the object."""

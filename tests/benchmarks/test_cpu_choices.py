@@ -7,12 +7,12 @@ import torch
 from benchmarks import cpu_choices
 from benchmarks.cpu_choices import CASES, CHOICES, measure_choice
 
-from deformdetr.kernels._ms_deform_attn import _cpu, _cpu_memory, _cpu_threads
+from deformdetr.kernels._numba import _large_pages, _launcher, _threads
 
 
 def settings():
     """Return all that choices may change."""
-    return _cpu_memory.LARGE, _cpu.SAMPLES_AT_ONCE, _cpu_threads._openmp_parallel
+    return _large_pages.LARGE, _launcher.SAMPLES_PER_TASK, _threads._openmp_parallel
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: f"{choice.name}, {choice.instead_of}")

@@ -6,7 +6,7 @@ import json
 import pytest
 from benchmarks import tune
 
-from deformdetr.kernels._ms_deform_attn import _launch
+from deformdetr.kernels._triton import _launch_table as _launch
 
 DIRECTIONS = ("forward", "backward")
 CLASSES = [*itertools.product(DIRECTIONS, tune.DTYPES, tune.SIZES)]

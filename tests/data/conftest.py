@@ -8,7 +8,7 @@ from deformdetr.data import DataConfig
 
 @pytest.fixture
 def bccd() -> DataConfig:
-    """Describe the BCCD blood-cell photographs, which lie where the variable says."""
+    """Return the config of the BCCD photographs of blood cells in the folder that the variable names."""
     if not (folder := os.environ.get("DEFORMDETR_BCCD")):
         pytest.skip("DEFORMDETR_BCCD does not name the folder of the BCCD dataset")
     return DataConfig(

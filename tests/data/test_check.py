@@ -18,7 +18,7 @@ def config(tmp_path: Path) -> DataConfig:
     )
 
 
-def test_a_sound_dataset_is_described(config: DataConfig) -> None:
+def test_a_valid_dataset_is_described(config: DataConfig) -> None:
     report = check(config)
     assert report.decoded == 0
     assert str(report).count("3 images (1 without boxes), 3 boxes") == 2
@@ -32,7 +32,7 @@ def test_decoding_reports_its_progress(config: DataConfig) -> None:
     assert "6 image files decoded" in str(report)
 
 
-def test_decoding_names_every_file_that_breaks(config: DataConfig) -> None:
+def test_decoding_reports_every_broken_file(config: DataConfig) -> None:
     broken = config.train_images / "a.png"
     broken.write_bytes(broken.read_bytes()[:200])
     other = config.val_images / "b.png"
@@ -49,7 +49,7 @@ def test_decoding_names_every_file_that_breaks(config: DataConfig) -> None:
 def test_a_truncated_jpeg_is_named(config: DataConfig, rng: torch.Generator) -> None:
     path = config.train_images / "a.png"
     pixels = torch.randint(256, (30, 40, 3), generator=rng, dtype=torch.uint8).numpy()
-    # A JPEG whatever its name says: the content decides.
+    # A JPEG despite its suffix: the content decides.
     Image.fromarray(pixels).save(path, format="JPEG")
     check(config, decode=True)
     path.write_bytes(path.read_bytes()[:-300])
@@ -57,13 +57,13 @@ def test_a_truncated_jpeg_is_named(config: DataConfig, rng: torch.Generator) -> 
         check(config, decode=True)
 
 
-def test_wrong_annotations_are_refused_before_anything_is_decoded(config: DataConfig) -> None:
+def test_invalid_annotations_are_refused_before_decoding(config: DataConfig) -> None:
     config.train_annotations.write_text("")
     with pytest.raises(DatasetError, match="the file is empty"):
         check(config, decode=True, progress=lambda done, total: pytest.fail("decoded"))
 
 
-def test_the_shapes_pass() -> None:
+def test_synthetic_shapes_pass() -> None:
     assert check(ShapesConfig(num_train=3, num_val=2), decode=True).decoded == 5
 
 

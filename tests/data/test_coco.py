@@ -20,7 +20,7 @@ def read(folder: Path, edit: Edit | None = None, **options: Any) -> Annotations:
 
 
 def box(values: list[Any], **fields: Any) -> Edit:
-    """Give the first annotation another box; its image is 20 pixels wide and 50 high."""
+    """Return an edit of the first annotation's box. Its image is 20 pixels wide and 50 high."""
 
     def edit(document: dict[str, Any]) -> None:
         document["annotations"][0] |= {"bbox": values, **fields}
@@ -28,7 +28,7 @@ def box(values: list[Any], **fields: Any) -> Edit:
     return edit
 
 
-def test_boxes_come_by_image_with_labels_of_rising_category_ids(tmp_path: Path) -> None:
+def test_boxes_are_grouped_by_image_with_labels_in_order_of_category_ids(tmp_path: Path) -> None:
     annotations = read(tmp_path)
     assert annotations.label_map == LabelMap(names=("cat", "dog"), category_ids=(4, 20))
     boxes, labels = annotations.of_image(0)
@@ -39,7 +39,7 @@ def test_boxes_come_by_image_with_labels_of_rising_category_ids(tmp_path: Path) 
     np.testing.assert_array_equal(labels, [1])
 
 
-def test_an_image_without_boxes_stays_and_is_counted(tmp_path: Path) -> None:
+def test_an_image_without_boxes_is_kept_and_counted(tmp_path: Path) -> None:
     annotations = read(tmp_path)
     boxes, labels = annotations.of_image(2)
     assert boxes.shape == (0, 4)
@@ -58,7 +58,7 @@ def test_a_box_without_width_or_height_is_dropped_and_counted(tmp_path: Path, si
     assert len(annotations.to_coco()["annotations"]) == 2
 
 
-def test_a_box_over_the_edge_is_clipped_for_training_and_published_unclipped(tmp_path: Path) -> None:
+def test_a_box_beyond_its_image_is_clipped_for_training_but_not_for_evaluation(tmp_path: Path) -> None:
     annotations = read(tmp_path, box([-3, 40, 30, 20.5]))
     np.testing.assert_array_equal(annotations.of_image(1)[0], np.float32([[0, 40, 20, 50]]))
     assert annotations.report.clipped == 1
@@ -79,7 +79,7 @@ def test_a_crowd_is_left_out_of_training_and_kept_for_evaluation(tmp_path: Path)
     assert [row["iscrowd"] for row in annotations.to_coco()["annotations"]] == [0, 0, 1]
 
 
-def test_a_missing_area_is_that_of_the_box(tmp_path: Path) -> None:
+def test_a_missing_area_defaults_to_that_of_the_box(tmp_path: Path) -> None:
     def edit(document: dict[str, Any]) -> None:
         del document["annotations"][0]["area"], document["annotations"][0]["iscrowd"]
 
@@ -87,7 +87,7 @@ def test_a_missing_area_is_that_of_the_box(tmp_path: Path) -> None:
     assert [row["area"] for row in coco["annotations"]] == [120, 1200, 200]
 
 
-def test_no_annotation_gets_the_id_0_that_pycocotools_takes_for_unmatched(tmp_path: Path) -> None:
+def test_no_annotation_gets_the_id_0_which_pycocotools_treats_as_unmatched(tmp_path: Path) -> None:
     assert [row["id"] for row in read(tmp_path).to_coco()["annotations"]] == [1, 2, 3]
 
 
@@ -106,7 +106,7 @@ def test_boxes_outside_the_label_map_are_refused_unless_ignored(tmp_path: Path) 
     assert annotations.to_coco()["categories"] == [{"id": 20, "name": "dog"}]
 
 
-def test_a_category_outside_the_label_map_that_nothing_uses_is_accepted(tmp_path: Path) -> None:
+def test_an_unused_category_outside_the_label_map_is_accepted(tmp_path: Path) -> None:
     def edit(document: dict[str, Any]) -> None:
         document["categories"].append({"id": 0, "name": "animals"})
 
@@ -117,8 +117,8 @@ def test_a_category_outside_the_label_map_that_nothing_uses_is_accepted(tmp_path
 @pytest.mark.parametrize(
     ("label_map", "named"),
     [
-        (LabelMap(names=("cat", "wolf"), category_ids=(4, 20)), "category 20 is 'dog' here and 'wolf'"),
-        (LabelMap(names=("cat", "dog"), category_ids=(4, 2)), "'dog' has the id 20 here and 2"),
+        (LabelMap(names=("cat", "wolf"), category_ids=(4, 20)), "category 20 is 'dog' here but 'wolf'"),
+        (LabelMap(names=("cat", "dog"), category_ids=(4, 2)), "'dog' has the id 20 here but 2"),
     ],
 )
 def test_a_label_map_that_contradicts_the_file_is_refused(tmp_path: Path, label_map: LabelMap, named: str) -> None:
@@ -139,7 +139,7 @@ def test_a_label_map_that_contradicts_the_file_is_refused(tmp_path: Path, label_
         ([1, 2, True, 4], "annotation 0.*True is not a number"),
     ],
 )
-def test_a_box_that_cannot_be_meant_is_refused_by_id_and_value(tmp_path: Path, values: list[Any], named: str) -> None:
+def test_an_invalid_box_is_reported_with_id_and_value(tmp_path: Path, values: list[Any], named: str) -> None:
     with pytest.raises(DatasetError, match=named) as caught:
         read(tmp_path, box(values))
     assert str(caught.value).startswith(f"{tmp_path / 'annotations.json'}: ")
@@ -156,41 +156,41 @@ def set_annotation(**fields: Any) -> Edit:
 @pytest.mark.parametrize(
     ("edit", "named"),
     [
-        (set_annotation(image_id=77), "annotation 0: its image 77 is not among the images"),
-        (set_annotation(category_id=78), "annotation 0: its category 78 is not among the categories"),
+        (set_annotation(image_id=77), "annotation 0: image 77 is not in the list of images"),
+        (set_annotation(category_id=78), "annotation 0: category 78 is not in the list of categories"),
         (set_annotation(image_id="3"), "annotation 0: 'image_id' is '3', not an integer"),
         (set_annotation(category_id=[4]), r"annotation 0: 'category_id' is \[4\], not an integer"),
         (set_annotation(id=5), "annotation id 5 is used twice"),
-        (set_annotation(id=None), "annotation number 1 of the list: 'id' is None"),
+        (set_annotation(id=None), "annotation number 1: 'id' is None"),
         (set_annotation(bbox=None), "annotation 0: 'bbox' is None"),
         (set_annotation(iscrowd=2), "annotation 0: 'iscrowd' is 2"),
         (set_annotation(area=float("nan")), "annotation 0: 'area' is nan"),
         (set_annotation(area=-1), "annotation 0: 'area' is -1"),
         (set_annotation(area="x"), "annotation 0: 'area': 'x' is not a number"),
         (set_image(id=7), "image id 7 is used twice: 'a.png' and 'b.png'"),
-        (set_image(id="three"), "image number 2 of the list: 'id' is 'three'"),
+        (set_image(id="three"), "image number 2: 'id' is 'three'"),
         (set_image(id=2**63), "9223372036854775808: its id does not fit"),
         (set_image(width=0), r"image 3 \(b.png\): width 0"),
         (set_image(height=2.5), r"image 3 \(b.png\): 'height' is 2.5"),
         (set_image(file_name=None), "image 3: 'file_name' is None"),
-        (lambda document: document["images"].append("d.png"), "image number 4 of the list is 'd.png'"),
+        (lambda document: document["images"].append("d.png"), "image number 4 is 'd.png'"),
         (lambda document: document["images"][0].pop("width"), r"image 7 \(a.png\) has no 'width'"),
-        (lambda document: document["categories"][0].update(id="x"), "category number 1 of the list: 'id' is 'x'"),
+        (lambda document: document["categories"][0].update(id="x"), "category number 1: 'id' is 'x'"),
         (lambda document: document["categories"][0].update(id=4), "category id 4 is used twice"),
         (lambda document: document["categories"][0].update(name=5), "category 20: 'name' is 5"),
-        (lambda document: document.update(categories=[]), "no category to learn"),
-        (lambda document: document.update(images=[]), "lists no images"),
+        (lambda document: document.update(categories=[]), "there are no categories"),
+        (lambda document: document.update(images=[]), "has no images"),
         (lambda document: document.pop("annotations"), "is not a COCO annotation file: it has no 'annotations'"),
         (lambda document: document.update(images={"7": "a.png"}), "'images' is {'7': 'a.png'}"),
     ],
 )
-def test_entries_that_are_wrong_are_refused_by_id_and_value(tmp_path: Path, edit: Edit, named: str) -> None:
+def test_invalid_entries_are_reported_with_id_and_value(tmp_path: Path, edit: Edit, named: str) -> None:
     with pytest.raises(DatasetError, match=named) as caught:
         read(tmp_path, edit)
     assert str(tmp_path / "annotations.json") in str(caught.value)
 
 
-def test_boxes_of_a_refused_image_are_not_reported_again(tmp_path: Path) -> None:
+def test_boxes_of_an_invalid_image_are_not_reported_again(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         read(tmp_path, set_image(width=-1))
     assert len(caught.value.problems) == 1
@@ -245,7 +245,7 @@ def test_an_annotation_file_that_is_missing_or_a_folder_is_named(tmp_path: Path)
         assert str(path) in str(caught.value)
 
 
-def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     path = write_coco(tmp_path, coco_document())
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert read_coco(tmp_path, path).report.boxes == 3
@@ -268,7 +268,7 @@ def test_all_problems_are_counted_and_the_first_twenty_shown(tmp_path: Path) -> 
     assert len(lines) == 22
 
 
-def test_evaluation_sees_what_the_file_says(tmp_path: Path) -> None:
+def test_ground_truth_has_the_values_of_the_file(tmp_path: Path) -> None:
     coco = read(tmp_path).ground_truth()
     assert sorted(coco.getImgIds()) == [3, 7, 900]
     assert sorted(coco.getCatIds()) == [4, 20]

@@ -16,35 +16,6 @@ FILES = {
 }
 
 
-def test_labels_follow_rising_category_ids() -> None:
-    label_map = LabelMap.contiguous({20: "dog", -3: "fish", 4: "cat"})
-    assert label_map.names == ("fish", "cat", "dog")
-    assert label_map.category_ids == (-3, 4, 20)
-    assert label_map.labels() == {-3: 0, 4: 1, 20: 2}
-    assert label_map.num_classes == 3
-
-
-def test_sparse_labels_equal_their_category_ids() -> None:
-    label_map = LabelMap.sparse({1: "person", 3: "car"})
-    assert label_map.names == ("N/A", "person", "N/A", "car")
-    assert label_map.labels()[3] == 3
-    with pytest.raises(ValueError, match="-2"):
-        LabelMap.sparse({-2: "fish"})
-
-
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"names": ("a", "b"), "category_ids": (1,)}, "2 names for 1"),
-        ({"names": ("a", "b", "c"), "category_ids": (5, 1, 5)}, r"more than once: \[5\]"),
-        ({"names": (), "category_ids": ()}, "at least 1"),
-    ],
-)
-def test_label_maps_that_contradict_themselves_are_refused(fields: dict[str, Any], named: str) -> None:
-    with pytest.raises(ValidationError, match=named):
-        LabelMap(**fields)
-
-
 @pytest.mark.parametrize("config", [DataConfig(**FILES), ShapesConfig(num_train=3, min_size=0.2)])
 def test_configs_survive_yaml_and_json(config: DataConfig | ShapesConfig) -> None:
     adapter = TypeAdapter[DataConfig | ShapesConfig](AnyDataConfig)
@@ -79,10 +50,10 @@ def test_a_label_map_survives_in_a_config() -> None:
         (ShapesConfig, {"image_size": 40}, "4.0 pixels"),
     ],
 )
-def test_fields_that_contradict_each_other_are_refused(kind: Any, fields: dict[str, Any], named: str) -> None:
+def test_contradictory_fields_are_refused(kind: Any, fields: dict[str, Any], named: str) -> None:
     with pytest.raises(ValidationError, match=named):
         kind(**fields)
 
 
-def test_sequences_of_paths_are_paths() -> None:
+def test_paths_are_accepted() -> None:
     assert DataConfig(**FILES | {"val_images": Path("x")}).val_images == Path("x")

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from coco_files import coco_document, write_coco
-from deformdetr.data import DataConfig, DatasetError, LabelMap, SeededIndex, build_dataset, build_datasets
+from deformdetr.data import DataConfig, DatasetError, LabelMap, SeededIndex, build_dataset, build_datasets, collate
 
 
 def config(folder: Path, **fields: Any) -> DataConfig:
@@ -32,7 +33,7 @@ def edit(path: Path, key: str, index: int, **fields: Any) -> None:
     path.write_text(json.dumps(document))
 
 
-def test_a_sample_is_a_normalised_image_and_its_target(folder: Path) -> None:
+def test_a_sample_is_a_normalized_image_and_its_target(folder: Path) -> None:
     dataset = build_dataset(config(folder, eval_short_side=60), "val")
     image, target = dataset[0]
     assert image.shape == (3, 60, 80)
@@ -66,7 +67,7 @@ def test_untransformed_gives_the_stored_pixels(folder: Path) -> None:
     torch.testing.assert_close(target["boxes"], torch.tensor([[6 / 20, 12 / 50, 10 / 20, 20 / 50]]))
 
 
-def test_a_seeded_index_fixes_the_augmentation_and_spares_the_global_generator(folder: Path) -> None:
+def test_a_seeded_index_fixes_the_augmentation_without_touching_the_global_generator(folder: Path) -> None:
     dataset = build_dataset(config(folder), "train")
     before = torch.get_rng_state()
     first, again, other = (dataset[SeededIndex(0, seed)][0] for seed in (5, 5, 6))
@@ -75,7 +76,7 @@ def test_a_seeded_index_fixes_the_augmentation_and_spares_the_global_generator(f
     assert first.shape != other.shape or not torch.equal(first, other)
 
 
-def test_labels_of_both_splits_follow_from_the_training_annotations(folder: Path) -> None:
+def test_training_annotations_determine_the_labels_of_both_splits(folder: Path) -> None:
     document = coco_document()
     document["categories"] = [{"id": 20, "name": "dog"}]
     document["annotations"] = [row for row in document["annotations"] if row["category_id"] == 20]
@@ -87,7 +88,7 @@ def test_labels_of_both_splits_follow_from_the_training_annotations(folder: Path
 
 def test_categories_that_differ_between_the_splits_are_refused(folder: Path) -> None:
     edit(folder / "val.json", "categories", 0, name="wolf")
-    with pytest.raises(DatasetError, match=r"val.json: category 20 is 'wolf' here and 'dog' in the label map"):
+    with pytest.raises(DatasetError, match=r"val.json: category 20 is 'wolf' here but 'dog' in the label map"):
         build_datasets(config(folder))
 
 
@@ -103,7 +104,7 @@ def test_problems_of_both_splits_come_in_one_error(folder: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         build_datasets(config(folder))
     first, second = caught.value.problems
-    assert "train.json: annotation 0: its image 1" in first
+    assert "train.json: annotation 0: image 1 is not" in first
     assert "val.json: annotation 5" in second
 
 
@@ -112,7 +113,7 @@ def test_a_training_split_without_a_box_is_refused_and_an_evaluation_split_is_no
     write_coco(folder, document, "val.json")
     assert build_datasets(config(folder)).val.report.boxes == 0
     write_coco(folder, document, "train.json")
-    with pytest.raises(DatasetError, match=r"train.json.*no box to train on"):
+    with pytest.raises(DatasetError, match=r"train.json.*no boxes to train on"):
         build_datasets(config(folder))
 
 
@@ -142,3 +143,26 @@ def test_published_photographs_are_read_with_one_degenerate_box_in_each_split(bc
     image, target = val[0]
     assert image.shape == (3, 800, 1066)
     assert 0 < float(target["boxes"].min()) <= float(target["boxes"].max()) <= 1
+
+
+def test_batches_are_padded_and_targets_stay_lists() -> None:
+    small, large = torch.rand(3, 4, 6), torch.rand(3, 5, 3)
+    targets = [{"boxes": torch.rand(n, 4), "labels": torch.zeros(n, dtype=torch.int64)} for n in (2, 0)]
+    images, listed = collate([(small, targets[0]), (large, targets[1])])
+    assert images.images.shape == (2, 3, 5, 6)
+    assert images.padding_mask[0, 4:].all()
+    assert images.padding_mask[1, :, 3:].all()
+    assert int((~images.padding_mask).sum()) == 4 * 6 + 5 * 3
+    assert listed == targets
+
+
+def test_a_broken_image_is_named_across_processes(folder: Path) -> None:
+    dataset = build_dataset(config(folder), "train")
+    (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:100])
+    loader = DataLoader(dataset, num_workers=1, collate_fn=collate)
+    # Not pytest.raises: the traceback that it stores would keep the loader's process alive for seconds.
+    try:
+        list(loader)
+    except DatasetError as error:
+        message = str(error)
+    assert f"{folder / 'b.png'}: cannot be read" in message

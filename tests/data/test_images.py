@@ -13,20 +13,20 @@ def random_pixels(rng: torch.Generator, *shape: int) -> np.ndarray:
     return torch.randint(256, shape, generator=rng, dtype=torch.uint8).numpy()
 
 
-def test_a_colour_image_keeps_its_pixels(tmp_path: Path, rng: torch.Generator) -> None:
+def test_a_color_image_keeps_its_pixels(tmp_path: Path, rng: torch.Generator) -> None:
     pixels = random_pixels(rng, 7, 9, 3)
     Image.fromarray(pixels).save(tmp_path / "x.png")
     np.testing.assert_array_equal(load_image(tmp_path / "x.png").permute(1, 2, 0), pixels)
 
 
-def test_grey_images_repeat_their_channel(tmp_path: Path, rng: torch.Generator) -> None:
+def test_gray_images_repeat_their_channel(tmp_path: Path, rng: torch.Generator) -> None:
     pixels = random_pixels(rng, 7, 9)
     Image.fromarray(pixels).save(tmp_path / "x.png")
     for channel in load_image(tmp_path / "x.png"):
         np.testing.assert_array_equal(channel, pixels)
 
 
-def test_sixteen_bit_grey_keeps_its_upper_byte(tmp_path: Path, rng: torch.Generator) -> None:
+def test_sixteen_bit_gray_keeps_its_upper_byte(tmp_path: Path, rng: torch.Generator) -> None:
     upper = random_pixels(rng, 5, 6)
     Image.fromarray(upper.astype(np.uint16) * 256 + 200).save(tmp_path / "x.png")
     np.testing.assert_array_equal(load_image(tmp_path / "x.png")[1], upper)
@@ -38,7 +38,7 @@ def test_transparency_is_dropped(tmp_path: Path, rng: torch.Generator) -> None:
     np.testing.assert_array_equal(load_image(tmp_path / "x.png").permute(1, 2, 0), pixels[..., :3])
 
 
-def test_palettes_become_colours_even_with_transparent_entries(tmp_path: Path) -> None:
+def test_palettes_become_colors_even_with_transparent_entries(tmp_path: Path) -> None:
     image = Image.new("P", (4, 3), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
     image.save(tmp_path / "x.png", transparency=bytes([0, 128]))
@@ -66,7 +66,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, rng: torch.Generator, name: s
     assert str(path) in str(caught.value)
 
 
-def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_text("hello")
     Image.fromarray(np.zeros((3, 3), dtype=np.float32)).save(tmp_path / "float.tiff")
     for name in ("x.jpg", "nowhere.jpg", "float.tiff"):
@@ -74,14 +74,14 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
             load_image(tmp_path / name)
 
 
-def test_a_file_of_another_size_than_annotated_is_named_with_both_sizes(tmp_path: Path) -> None:
+def test_a_file_that_differs_from_its_annotated_size_is_named_with_both_sizes(tmp_path: Path) -> None:
     Image.new("RGB", (40, 20)).save(tmp_path / "x.png")
     images = ImageFiles([tmp_path / "x.png"], np.array([(40, 20)]))
     with pytest.raises(DatasetError, match=r"x.png: .*holds 40 x 20 .*annotations say 20 x 40$"):
         images(0)
 
 
-def test_a_rotated_photograph_explains_the_other_size(tmp_path: Path) -> None:
+def test_the_exif_orientation_of_a_rotated_photograph_explains_its_size(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 20)).save(tmp_path / "x.jpg", exif=exif)
@@ -89,7 +89,7 @@ def test_a_rotated_photograph_explains_the_other_size(tmp_path: Path) -> None:
         ImageFiles([tmp_path / "x.jpg"], np.array([(40, 20)]))(0)
 
 
-def test_the_error_survives_the_way_back_from_a_loader_process() -> None:
+def test_the_error_can_be_pickled_by_a_loader_process() -> None:
     error = pickle.loads(pickle.dumps(DatasetError("a.jpg: broken")))
     assert str(error) == "a.jpg: broken"
     assert error.problems == ("a.jpg: broken",)

@@ -6,7 +6,7 @@ import torch
 from deformdetr.data import ShapesConfig, build_datasets, check, draw_shapes, write_shapes
 
 
-def test_pictures_follow_from_the_seed(seed: int) -> None:
+def test_the_seed_determines_the_images(seed: int) -> None:
     config = ShapesConfig(seed=seed, num_train=6)
     annotations, pictures = draw_shapes(config, "train")
     again, same = draw_shapes(config, "train")
@@ -16,7 +16,7 @@ def test_pictures_follow_from_the_seed(seed: int) -> None:
     assert not torch.equal(pictures, other)
 
 
-def test_a_picture_does_not_depend_on_how_many_there_are() -> None:
+def test_an_image_does_not_depend_on_their_number() -> None:
     _, few = draw_shapes(ShapesConfig(num_train=3), "train")
     _, many = draw_shapes(ShapesConfig(num_train=5), "train")
     assert torch.equal(few, many[:3])
@@ -33,9 +33,9 @@ def test_boxes_are_tight_around_the_drawn_pixels() -> None:
     for index, picture in enumerate(pictures):
         boxes, _ = annotations.of_image(index)
         left, top, right, bottom = boxes[0].astype(int).tolist()
-        # The shape is drawn last and in one colour, which the background hardly ever repeats.
-        colour = picture[:, (top + bottom) // 2, (left + right) // 2]
-        same = (picture == colour[:, None, None]).all(dim=0)
+        # The shape is drawn last and in one color, which the background hardly ever repeats.
+        color = picture[:, (top + bottom) // 2, (left + right) // 2]
+        same = (picture == color[:, None, None]).all(dim=0)
         rows, columns = same.nonzero(as_tuple=True)
         assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (left, top, right, bottom)
 
@@ -71,13 +71,13 @@ def test_shapes_hardly_overlap() -> None:
         assert share.max() < 0.4
 
 
-def test_pictures_without_shapes_are_possible() -> None:
+def test_images_without_shapes_are_possible() -> None:
     config = ShapesConfig(num_train=30, min_objects=0, max_objects=1)
     annotations, _ = draw_shapes(config, "train")
     assert 0 < annotations.report.empty_images < 30
 
 
-def test_written_files_read_back_as_the_same_dataset(tmp_path: Path, seed: int) -> None:
+def test_written_files_are_read_as_the_same_dataset(tmp_path: Path, seed: int) -> None:
     config = ShapesConfig(seed=seed, num_train=5, num_val=3, image_size=64)
     written = write_shapes(config, tmp_path / "shapes")
     assert check(written, decode=True).decoded == 8
@@ -91,7 +91,7 @@ def test_written_files_read_back_as_the_same_dataset(tmp_path: Path, seed: int) 
             assert target["image_id"] == same_target["image_id"]
 
 
-def test_drawn_datasets_offer_what_read_ones_do() -> None:
+def test_drawn_datasets_have_the_interface_of_files() -> None:
     train, val = build_datasets(ShapesConfig(num_train=4, num_val=2))
     image, target = train[0]
     assert image.shape == (3, 128, 128)

@@ -18,7 +18,7 @@ PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def bright_rectangles(corners: list[tuple[int, int, int, int]], height: int, width: int) -> Sample:
-    """Give a black picture in which rectangle i is filled with channel i: boxes can be found in the pixels."""
+    """Return a black image with rectangle i drawn in channel i, so that boxes can be found in the pixels."""
     image = torch.zeros(3, height, width, dtype=torch.uint8)
     for channel, (left, top, right, bottom) in enumerate(corners):
         image[channel, top:bottom, left:right] = 255
@@ -26,7 +26,7 @@ def bright_rectangles(corners: list[tuple[int, int, int, int]], height: int, wid
 
 
 def found_in_pixels(image: torch.Tensor, channel: int) -> torch.Tensor | None:
-    """Give the corners of what is bright in a channel."""
+    """Return the corners of the bright pixels of a channel."""
     rows, columns = (torch.nonzero(image[channel].float().amax(axis) > image.max() / 2) for axis in (1, 0))
     if not len(rows):
         return None
@@ -84,7 +84,7 @@ def test_the_training_recipe_keeps_boxes_on_their_pixels() -> None:
         for label, box in zip(target["labels"].tolist(), corners, strict=True):
             seen = found_in_pixels(image, label)
             if seen is None:
-                # Slivers narrower than a pixel are too dark to be found.
+                # Boxes narrower than a pixel are too dark to be found.
                 assert (box[2:] - box[:2]).min() < 4
             else:
                 torch.testing.assert_close(box, seen, atol=4, rtol=0)
@@ -104,7 +104,7 @@ def test_boxes_are_float32_fractions_of_the_transformed_image() -> None:
     assert target["size"].tolist() == [48, 80]
 
 
-def test_evaluation_without_a_short_side_keeps_the_size_and_normalises() -> None:
+def test_evaluation_without_a_short_side_keeps_the_size_and_normalizes() -> None:
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     sample = bright_rectangles([(0, 0, 4, 5)], 5, 8)
     image, _ = split_sample(eval_transforms(None, 1333, mean, std)(sample))
@@ -114,7 +114,7 @@ def test_evaluation_without_a_short_side_keeps_the_size_and_normalises() -> None
 
 
 @pytest.mark.parametrize("augment", [AugmentConfig(), AugmentConfig(short_sides=(), crop=False)])
-def test_an_image_without_boxes_goes_through(augment: AugmentConfig) -> None:
+def test_an_image_without_boxes_is_transformed(augment: AugmentConfig) -> None:
     transform = train_transforms(augment, *PLAIN)
     for _ in range(6):
         image, target = split_sample(transform(bright_rectangles([], 60, 50)))
@@ -132,7 +132,7 @@ def test_without_crop_and_sizes_an_image_is_only_flipped(rng: torch.Generator) -
     torch.testing.assert_close(target["boxes"][0, 0], torch.tensor(1 - 2.5 / 9))
 
 
-def test_steps_without_a_choice_are_refused() -> None:
+def test_empty_ranges_are_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         ResizeShortSide([])
     with pytest.raises(ValueError, match=r"7.*6"):

@@ -7,5 +7,5 @@ from experiments import tiny_run
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the directory of a run that went through; tests must not change it."""
+    """Return the directory of a finished run. Tests must not change it."""
     return tiny_run(tmp_path_factory.mktemp("runs") / "finished")

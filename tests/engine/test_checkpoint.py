@@ -1,4 +1,4 @@
-"""Checkpoints: safe to load, complete, and refused where they are something else."""
+"""Checkpoints: safe loading, completeness, and refusal of other files."""
 
 from dataclasses import replace
 
@@ -17,12 +17,12 @@ def test_checkpoint_loads_with_weights_only(finished_run):
     assert "AP50" in content["metrics"]
 
 
-def test_best_checkpoint_holds_no_optimiser(finished_run):
+def test_best_checkpoint_holds_no_optimizer(finished_run):
     assert Checkpoint.load(finished_run / "best.pt").training is None
     assert Checkpoint.load(finished_run / "last.pt").training is not None
 
 
-def test_model_comes_back_in_evaluation_mode_with_its_weights(finished_run):
+def test_built_model_has_the_saved_weights_in_evaluation_mode(finished_run):
     checkpoint = Checkpoint.load(finished_run / "best.pt")
     model = checkpoint.build()
     assert not model.training
@@ -30,13 +30,13 @@ def test_model_comes_back_in_evaluation_mode_with_its_weights(finished_run):
         assert torch.equal(weights, checkpoint.model[name])
 
 
-def test_checkpoint_of_a_run_loads_like_any_other(finished_run):
+def test_load_checkpoint_reads_the_checkpoint_of_a_run(finished_run):
     checkpoint = Checkpoint.load(finished_run / "best.pt")
     model = checkpoint.experiment.model.build()
     assert load_checkpoint(model, finished_run / "best.pt").fits
 
 
-def test_model_is_built_without_the_weights_that_its_backbone_started_from(finished_run, tmp_path):
+def test_model_is_built_without_the_initial_weights_of_its_backbone(finished_run, tmp_path):
     checkpoint = Checkpoint.load(finished_run / "best.pt")
     backbone = {"kind": "resnet", "name": "resnet18", "weights": str(tmp_path / "gone.pth")}
     config = DeformableDETRConfig.model_validate(checkpoint.experiment.model.model_dump() | {"backbone": backbone})
@@ -62,14 +62,14 @@ def test_broken_file_is_refused_by_name(tmp_path, content):
         Checkpoint.load(path)
 
 
-def test_checkpoint_cut_short_is_refused_by_name(tmp_path, finished_run):
+def test_truncated_checkpoint_is_refused_by_name(tmp_path, finished_run):
     path = tmp_path / "last.pt"
     path.write_bytes((finished_run / "last.pt").read_bytes()[:-5000])
     with pytest.raises(RunError, match=r"last\.pt cannot be read: not a file that torch\.save has written"):
         Checkpoint.load(path)
 
 
-def test_state_dict_of_other_code_is_refused_with_the_way_to_use_it(tmp_path):
+def test_foreign_state_dict_is_refused_with_advice(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({"model": {"a": torch.zeros(1)}}, path)
     with pytest.raises(RunError, match=r"not the checkpoint of a run; .*init_checkpoint"):

@@ -1,4 +1,4 @@
-"""The demonstration, cut down to seconds."""
+"""The demonstration, shortened to seconds."""
 
 import pytest
 from PIL import Image
@@ -17,10 +17,10 @@ def test_demonstration_writes_a_run_with_pictures_and_can_be_repeated(tmp_path):
     assert (tmp_path / "demo" / "evaluation.json").exists()
 
 
-def test_directory_with_anything_else_is_left_alone(tmp_path):
+def test_directory_with_other_files_is_not_touched(tmp_path):
     (tmp_path / "last.pt").write_text("")
     (tmp_path / "thesis.txt").write_text("")
-    with pytest.raises(RunError, match=r"holds thesis\.txt, which no demonstration made"):
+    with pytest.raises(RunError, match=r"holds thesis\.txt, which are not from a demonstration"):
         run_demo(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"last.pt", "thesis.txt"}
 

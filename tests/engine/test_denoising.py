@@ -1,4 +1,4 @@
-"""Training of models that denoise."""
+"""Denoising training."""
 
 import json
 import math

@@ -21,13 +21,13 @@ def test_perfect_predictions_have_a_precision_of_one_at_any_batch_size():
         assert model.shown == 7
 
 
-def test_batch_size_changes_no_number(finished_run, tmp_path):
+def test_batch_size_does_not_change_metrics(finished_run, tmp_path):
     one = evaluate_run(finished_run, batch_size=1, output=tmp_path / "one.json")
     four = evaluate_run(finished_run, batch_size=4, output=tmp_path / "four.json")
     assert one.metrics == four.metrics
 
 
-def test_run_is_evaluated_to_the_numbers_of_its_training(finished_run, tmp_path):
+def test_evaluation_repeats_the_metrics_of_training(finished_run, tmp_path):
     found = evaluate_run(finished_run, output=tmp_path / "result.json")
     _, checkpoint = load_run(finished_run)
     assert found.metrics == checkpoint.metrics
@@ -58,6 +58,6 @@ def test_dataset_of_other_categories_is_refused(finished_run, tmp_path):
     assert not (tmp_path / "result.json").exists()
 
 
-def test_wrong_setting_of_the_dataset_is_named(finished_run):
+def test_invalid_setting_of_the_dataset_is_named(finished_run):
     with pytest.raises(ConfigError, match=r"no setting 'data\.num_vals'; did you mean data\.num_val"):
         evaluate_run(finished_run, data_changes={"num_vals": 3})

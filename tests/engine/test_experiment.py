@@ -1,4 +1,4 @@
-"""Experiments from files: presets, overrides, and messages about wrong settings."""
+"""Experiments from files: presets, overrides, and messages about invalid settings."""
 
 import json
 
@@ -19,7 +19,7 @@ def write(folder, settings, name="config.yaml"):
     return path
 
 
-def test_preset_gives_the_fields_that_are_left_out():
+def test_preset_provides_missing_fields():
     model = Experiment.model_validate({"model": {"preset": "demo", "num_queries": 7}, "data": SHAPES}).model
     assert model == preset("demo").replace(num_queries=7, num_classes=91)
     assert "num_classes" not in model.model_fields_set
@@ -50,7 +50,7 @@ def test_overrides_take_precedence_over_the_file(tmp_path):
     assert experiment.model.num_queries == 12
 
 
-def test_json_file_reads_like_a_yaml_file(tmp_path):
+def test_json_and_yaml_files_give_the_same_experiment(tmp_path):
     settings = {"model": {"preset": "demo"}, "data": SHAPES, "train": {"schedule": {"drop_epochs": [3]}}}
     read = read_experiment(write(tmp_path, settings, "config.json"))
     assert read == read_experiment(write(tmp_path, settings))
@@ -66,7 +66,7 @@ def test_json_file_reads_like_a_yaml_file(tmp_path):
         ("# a comment alone\n", "the setting 'data' is missing"),
     ],
 )
-def test_file_that_holds_no_settings_is_refused_by_name(tmp_path, text, message):
+def test_file_without_settings_is_refused_by_name(tmp_path, text, message):
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message) as refused:
@@ -79,7 +79,7 @@ def test_missing_file_is_refused_by_name(tmp_path):
         read_experiment(tmp_path / "nothing.yaml")
 
 
-def test_all_wrong_settings_are_named_with_the_likely_right_ones(tmp_path):
+def test_all_invalid_settings_are_named_with_suggestions(tmp_path):
     settings = {
         "model": {"preset": "demo", "num_querries": 3, "backbone": {"chanels": [8, 8, 8, 8]}},
         "data": {"kind": "shapes", "num_val": 0},
@@ -88,7 +88,7 @@ def test_all_wrong_settings_are_named_with_the_likely_right_ones(tmp_path):
     with pytest.raises(ConfigError) as refused:
         read_experiment(write(tmp_path, settings))
     message = str(refused.value)
-    assert "6 settings are wrong" in message
+    assert "6 settings are not valid" in message
     assert "no setting 'model.num_querries'; did you mean model.num_queries" in message
     assert "no setting 'model.backbone.chanels'; did you mean model.backbone.channels" in message
     assert "no setting 'train.num_queries'; did you mean model.num_queries?" in message
@@ -133,7 +133,7 @@ def test_resolved_experiment_survives_a_file(tmp_path):
     assert read_experiment(write(tmp_path, experiment.model_dump(mode="json"))) == experiment
 
 
-def test_settings_that_only_watch_do_not_matter_to_a_resumed_run():
+def test_logging_settings_may_change_on_resume():
     old = Experiment.model_validate({"data": SHAPES})
     watching = {"epochs": 9, "eval_every": 3, "save_every": 2, "log_every": 7}
     new = Experiment.model_validate({"data": SHAPES | {"num_workers": 3}, "train": watching})
@@ -141,7 +141,7 @@ def test_settings_that_only_watch_do_not_matter_to_a_resumed_run():
     assert changes_that_matter(old, new.replace(train=TrainConfig(seed=1))) == {"train.seed": (42, 1)}
 
 
-def test_schema_knows_presets_and_every_section():
+def test_schema_has_presets_and_all_sections():
     schema = experiment_schema()
     assert schema["properties"].keys() == {"model", "data", "train"}
     assert "demo" in schema["$defs"]["DeformableDETRConfig"]["properties"]["preset"]["enum"]

@@ -1,4 +1,4 @@
-"""Recomputing layers gives the same gradients."""
+"""Gradient checkpointing does not change gradients."""
 
 import pytest
 import torch
@@ -65,13 +65,13 @@ def test_blocks_of_the_backbone_run_again_if_they_train(backbone, rng):
     assert sorted(calls[count:]) == trained
 
 
-def test_networks_of_timm_are_told_to(rng):
+def test_timm_networks_checkpoint_themselves(rng):
     model = tiny_experiment().model.replace(backbone=BACKBONES["timm"]).build().train()
     enable_gradient_checkpointing(model)
     assert model.backbone.body.model.layers[0].grad_checkpointing
 
 
-def test_batch_norms_count_every_batch_once(rng):
+def test_batch_norm_counts_every_batch_once(rng):
     backbone = ResNetConfig(name="resnet18", norm="batch")
     model = tiny_experiment().model.replace(backbone=backbone).build().train()
     enable_gradient_checkpointing(model)

@@ -1,4 +1,4 @@
-"""One way from an image to its detections, whoever takes it: detector, evaluation, prediction and export."""
+"""Detector, evaluation, prediction and export give models the same inputs."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from deformdetr import Detector
 from deformdetr.cli import _export
 from deformdetr.data import DataConfig, build_dataset, collate, load_image
 from deformdetr.engine import Checkpoint, _predict, load_run, predict
-from deformdetr.engine._evaluate import MASK_THRESHOLD, detect
+from deformdetr.engine._inference import MASK_THRESHOLD, detect
 from deformdetr.structures import ImageBatch
 
 SIZES = [(60, 100), (108, 192), (200, 40), (48, 64)]
@@ -21,7 +21,7 @@ SIZES = [(60, 100), (108, 192), (200, 40), (48, 64)]
 
 @pytest.fixture
 def checkpoint(finished_run: Path, tmp_path: Path) -> Path:
-    """Return a trained checkpoint whose images are resized, in a folder of their own; it is evaluated on four."""
+    """Return a trained checkpoint with four evaluation images, which are resized."""
     document = coco_document()
     document["images"] = [
         {"id": number, "file_name": f"{number}.png", "height": height, "width": width}
@@ -54,8 +54,8 @@ def detector(checkpoint: Checkpoint) -> Detector:
     ).eval()
 
 
-def seen_by(model: Detector, images: list[Tensor]) -> ImageBatch:
-    """Return what the model within a detector is called with."""
+def inputs_of(model: Detector, images: list[Tensor]) -> ImageBatch:
+    """Return the inputs of the model in a detector."""
     seen: list[Any] = []
     handle = model.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     with torch.inference_mode():
@@ -64,13 +64,13 @@ def seen_by(model: Detector, images: list[Tensor]) -> ImageBatch:
     return ImageBatch(*seen[0])
 
 
-def test_a_detector_sees_the_inputs_of_evaluation_bit_for_bit_and_finds_the_same(checkpoint: Path) -> None:
+def test_a_detector_equals_evaluation_bit_for_bit(checkpoint: Path) -> None:
     loaded = Checkpoint.load(checkpoint)
     model, dataset = detector(loaded), build_dataset(loaded.experiment.data, "val")
     images = [load_image(checkpoint.parent / "images" / f"{number}.png") for number in range(len(SIZES))]
     batch, targets = collate([dataset[number] for number in range(len(SIZES))])
     assert [target["size"].tolist() for target in targets] == [[48, 80], [45, 80], [80, 16], [48, 64]]
-    seen = seen_by(model, images)
+    seen = inputs_of(model, images)
     assert torch.equal(seen.images, batch.images)
     assert torch.equal(seen.padding_mask, batch.padding_mask)
     sizes = [tuple(target["orig_size"].tolist()) for target in targets]
@@ -84,7 +84,9 @@ def test_a_detector_sees_the_inputs_of_evaluation_bit_for_bit_and_finds_the_same
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_prediction_and_export_see_them_too(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prediction_and_export_use_the_same_inputs(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = Checkpoint.load(checkpoint)
     model, dataset = detector(loaded), build_dataset(loaded.experiment.data, "val")
     expected = [dataset[number][0] for number in range(len(SIZES))]
@@ -116,8 +118,8 @@ def test_prediction_and_export_see_them_too(checkpoint: Path, tmp_path: Path, mo
     assert all(torch.equal(one, other) for one, other in zip(exported, expected + expected[:2], strict=True))
 
 
-def test_floating_point_images_that_keep_their_size_are_seen_the_same(checkpoint: Path) -> None:
+def test_floating_point_images_of_unchanged_size_give_the_same_inputs(checkpoint: Path) -> None:
     loaded = Checkpoint.load(checkpoint)
     image = load_image(checkpoint.parent / "images" / "3.png")
     model = detector(loaded)
-    assert torch.equal(seen_by(model, [image.float() / 255]).images, seen_by(model, [image]).images)
+    assert torch.equal(inputs_of(model, [image.float() / 255]).images, inputs_of(model, [image]).images)

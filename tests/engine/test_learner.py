@@ -11,7 +11,7 @@ from experiments import tiny_experiment
 
 @pytest.fixture(scope="module")
 def samples():
-    # Pictures with as many boxes each, so that halves of a batch count as much as the whole.
+    # All images have two boxes, so that half batches are normalized as whole ones.
     dataset = build_dataset(tiny_experiment().data.replace(min_objects=2, max_objects=2, max_size=0.3), "train")
     found = [dataset[index] for index in range(len(dataset))]
     return [sample for sample in found if len(sample[1]["labels"]) == 2][:4]
@@ -22,7 +22,7 @@ def learner_of(model, **settings):
     return Learner(model, experiment.model.build_criterion(), experiment.train, Processes())
 
 
-def test_accumulated_halves_give_the_gradient_of_the_whole(samples):
+def test_accumulated_half_batches_give_the_gradient_of_the_whole_batch(samples):
     model = tiny_experiment().model.build()
     learner = learner_of(model)
     learner.learn(*collate(samples), step=1, group_size=1, is_last=True)
@@ -60,7 +60,7 @@ def test_learning_rates_follow_the_factor(samples):
     assert learner.learning_rates() == pytest.approx({"main": 5e-4, "backbone": 5e-4, "sampling": 5e-5})
 
 
-def test_batch_without_any_object_can_be_learnt_from(samples):
+def test_batch_without_any_object_can_be_learned_from(samples):
     model = tiny_experiment().model.build()
     learner = learner_of(model)
     images, targets = collate(samples)
@@ -71,7 +71,7 @@ def test_batch_without_any_object_can_be_learnt_from(samples):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_what_is_frozen_gets_no_gradient_and_stays_in_evaluation_mode(samples):
+def test_frozen_modules_get_no_gradient_and_stay_in_evaluation_mode(samples):
     model = tiny_experiment().model.build()
     learner = learner_of(model, trainable=["decoder.layers.1", "class_heads"])
     learner.start_epoch()
@@ -92,7 +92,7 @@ def test_what_is_frozen_gets_no_gradient_and_stays_in_evaluation_mode(samples):
     [
         ("mask_heads", "train.trainable: the model has no part 'mask_heads'; its parts are backbone, "),
         ("", "train.trainable: the model has no part ''"),
-        ("position", "train.trainable: 'position' has no parameter that trains"),
+        ("position", "train.trainable: 'position' has no trainable parameter"),
     ],
 )
 def test_parts_that_cannot_train_are_refused(part, message):

@@ -1,4 +1,4 @@
-"""Runs of models with masks: trained, evaluated, drawn, and better for the training."""
+"""Runs of models with masks: training, evaluation and drawing."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def experiment(model: dict[str, Any], **train_settings: Any) -> Experiment:
 
 @pytest.fixture(scope="session", params=MODELS)
 def masks_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the directory of a run with masks that went through; tests must not change it."""
+    """Return the directory of a finished run with masks. Tests must not change it."""
     return train(experiment(MODELS[request.param]), tmp_path_factory.mktemp("runs") / "masks").run
 
 
@@ -82,7 +82,7 @@ def test_a_run_is_evaluated_in_boxes_and_masks(masks_run: Path, tmp_path: Path) 
     assert evaluate_run(masks_run, batch_size=1, output=tmp_path / "one.json").metrics == found.metrics
 
 
-def test_written_annotations_evaluate_to_the_same_numbers(masks_run: Path, tmp_path: Path) -> None:
+def test_written_annotations_give_the_same_metrics(masks_run: Path, tmp_path: Path) -> None:
     _, checkpoint = load_run(masks_run)
     files = write_shapes(checkpoint.experiment.data, tmp_path)
     changes = files.model_dump(mode="json", exclude_unset=True) | {"kind": "coco"}
@@ -104,7 +104,7 @@ def test_predictions_hold_masks_that_pycocotools_reads(masks_run: Path, tmp_path
         assert drawn.width > drawn.height
 
 
-def test_runs_without_masks_list_none(finished_run: Path, tmp_path: Path) -> None:
+def test_predictions_of_runs_without_masks_have_none(finished_run: Path, tmp_path: Path) -> None:
     picture = tmp_path / "a.png"
     Image.new("RGB", (64, 64), (200, 40, 40)).save(picture)
     (listed,) = predict(finished_run, [picture], tmp_path / "out").images
@@ -112,13 +112,13 @@ def test_runs_without_masks_list_none(finished_run: Path, tmp_path: Path) -> Non
     assert "masks" not in evaluate_run(finished_run, output=tmp_path / "result.json").table
 
 
-def test_a_detector_that_was_trained_without_masks_starts_a_run_with_them(finished_run: Path, tmp_path: Path) -> None:
+def test_weights_without_a_mask_head_can_initialize_a_run_with_masks(finished_run: Path, tmp_path: Path) -> None:
     described = experiment(MODELS["deformable_detr"], epochs=1, init_checkpoint=finished_run / "best.pt")
     result = train(described, tmp_path / "run")
     assert result.metrics["segm"]["AP"] is not None
 
 
-def test_the_mask_head_alone_may_train(finished_run: Path, tmp_path: Path) -> None:
+def test_only_the_mask_head_can_be_trained(finished_run: Path, tmp_path: Path) -> None:
     start = finished_run / "best.pt"
     settings = {"epochs": 2, "init_checkpoint": start, "trainable": ["mask_head"], "gradient_checkpointing": True}
     result = train(experiment(MODELS["deformable_detr"], **settings), tmp_path / "run")
@@ -129,12 +129,12 @@ def test_the_mask_head_alone_may_train(finished_run: Path, tmp_path: Path) -> No
     assert first["AP"] == last["AP"] == evaluate_run(start, output=tmp_path / "before.json").metrics["AP"]
     # Group norms start with ones.
     assert not after["mask_head.convolutions.norms.0.weight"].eq(1).any()
-    # Boxes being equal, masks decide which checkpoint is the best.
+    # With equal AP of boxes, masks decide which checkpoint is best.
     _, best = load_run(result.run, prefer=("best.pt",))
     assert best.epoch == (2 if last["segm"]["AP"] > first["segm"]["AP"] else 1)
 
 
-def test_masks_are_one_switch_of_a_config_file(masks_run: Path) -> None:
+def test_one_setting_enables_masks(masks_run: Path) -> None:
     read = load_config(masks_run / "config.yaml", Experiment)
     assert read.model.masks
     assert read == load_run(masks_run)[1].experiment
@@ -181,7 +181,7 @@ def test_the_demonstration_draws_masks(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-def test_masks_learn_from_shapes(tmp_path: Path) -> None:
+def test_masks_are_learned_on_shapes(tmp_path: Path) -> None:
     described = demo_experiment(masks=True)
     described = described.replace(
         model=described.model.replace(num_queries=12, num_feature_levels=2, d_model=32, top_k=12),

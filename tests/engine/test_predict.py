@@ -1,4 +1,4 @@
-"""Prediction on files: of any size, unreadable ones too, and never over the images themselves."""
+"""Prediction on files of any size, readable or not, without overwriting them."""
 
 import json
 
@@ -14,16 +14,16 @@ def save_picture(path, width, height, mode="RGB"):
     return path
 
 
-def test_pictures_and_json_list_what_was_found(finished_run, tmp_path):
+def test_pictures_and_json_have_the_detections(finished_run, tmp_path):
     (tmp_path / "in").mkdir()
     wide = save_picture(tmp_path / "in" / "wide.png", 150, 40)
-    grey = save_picture(tmp_path / "in" / "grey.jpg", 33, 97, mode="L")
+    gray = save_picture(tmp_path / "in" / "gray.jpg", 33, 97, mode="L")
     (tmp_path / "in" / "notes.txt").write_text("no image")
     result = predict(finished_run, [tmp_path / "in"], tmp_path / "out", threshold=0.0)
     assert result.skipped == {}
     written = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert written["images"] == result.images
-    assert [image["file"] for image in result.images] == [str(grey), str(wide)]
+    assert [image["file"] for image in result.images] == [str(gray), str(wide)]
     assert [(image["width"], image["height"]) for image in result.images] == [(33, 97), (150, 40)]
     for image in result.images:
         assert len(image["boxes"]) == len(image["scores"]) == len(image["labels"]) == len(image["names"]) == 20
@@ -32,7 +32,7 @@ def test_pictures_and_json_list_what_was_found(finished_run, tmp_path):
         assert [label + 1 for label in image["labels"]] == image["category_ids"]
         boxes = torch.tensor(image["boxes"])
         assert (boxes[:, 2:] >= boxes[:, :2]).all()
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["grey.png", "predictions.json", "wide.png"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["gray.png", "predictions.json", "wide.png"]
     with Image.open(tmp_path / "out" / "wide.png") as drawn:
         assert drawn.width > drawn.height
 
@@ -42,8 +42,8 @@ def test_boxes_scale_with_the_picture(finished_run, tmp_path):
     small.save(tmp_path / "a.png")
     found = predict(finished_run, [tmp_path / "a.png"], tmp_path / "out").images[0]
     assert found["boxes"]
-    centres = torch.tensor(found["boxes"]).view(-1, 2, 2).mean(1)
-    assert ((centres > 0) & (centres < 64)).all()
+    centers = torch.tensor(found["boxes"]).view(-1, 2, 2).mean(1)
+    assert ((centers > 0) & (centers < 64)).all()
 
 
 def test_unreadable_file_is_named_and_skipped(finished_run, tmp_path):
@@ -57,7 +57,7 @@ def test_unreadable_file_is_named_and_skipped(finished_run, tmp_path):
     assert json.loads((tmp_path / "out" / "predictions.json").read_text())["skipped"] == result.skipped
 
 
-def test_images_of_one_name_get_pictures_of_their_own(finished_run, tmp_path):
+def test_pictures_of_images_with_equal_names_are_numbered(finished_run, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         save_picture(tmp_path / folder / "same.png", 64, 64)

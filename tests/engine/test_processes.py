@@ -1,11 +1,11 @@
-"""One process alone; several are tested with the command line."""
+"""A single process. Several are tested with the command line."""
 
 import torch
 
 from deformdetr.engine import Processes
 
 
-def test_one_process_exchanges_with_itself():
+def test_a_single_process_communicates_with_itself():
     processes = Processes()
     assert (processes.rank, processes.world_size, processes.is_main) == (0, 1, True)
     assert processes.mean({"a": 1.5, "b": -2.0}) == {"a": 1.5, "b": -2.0}

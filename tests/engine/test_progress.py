@@ -1,4 +1,4 @@
-"""What is shown on a terminal and elsewhere."""
+"""Display of progress on a terminal and elsewhere."""
 
 import io
 

@@ -7,7 +7,7 @@ from deformdetr.engine import RunDirectory, RunError, load_run
 from experiments import tiny_experiment
 
 
-def test_best_checkpoint_is_preferred_and_the_last_taken_where_there_is_none(tmp_path, finished_run):
+def test_best_checkpoint_is_preferred_to_the_last(tmp_path, finished_run):
     assert load_run(finished_run)[0].name == "best.pt"
     (tmp_path / "last.pt").write_bytes((finished_run / "last.pt").read_bytes())
     assert load_run(tmp_path)[0].name == "last.pt"
@@ -20,7 +20,7 @@ def test_checkpoint_file_stands_for_its_run(finished_run):
 
 
 def test_directory_without_checkpoints_is_refused(tmp_path):
-    with pytest.raises(RunError, match=r"holds neither of best\.pt, last\.pt"):
+    with pytest.raises(RunError, match=r"holds none of best\.pt, last\.pt"):
         load_run(tmp_path)
     with pytest.raises(RunError, match="does not exist"):
         load_run(tmp_path / "nothing")
@@ -32,7 +32,7 @@ def test_file_in_place_of_a_run_directory_is_refused(tmp_path):
         RunDirectory(tmp_path / "run").open(tiny_experiment(), resume=False)
 
 
-def test_line_that_an_interruption_cut_is_dropped(tmp_path):
+def test_truncated_line_is_dropped(tmp_path):
     run = RunDirectory(tmp_path)
     run.append_metrics({"epoch": 1, "loss": 2.0})
     run.append_metrics({"epoch": 2, "loss": 1.0})
@@ -44,11 +44,11 @@ def test_line_that_an_interruption_cut_is_dropped(tmp_path):
     assert run.metrics.read_text() == '{"epoch": 1, "loss": 2.0}\n{"epoch": 2, "loss": 0.5}\n'
 
 
-def test_what_a_killed_process_has_not_finished_is_removed_when_the_run_goes_on(tmp_path):
+def test_unfinished_files_of_a_killed_process_are_removed_on_resume(tmp_path):
     run = RunDirectory(tmp_path)
     run.create(tiny_experiment(), {}, epoch=0)
     kept = sorted(tmp_path.iterdir())
-    # Never closed, as by a process that is killed.
+    # Never closed, like the file of a killed process.
     killed = replacing(run.last)
     killed.__enter__().write_bytes(b"half")
     assert len(list(tmp_path.iterdir())) == len(kept) + 1

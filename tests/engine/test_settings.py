@@ -1,6 +1,7 @@
-"""Names of settings and suggestions."""
+"""Merging, comparing and naming settings, and suggestions."""
 
 from deformdetr.engine import Experiment, setting_names, suggest
+from deformdetr.engine._settings import differences, merge
 
 
 def test_names_cover_all_kinds_of_a_part():
@@ -18,9 +19,29 @@ def test_similar_names_are_suggested():
     assert suggest("train.batchsize", ["train.batch_size", "model.top_k"]) == "; did you mean train.batch_size?"
 
 
-def test_names_of_the_section_are_listed_where_none_is_similar():
+def test_names_of_the_section_are_listed_if_none_is_similar():
     assert suggest("train.zzzzzzzz", ["train.lr", "train.seed", "model.top_k"]) == "; train has lr, seed"
 
 
-def test_nothing_is_suggested_where_nothing_fits():
+def test_nothing_is_suggested_if_nothing_fits():
     assert suggest("zzz", ["train.lr"]) == ""
+
+
+def test_merge_replaces_leaves_and_keeps_the_rest():
+    base = {"a": {"b": 1, "c": [1, 2]}, "d": 3}
+    assert merge(base, {"a": {"c": [3]}, "e": 4}) == {"a": {"b": 1, "c": [3]}, "d": 3, "e": 4}
+    assert base == {"a": {"b": 1, "c": [1, 2]}, "d": 3}
+
+
+def test_settings_of_another_kind_are_replaced_as_a_whole():
+    base = {"backbone": {"kind": "resnet", "name": "resnet50"}}
+    assert merge(base, {"backbone": {"kind": "conv"}}) == {"backbone": {"kind": "conv"}}
+    assert merge(base, {"backbone": {"kind": "resnet", "dilation": True}}) == {
+        "backbone": {"kind": "resnet", "name": "resnet50", "dilation": True}
+    }
+
+
+def test_differences_are_named_by_their_path():
+    old = {"a": {"b": 1, "c": {}}, "d": [1, 2]}
+    new = {"a": {"b": 2, "c": {}}, "d": [1, 2], "e": {"f": 0}}
+    assert differences(old, new) == {"a.b": (1, 2), "e.f": (None, 0)}

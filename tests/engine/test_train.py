@@ -1,4 +1,4 @@
-"""Whole runs: what they write, how they go on, and how they stop."""
+"""Whole runs: the files they write, resuming and stopping."""
 
 import json
 from dataclasses import replace
@@ -37,7 +37,7 @@ def assert_same_weights(run, other):
 
 
 def stop_at_the_start_of_epoch(monkeypatch, epoch, error):
-    """Let the first batch after `epoch - 1` epochs of three batches fail."""
+    """Make the first batch after `epoch - 1` epochs of three batches raise an error."""
     calls = []
     forward = SetCriterion.forward
 
@@ -95,7 +95,7 @@ def test_training_lowers_the_loss(tmp_path):
     assert "AP" in rows[-1]
 
 
-def test_runs_of_one_seed_are_the_same_and_of_another_are_not(tmp_path, finished_run):
+def test_the_seed_determines_a_run(tmp_path, finished_run):
     assert_same_weights(finished_run, tiny_run(tmp_path / "again"))
     with pytest.raises(AssertionError):
         assert_same_weights(finished_run, tiny_run(tmp_path / "other", seed=1))
@@ -116,7 +116,7 @@ def test_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path
     assert drop_times == expected
 
 
-def test_resumed_run_restores_the_optimiser(tmp_path, finished_run):
+def test_resumed_run_restores_the_optimizer(tmp_path, finished_run):
     run = tiny_run(tmp_path / "run", epochs=1)
     train(tiny_experiment(), run, resume=True)
     ours, theirs = (Checkpoint.load(each / "last.pt").training for each in (run, finished_run))
@@ -150,7 +150,7 @@ def test_resume_without_a_run_starts_one(tmp_path, finished_run):
     assert_same_weights(tmp_path / "run", finished_run)
 
 
-def test_run_that_saved_nothing_yet_starts_again_on_resume(tmp_path, monkeypatch, finished_run):
+def test_run_without_a_checkpoint_restarts_on_resume(tmp_path, monkeypatch, finished_run):
     with monkeypatch.context() as patch:
         stop_at_the_start_of_epoch(patch, 1, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
@@ -159,7 +159,7 @@ def test_run_that_saved_nothing_yet_starts_again_on_resume(tmp_path, monkeypatch
     assert_same_weights(tmp_path / "run", finished_run)
 
 
-def test_directory_with_content_is_refused_and_left_alone(tmp_path):
+def test_directory_with_content_is_refused_and_not_touched(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match=r"not empty .*notes\.txt"):
         tiny_run(tmp_path)
@@ -168,7 +168,7 @@ def test_directory_with_content_is_refused_and_left_alone(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_resuming_with_another_config_names_what_differs(finished_run):
+def test_resuming_with_another_config_names_the_differences(finished_run):
     before = {file.name: file.read_bytes() for file in finished_run.iterdir()}
     with pytest.raises(RunError) as refused:
         train(tiny_experiment(lr=5e-4, weight_decay=0.0, eval_every=2), finished_run, resume=True)
@@ -193,9 +193,9 @@ def test_max_steps_stops_within_an_epoch_and_saves(tmp_path):
     assert [row["step"] for row in rows_of(run)] == [3, 4]
 
 
-def test_accumulated_batches_make_one_step_each_group(tmp_path):
+def test_accumulated_batches_make_one_step_per_group(tmp_path):
     result = train(tiny_experiment(batch_size=2, accumulate_steps=4, epochs=1), tmp_path / "run")
-    # Six batches: a group of four, and the two that are left.
+    # Six batches: a group of four and a group of two.
     assert result.step == 2
 
 
@@ -254,7 +254,7 @@ def test_gradient_that_is_not_finite_stops_before_anything_is_saved(tmp_path, mo
         losses = forward(self, outputs, targets)
         calls.append(None)
         if len(calls) == batch:
-            # Finite itself, but not its derivative.
+            # The loss is finite, but its derivative is not.
             root = (outputs["pred_logits"].sum() * 0).sqrt()
             losses["loss_ce"] = losses["loss_ce"] + root
         return losses
@@ -298,14 +298,14 @@ def test_training_starts_from_a_checkpoint_with_another_class_head(tmp_path, fin
             torch.testing.assert_close(weights, theirs.model[name], rtol=1e-4, atol=1e-6)
 
 
-def test_variable_without_value_in_the_path_of_first_weights_is_named(tmp_path, monkeypatch):
+def test_unset_variable_in_the_path_of_initial_weights_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("MISSING", raising=False)
     with pytest.raises(ConfigError, match=r"train\.init_checkpoint: \$MISSING/a\.pth: .*'MISSING' is not set"):
         train(tiny_experiment(init_checkpoint="$MISSING/a.pth"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_full_disk_ends_a_run_by_name_and_leaves_it_to_be_resumed(tmp_path):
+def test_full_disk_ends_a_run_with_the_file_name_and_the_run_can_be_resumed(tmp_path):
     run = tmp_path / "run"
     with disk_space(15_000), pytest.raises(OSError, match=r"cannot be written: File too large: .*run"):
         train(tiny_experiment(), run)
@@ -319,5 +319,5 @@ def test_checkpoint_with_another_state_of_training_is_refused(training, finished
     checkpoint = Checkpoint.load(finished_run / "last.pt")
     run.create(checkpoint.experiment, {}, epoch=0)
     replace(checkpoint, training=training).save(run.last)
-    with pytest.raises(RunError, match=r"last\.pt: does not hold the state of this run's training"):
+    with pytest.raises(RunError, match=r"last\.pt: does not hold the state for resuming this run"):
         train(checkpoint.experiment, tmp_path, resume=True)

@@ -1,4 +1,4 @@
-"""Paths as people write them, and what is there."""
+"""Expansion and checks of paths."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ def test_home_and_variables_are_replaced(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("written", ["$MISSING/x", "y/${MISSING}/x"])
-def test_a_variable_without_value_is_named(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+def test_an_unset_variable_is_named(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
     monkeypatch.delenv("MISSING", raising=False)
     with pytest.raises(FileError, match="'MISSING' is not set") as caught:
         expand_path(Path(written))
@@ -34,7 +34,7 @@ def test_an_unknown_user_is_named() -> None:
         expand_path(Path("~nobody-of-this-name/x"))
 
 
-def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "device").symlink_to("/dev/zero")
     (tmp_path / "loop").symlink_to("loop")
@@ -56,7 +56,7 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
     check_readable(tmp_path / "file")
 
 
-def test_places_where_nothing_can_be_written_are_refused(tmp_path: Path) -> None:
+def test_paths_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     (tmp_path / "old.pth").touch()
     (tmp_path / "folder.pth").mkdir()
     for name, error, reason in (

@@ -1,4 +1,4 @@
-"""Whatever a file holds, a public reader returns or raises what it documents."""
+"""For files of any content, public readers return or raise only what they document."""
 
 import json
 import os
@@ -27,7 +27,7 @@ Documented = tuple[type[Exception], ...]
 def refused(
     read: Callable[[Path], object], files: Iterable[tuple[str, Write]], folder: Path, documented: Documented
 ) -> list[str]:
-    """Read every file, and return the names of those that were refused."""
+    """Read all files, and return the names of those that were refused."""
     messages = {}
     for name, write in files:
         path = folder / name

@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all."""
+"""Atomic writing of files."""
 
 import os
 import stat
@@ -25,7 +25,7 @@ WRITERS = {
 
 @pytest.fixture(params=WRITERS.items(), ids=lambda item: item[0])
 def writer(request, tmp_path):
-    """Return a file to write, and what writes more than 10 kB to it."""
+    """Return a path and a function that writes more than 10 kB to it."""
     name, write = request.param
     return tmp_path / name, write
 
@@ -54,7 +54,7 @@ def test_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_full_disk_is_named_with_the_file_and_leaves_things_as_they_were(writer, exists):
+def test_a_full_disk_is_reported_with_the_file_and_changes_nothing(writer, exists):
     path, write = writer
     if exists:
         path.write_bytes(b"old")
@@ -68,7 +68,7 @@ def test_a_full_disk_is_named_with_the_file_and_leaves_things_as_they_were(write
 
 
 @pytest.mark.parametrize("place", ["nowhere/file", "file.txt/file"])
-def test_a_folder_that_is_none_is_named(writer, place, tmp_path):
+def test_a_missing_folder_is_named(writer, place, tmp_path):
     (tmp_path / "file.txt").write_text("old")
     path, write = writer
     with pytest.raises(OSError, match=r"cannot be written: (No such file|Not a directory)") as caught:
@@ -76,13 +76,13 @@ def test_a_folder_that_is_none_is_named(writer, place, tmp_path):
     assert str(tmp_path / place) in str(caught.value)
 
 
-def test_a_folder_that_may_not_be_written_is_named(writer):
+def test_a_read_only_folder_is_named(writer):
     path, write = writer
     path.write_bytes(b"old")
     path.parent.chmod(0o500)
     try:
         if os.access(path.parent, os.W_OK):
-            # Nothing is closed to root but what is no file.
+            # Root can write everywhere except to what is not a file.
             path = path.with_name("null" + path.suffix)
             path.symlink_to("/proc/self/nothing")
         with pytest.raises(OSError, match="cannot be written"):
@@ -92,7 +92,7 @@ def test_a_folder_that_may_not_be_written_is_named(writer):
     assert [each.name for each in path.parent.iterdir() if "unfinished" in each.name] == []
 
 
-def test_what_is_no_file_is_not_replaced(writer, tmp_path):
+def test_only_regular_files_are_replaced(writer, tmp_path):
     path, write = writer
     os.mkfifo(path)
     with pytest.raises(FileExistsError, match="a folder, a device or a pipe"):
@@ -105,7 +105,7 @@ def test_what_is_no_file_is_not_replaced(writer, tmp_path):
     assert stat.S_ISCHR(device.stat().st_mode)
 
 
-def test_a_link_stays_and_its_target_is_replaced(writer, tmp_path):
+def test_a_symbolic_link_is_kept_and_its_target_replaced(writer, tmp_path):
     path, write = writer
     (tmp_path / "elsewhere").mkdir()
     target = tmp_path / "elsewhere" / "target"
@@ -124,7 +124,7 @@ def test_a_file_may_have_the_longest_name(writer, tmp_path):
     assert longest.stat().st_size > 1000
 
 
-def test_errors_of_the_content_are_left_as_they_are(tmp_path):
+def test_other_errors_are_passed_on(tmp_path):
     with pytest.raises(ZeroDivisionError), replacing(tmp_path / "a"):
         _ = 1 / 0
     with pytest.raises(RuntimeError, match="stack expects a non-empty"), replacing(tmp_path / "a"):
@@ -134,6 +134,6 @@ def test_errors_of_the_content_are_left_as_they_are(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_text_that_is_no_text_in_utf_8_is_escaped(tmp_path):
+def test_text_that_utf_8_cannot_encode_is_escaped(tmp_path):
     write_text(tmp_path / "a.json", f'"{os.fsdecode(b"a" + bytes([0x80]))}"')
     assert (tmp_path / "a.json").read_text() == '"a\\udc80"'

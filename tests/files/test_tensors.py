@@ -1,4 +1,4 @@
-"""Tensors from files: what is read, and why something is not."""
+"""Reading and writing tensor files, and the reasons for refusing one."""
 
 import argparse
 import pathlib
@@ -55,20 +55,20 @@ def test_a_reason_is_one_line_without_advice_to_run_code(tmp_path):
         assert "weights_only" not in str(caught.value)
 
 
-def test_remarks_of_readers_are_left_out(tmp_path):
+def test_warnings_of_readers_are_suppressed(tmp_path):
     (tmp_path / "a.pth").touch()
     with reading_tensors(tmp_path / "a.pth"):
         warnings.warn("this file is old", UserWarning, stacklevel=1)
 
 
-def test_tensors_that_share_memory_are_written_apart_where_the_format_cannot_share(tmp_path):
+def test_tensors_that_share_memory_are_copied_for_safetensors(tmp_path):
     shared = torch.arange(6.0)
     write_tensors({"a": shared, "b": shared[2:]}, tmp_path / "file.safetensors")
     content = safetensors.torch.load_file(tmp_path / "file.safetensors")
     assert content["b"].tolist() == [2, 3, 4, 5]
 
 
-def test_names_of_one_tensor_stay_so_where_it_is_copied(tmp_path, rng):
+def test_names_that_share_a_tensor_share_its_copy(tmp_path, rng):
     tensor = torch.randn(3, 4, generator=rng).T
     write_tensors({"a": tensor, "b": tensor.detach(), "c": tensor.clone()}, tmp_path / "file.pth")
     content = read_tensor_file(tmp_path / "file.pth")

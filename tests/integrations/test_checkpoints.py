@@ -1,4 +1,4 @@
-"""Loading checkpoints: files of every kind, and accounts of what does not fit."""
+"""Loading checkpoints: files of every kind, and reports of mismatches."""
 
 import argparse
 import pathlib
@@ -14,7 +14,7 @@ from deformdetr.integrations import (
     CheckpointError,
     from_original,
     load_checkpoint,
-    recognise,
+    recognize,
     to_original,
 )
 from goldens import load_golden
@@ -31,8 +31,8 @@ def assert_equal(state, expected):
 def test_round_trip_through_the_original_names_changes_no_bit(variant):
     state = tiny_config(**variant).build().state_dict()
     original = to_original(state)
-    assert recognise(original) == "original"
-    assert recognise(state) == "deformdetr"
+    assert recognize(original) == "original"
+    assert recognize(state) == "deformdetr"
     assert_equal(from_original(original), state)
 
 
@@ -57,7 +57,7 @@ def test_original_of_a_real_size_round_trips():
 
 
 @variants
-def test_loading_gives_a_model_the_values_of_the_checkpoint(variant):
+def test_loaded_model_has_the_values_of_the_checkpoint(variant):
     source, model = tiny_config(**variant).build(), tiny_config(**variant).build()
     report = load_checkpoint(model, to_original(source.state_dict()))
     assert report.fits
@@ -66,7 +66,7 @@ def test_loading_gives_a_model_the_values_of_the_checkpoint(variant):
     assert_equal(model.state_dict(), source.state_dict())
 
 
-def test_heads_that_are_not_yet_trained_apart_still_belong_to_a_model_that_refines():
+def test_equal_heads_of_an_untrained_model_with_refinement_load():
     source, model = (tiny_config(with_box_refine=True).build() for _ in range(2))
     for heads in (source.class_heads, source.decoder.box_heads):
         for head in heads[1:]:
@@ -111,7 +111,7 @@ def test_a_path_may_be_a_string_and_the_names_ours(tmp_path):
     assert_equal(model.state_dict(), source.state_dict())
 
 
-def test_state_dict_of_a_detector_is_not_taken_for_that_of_transformers():
+def test_state_dict_of_a_detector_is_not_recognized_as_transformers():
     config = tiny_config()
     source, model = config.build(), config.build()
     detector = Detector(source, config.build_criterion(), config.build_postprocess())
@@ -125,7 +125,7 @@ def test_counts_of_trained_batch_norm_are_ignored():
     assert load_checkpoint(tiny_config().build(), state).fits
 
 
-def test_a_file_with_code_is_refused_and_named(tmp_path):
+def test_a_file_with_code_raises_and_is_named(tmp_path):
     path = tmp_path / "path.pth"
     torch.save({"model": to_original(tiny_config().build().state_dict()), "dir": pathlib.PurePosixPath("/")}, path)
     with pytest.raises(CheckpointError, match=r"path\.pth cannot be read: it holds a pathlib\.PurePosixPath") as error:
@@ -154,14 +154,14 @@ def test_a_truncated_safetensors_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "epoch,loss\n1,2.5\n", "<html>404</html>", "}[(", "K\x01t."])
-def test_a_file_of_something_else_is_refused(text, tmp_path):
+def test_a_file_of_something_else_raises(text, tmp_path):
     path = tmp_path / "other.pth"
     path.write_text(text)
     with pytest.raises(CheckpointError, match=r"other\.pth (cannot be read|holds a)"):
         load_checkpoint(tiny_config().build(), path)
 
 
-def test_missing_files_and_folders_are_told_apart(tmp_path):
+def test_errors_distinguish_missing_files_and_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         load_checkpoint(tiny_config().build(), tmp_path / "nowhere.pth")
     with pytest.raises(CheckpointError, match="is a folder; name a file in it"):
@@ -183,12 +183,12 @@ def test_missing_files_and_folders_are_told_apart(tmp_path):
         ),
     ],
 )
-def test_checkpoints_of_other_networks_are_refused(content, message):
+def test_checkpoints_of_other_networks_raise(content, message):
     with pytest.raises(CheckpointError, match=f"the state dict: not a checkpoint of Deformable DETR.*{message}"):
         load_checkpoint(tiny_config().build(), content)
 
 
-def test_entries_without_names_are_refused(tmp_path):
+def test_entries_without_names_raise(tmp_path):
     torch.save({0: torch.zeros(3)}, tmp_path / "numbered.pth")
     with pytest.raises(CheckpointError, match=r"numbered\.pth: not a checkpoint of Deformable DETR.* 1 tensor \(0\)"):
         load_checkpoint(tiny_config().build(), tmp_path / "numbered.pth")
@@ -200,7 +200,7 @@ def test_a_tensor_is_not_a_state_dict(tmp_path):
         load_checkpoint(tiny_config().build(), tmp_path / "tensor.pth")
 
 
-def test_a_head_under_two_names_with_two_values_is_refused():
+def test_a_head_under_two_names_with_two_values_raises():
     state = to_original(tiny_config(with_box_refine=True).build().state_dict())
     name = "transformer.decoder.bbox_embed.1.layers.0.bias"
     state[name] = state[name] + 1
@@ -216,7 +216,7 @@ def assert_refused(model: nn.Module, state, **options) -> str:
     return str(error.value)
 
 
-def test_what_is_missing_unknown_and_of_another_shape_is_listed():
+def test_missing_unexpected_and_mismatched_entries_are_listed():
     state = to_original(tiny_config().build().state_dict())
     del state["transformer.encoder.layers.1.norm1.weight"]
     state["ema.decay"] = torch.zeros(1)
@@ -229,7 +229,7 @@ def test_what_is_missing_unknown_and_of_another_shape_is_listed():
     assert message.endswith("the checkpoint has 7 queries, the model has 12 queries: build it with num_queries=7")
 
 
-def test_what_fits_is_loaded_when_not_strict():
+def test_matching_entries_are_loaded_when_not_strict():
     source, model = tiny_config().build(), tiny_config().build()
     state = to_original(source.state_dict())
     del state["transformer.level_embed"]
@@ -263,7 +263,7 @@ def test_a_long_report_is_cut_short():
     ],
 )
 @pytest.mark.parametrize("translate", [dict, to_original])
-def test_another_variant_is_recognised_and_the_way_out_named(theirs, ours, advice, translate):
+def test_advice_names_the_field_of_another_variant(theirs, ours, advice, translate):
     state = translate(tiny_config(**theirs).build().state_dict())
     message = assert_refused(tiny_config(**ours).build(), state)
     assert len([line for line in message.splitlines() if "build it with" in line]) == 1
@@ -287,7 +287,7 @@ def test_class_heads_of_another_dataset_may_be_dropped(variant):
     assert_equal(model.state_dict(), expected)
 
 
-def test_dropping_class_heads_excuses_nothing_else():
+def test_dropping_class_heads_allows_no_other_mismatch():
     source, model = tiny_config(num_classes=9, num_queries=7).build(), tiny_config().build()
     message = assert_refused(model, to_original(source.state_dict()), drop_class_head=True)
     assert "num_queries=7" in message

@@ -1,4 +1,4 @@
-"""Taking some of the classes of a checkpoint."""
+"""Selecting classes of a checkpoint."""
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ def test_selected_logits_are_those_of_the_whole_model(rng):
     torch.testing.assert_close(found["pred_logits"], expected["pred_logits"][..., list(COCO_CATEGORY_IDS)])
 
 
-def test_no_class_is_left_out_unasked_and_rows_left_out_are_measured():
+def test_classes_are_dropped_only_on_request_and_dropped_rows_are_reported():
     state = tiny_config(num_classes=91).build().state_dict()
     state["class_heads.0.weight"][12, 3] = -5.0
     assert len(translate_state_dict(state, "detrex")[0]["class_embed.0.bias"]) == 91
@@ -82,13 +82,13 @@ def test_no_class_is_left_out_unasked_and_rows_left_out_are_measured():
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ([], "at least one of them"),
-        ([1, 2, 1], r"must be different ones, at least one of them; got \[1, 2, 1\]"),
+        ([], "at least one class"),
+        ([1, 2, 1], r"must hold at least one class and no duplicates, got \[1, 2, 1\]"),
         ([0, 5], "class_heads.0.weight has classes 0 to 4, but 0 to 5 are asked for"),
         ([-1, 2], "but -1 to 2 are asked for"),
     ],
 )
-def test_classes_that_are_not_there_are_refused(classes, message):
+def test_classes_out_of_range_raise(classes, message):
     state = tiny_config().build().state_dict()
     with pytest.raises(ValueError, match=message):
         select_classes(state, classes)
@@ -109,6 +109,6 @@ def test_names_of_others_have_to_be_translated_first():
         select_classes(state, [1])
 
 
-def test_no_object_of_detr_is_no_class():
+def test_no_object_of_detr_is_not_a_class():
     with pytest.raises(ValueError, match="has classes 0 to 4, but 1 to 5 are asked for"):
         select_classes(tiny_detr(5).build().state_dict(), [1, 5])

@@ -11,7 +11,7 @@ from deformdetr.integrations import (
     convert_checkpoint,
     from_original,
     load_checkpoint,
-    recognise,
+    recognize,
     save_checkpoint,
     select_classes,
     to_hugging_face,
@@ -74,7 +74,7 @@ def test_names_and_shapes_written_are_those_of_the_implementation(kind, name):
     config = described(kind, name)
     theirs, report = translate_state_dict(config.build().state_dict(), name)
     assert shapes_of(theirs) == FOREIGN_ANCHOR_NAMES[kind, name](config)
-    assert recognise(theirs) == name
+    assert recognize(theirs) == name
     assert report.lossless
 
 
@@ -226,7 +226,7 @@ def test_rows_that_no_label_has_are_no_loss_and_become_zeros(rng, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["dino", "dn"])
-def test_classes_take_their_rows_of_every_head_and_of_the_labels(kind, rng):
+def test_selected_classes_keep_their_rows_of_heads_and_label_embedding(kind, rng):
     state = random_state(tiny(kind, num_classes=9), rng)
     kept = [7, 0, 4]
     selected = select_classes(state, kept)
@@ -262,7 +262,7 @@ def untied(state):
     return {name: tensor.clone() for name, tensor in state.items()}
 
 
-def test_equal_heads_do_not_tell_whether_they_are_one(rng):
+def test_equal_heads_do_not_tell_whether_they_are_shared(rng):
     shared = random_state(tiny("dino"), rng)
     theirs = untied(to_original(shared))
     with pytest.raises(ValueError, match=r"nothing tells .* share_heads=True or share_heads=False \(--share_heads\)"):
@@ -275,7 +275,7 @@ def test_equal_heads_do_not_tell_whether_they_are_one(rng):
     assert_equal(from_original(to_original(shared)), shared)
 
 
-def test_the_model_decides_about_equal_heads(rng):
+def test_the_model_decides_whether_equal_heads_are_shared(rng):
     theirs = untied(to_original(random_state(tiny("dino"), rng)))
     for share in (True, False):
         model = tiny("dino", share_heads=share).build()
@@ -284,7 +284,7 @@ def test_the_model_decides_about_equal_heads(rng):
             assert torch.equal(head.bias, theirs["class_embed.0.bias"])
 
 
-def test_heads_that_differ_are_not_shared_whatever_is_said(rng):
+def test_different_heads_are_never_shared(rng):
     theirs = to_original(random_state(tiny("dino", share_heads=False), rng))
     with pytest.raises(ValueError, match="share_heads=True, but decoder layers have different heads"):
         translate_state_dict(theirs, "deformdetr", share_heads=True)
@@ -304,7 +304,7 @@ def test_heads_that_differ_are_not_shared_whatever_is_said(rng):
     ],
 )
 @pytest.mark.parametrize("translate", [dict, to_original])
-def test_models_of_other_fields_say_which(theirs, ours, advice, translate):
+def test_advice_names_the_fields_that_differ(theirs, ours, advice, translate):
     state = translate(tiny_config(**theirs).build().state_dict())
     with pytest.raises(CheckpointError) as error:
         load_checkpoint(tiny_config(**ours).build(), state)
@@ -312,7 +312,7 @@ def test_models_of_other_fields_say_which(theirs, ours, advice, translate):
     assert {line.rpartition("build it with ")[2] for line in lines if "build it with" in line} == advice
 
 
-def test_models_that_nobody_else_has_are_refused_with_the_field(tmp_path):
+def test_models_that_a_format_lacks_raise_with_the_field(tmp_path):
     for changes, name, field in (
         ({}, "original", "query_scale=True"),
         ({"decoder_norm": True}, "detrex", "two_stage=True"),
@@ -324,6 +324,6 @@ def test_models_that_nobody_else_has_are_refused_with_the_field(tmp_path):
     model = tiny("dino").build()
     with pytest.raises(ValueError, match="no format 'hugging_face_4' for dino; there are deformdetr, original, mmd"):
         save_checkpoint(model, tmp_path / "model.pth", "hugging_face_4")
-    with pytest.raises(ValueError, match="transformers has no model like dino"):
+    with pytest.raises(ValueError, match="no format 'hugging_face_5' for dino"):
         to_hugging_face(model.state_dict())
     assert list(tmp_path.iterdir()) == []

@@ -79,7 +79,7 @@ def test_a_training_checkpoint_of_the_original_becomes_any_other_file(tmp_path):
     assert_equal(torch.load(tmp_path / "back.pth", weights_only=True)["model"], state)
 
 
-def test_nothing_is_written_that_would_be_incomplete_unless_allowed(tmp_path):
+def test_files_with_losses_are_written_only_if_allowed(tmp_path):
     model = tiny_config().build()
     torch.nn.init.ones_(model.neck.levels[0].conv.bias)
     path = tmp_path / "model.pth"
@@ -111,7 +111,7 @@ def test_a_value_that_is_not_a_number_is_a_loss(tmp_path):
     assert report.lossless
 
 
-def test_no_file_is_replaced_unasked(tmp_path):
+def test_files_are_replaced_only_on_request(tmp_path):
     path = tmp_path / "model.pth"
     path.write_text("precious")
     model = tiny_config().build()
@@ -140,7 +140,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(suffix, tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
-def test_places_where_no_checkpoint_can_be_are_refused(tmp_path):
+def test_invalid_paths_raise(tmp_path):
     model = tiny_config().build()
     with pytest.raises(ValueError, match=r"model\.safetensor must end in one of \.pth, .*\.safetensors"):
         save_checkpoint(model, tmp_path / "model.safetensor")
@@ -151,7 +151,7 @@ def test_places_where_no_checkpoint_can_be_are_refused(tmp_path):
         save_checkpoint(model, tmp_path / "folder.pth", overwrite=True)
 
 
-def test_sources_that_cannot_be_converted_are_refused_with_the_reason(tmp_path):
+def test_sources_that_cannot_be_converted_raise_with_the_reason(tmp_path):
     state = to_original(tiny_config().build().state_dict())
     torch.save({"model": state, "dir": pathlib.PurePosixPath("/")}, tmp_path / "path.pth")
     with pytest.raises(CheckpointError, match=r"it holds a pathlib\.PurePosixPath, and only tensors"):

@@ -13,7 +13,7 @@ from deformdetr.integrations import (
     CheckpointError,
     from_original,
     load_checkpoint,
-    recognise,
+    recognize,
     to_original,
     translate_state_dict,
 )
@@ -52,7 +52,7 @@ def assert_equal(state, expected):
 def test_round_trip_changes_no_bit(variant, name, rng):
     state = random_state(tiny_config(**variant), rng)
     theirs, there = translate_state_dict(state, name)
-    assert recognise(theirs) == name
+    assert recognize(theirs) == name
     ours, back = translate_state_dict(theirs, "deformdetr")
     assert_equal(ours, state)
     assert (there.source, there.target, back.source, back.target) == ("deformdetr", name, name, "deformdetr")
@@ -65,7 +65,7 @@ def test_round_trip_changes_no_bit(variant, name, rng):
 def test_round_trip_of_detr_changes_no_bit(name):
     state = TINY_DETR.build().state_dict()
     theirs, there = translate_state_dict(state, name)
-    assert recognise(theirs) == name
+    assert recognize(theirs) == name
     assert "16 channels, 24 channels in its feed-forward layers, 5 classes" in there.model
     ours, back = translate_state_dict(theirs, "deformdetr")
     assert_equal(ours, state)
@@ -126,7 +126,7 @@ def test_checkpoints_of_the_implementation_load(variant, name, rng):
 
 
 def untrained(config, name):
-    """Give what an implementation saves before training: copies of one head for every layer, each its own tensor."""
+    """Return what an implementation saves before training: equal heads for every layer, each its own tensor."""
     state = config.build().state_dict()
     firsts = {"queries.class_head": "class_heads.0", "queries.box_head": "decoder.box_heads.0"}
     for part in state:
@@ -140,7 +140,7 @@ def untrained(config, name):
 
 @variants
 @formats
-def test_checkpoints_that_are_not_trained_yet_load_into_the_model_they_are_of(variant, name):
+def test_untrained_checkpoints_load_into_their_model(variant, name):
     config = tiny_config(**variant)
     theirs, state = untrained(config, name)
     model = config.build()
@@ -150,7 +150,7 @@ def test_checkpoints_that_are_not_trained_yet_load_into_the_model_they_are_of(va
 
 @pytest.mark.parametrize("name", ["mmdetection_2", "mmdetection_3"])
 @pytest.mark.parametrize("variant", ["two_stage", "two_stage_without_refinement"])
-def test_equal_heads_of_mmdetection_are_converted_when_told_what_they_are(variant, name):
+def test_equal_heads_of_mmdetection_are_converted_with_share_heads(variant, name):
     theirs, state = untrained(tiny_config(**VARIANTS[variant]), name)
     with pytest.raises(ValueError, match="nothing tells whether the layers share one head or have one each"):
         translate_state_dict(theirs, "original")
@@ -159,7 +159,7 @@ def test_equal_heads_of_mmdetection_are_converted_when_told_what_they_are(varian
     assert_equal(translated, to_original(state))
 
 
-def test_heads_of_mmdetection_that_differ_or_are_one_tensor_need_no_word(rng):
+def test_different_and_identical_heads_of_mmdetection_do_not_need_share_heads(rng):
     for variant in ("two_stage", "multi_scale"):
         state = random_state(tiny_config(**VARIANTS[variant]), rng)
         theirs, _ = translate_state_dict(state, "mmdetection_3")
@@ -267,7 +267,7 @@ def test_biases_that_an_mmdetection_neck_has_are_loaded(rng):
 
 
 @formats
-def test_encoder_heads_of_their_own_are_reported_where_others_share_them(name):
+def test_separate_encoder_heads_are_reported_as_a_loss(name):
     state = tiny_config(two_stage=True).build().state_dict()
     state["queries.class_head.bias"] = state["class_heads.0.bias"] + 0.5
     state["queries.class_head.weight"] = state["class_heads.0.weight"]
@@ -283,7 +283,7 @@ def test_encoder_heads_of_their_own_are_reported_where_others_share_them(name):
     assert [(loss.names, loss.largest) for loss in losses] == [(["queries.class_head.bias"], 0.5)]
 
 
-def test_entries_of_no_counterpart_are_left_out_and_listed():
+def test_entries_without_a_counterpart_are_dropped_and_listed():
     state = to_original(tiny_config().build().state_dict()) | {"ema.decay": torch.tensor(0.9)}
     with pytest.raises(ValueError, match=r"entries without a counterpart, 1 entries, largest value 0\.9: ema\.decay"):
         translate_state_dict(state, "detrex")
@@ -293,7 +293,7 @@ def test_entries_of_no_counterpart_are_left_out_and_listed():
     assert not report.lossless
 
 
-def test_learned_positions_go_to_the_original_and_nowhere_else():
+def test_only_the_original_format_has_learned_positions():
     config = tiny_config(position=LearnedPositionConfig(max_size=4))
     state = config.build().state_dict()
     original = to_original(state)
@@ -314,14 +314,14 @@ def test_counts_of_batches_are_written_where_the_norms_have_them():
     assert translate_state_dict(trained, "deformdetr")[0].keys() == trained.keys()
 
 
-def test_backbone_of_transformers_is_for_transformers_alone():
+def test_only_formats_of_transformers_have_its_backbone():
     state = small_resnet().build().state_dict()
     with pytest.raises(ValueError, match="original has no ResNet of its own"):
         translate_state_dict(state, "original", backbone="resnet")
 
 
 @pytest.mark.parametrize("name", ["mmdetection_2", "mmdetection_3", "detrex"])
-def test_formats_without_detr_say_which_have_it(name):
+def test_error_lists_the_formats_with_detr(name):
     state = TINY_DETR.build().state_dict()
     with pytest.raises(
         ValueError, match=f"no format '{name}' for detr; there are deformdetr, original, hugging_face_5"
@@ -329,7 +329,7 @@ def test_formats_without_detr_say_which_have_it(name):
         translate_state_dict(state, name)
 
 
-def test_two_entries_with_one_meaning_are_refused():
+def test_two_entries_with_one_translated_name_raise():
     state = tiny_config().build().state_dict()
     theirs, _ = translate_state_dict(state, "hugging_face_5")
     theirs["model.backbone.conv_encoder.model.stem.0.weight"] = theirs["model.backbone.model.stem.0.weight"]
@@ -360,7 +360,7 @@ def test_the_steps_are_counted():
 
 
 @pytest.mark.parametrize("name", ["deformdetr", *FORMATS])
-def test_entries_of_impossible_shapes_are_refused_with_a_message(name, seed):
+def test_entries_of_impossible_shapes_raise_with_a_message(name, seed):
     draw = random.Random(seed)
     config = tiny_config(two_stage=True, with_box_refine=draw.random() < 0.5)
     theirs, _ = translate_state_dict(config.build().state_dict(), name, allow_loss=True)

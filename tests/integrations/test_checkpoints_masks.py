@@ -1,4 +1,4 @@
-"""Checkpoints with a mask head: whose names they have, and what happens where one side has none."""
+"""Checkpoints with a mask head: their formats, and models or checkpoints without one."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from checkpoints import VARIANTS, tiny_config, tiny_detr_config
 from deformdetr.integrations import (
     CheckpointError,
     load_checkpoint,
-    recognise,
+    recognize,
     to_hugging_face,
     to_original,
     translate_state_dict,
@@ -57,8 +57,8 @@ def test_the_original_has_the_detector_beside_its_mask_head(config, rng):
     assert len(head) == 2 * len(HEAD)
     plain = {name: value for name, value in state.items() if not name.startswith("mask_head.")}
     assert {name.removeprefix("detr.") for name in theirs.keys() - head.keys()} == to_original(plain).keys()
-    assert recognise(theirs) == "original"
-    assert recognise(state) == "deformdetr"
+    assert recognize(theirs) == "original"
+    assert recognize(state) == "deformdetr"
 
 
 # The original has no heads of the encoder's own in two stages without refinement.
@@ -76,7 +76,7 @@ def test_checkpoints_of_the_original_load(name, rng):
 def test_round_trip_of_detr_with_masks_changes_no_bit(name, rng):
     state = random_state(DETR, rng)
     theirs, there = translate_state_dict(state, name)
-    assert recognise(theirs) == name
+    assert recognize(theirs) == name
     assert "masks" in there.model
     back, _ = translate_state_dict(theirs, "deformdetr")
     assert_equal(back, state)
@@ -93,7 +93,7 @@ def test_version_4_of_transformers_names_the_mask_head_as_the_original_does(rng)
 
 
 @pytest.mark.parametrize("name", ["hugging_face_5", "mmdetection_3", "detrex"])
-def test_formats_without_a_mask_head_lose_it_and_say_so(name):
+def test_formats_without_a_mask_head_report_its_loss(name):
     config = tiny_config(d_model=32, masks=True)
     state = config.build().state_dict()
     with pytest.raises(ValueError, match=r"would lose\n  entries without a counterpart, 32 entries,.* mask_head\."):
@@ -108,7 +108,7 @@ def test_formats_without_a_mask_head_lose_it_and_say_so(name):
 
 @configs
 @pytest.mark.parametrize("name", ["deformdetr", "original"])
-def test_a_detector_starts_a_model_with_masks_if_asked(config, name, rng):
+def test_weights_of_a_detector_load_into_a_model_with_masks_on_request(config, name, rng):
     plain = random_state(config.replace(masks=False), rng)
     theirs, _ = translate_state_dict(plain, name, allow_loss=True)
     model = config.build()
@@ -141,7 +141,7 @@ def test_masks_that_the_model_lacks_are_advised(config, rng):
 
 
 @pytest.mark.parametrize("config", [DETR, CONFIGS["two_stage"]], ids=["detr", "two_stage"])
-def test_a_folder_gives_a_model_with_masks_back(config, tmp_path):
+def test_a_model_with_masks_is_restored_from_a_folder(config, tmp_path):
     model = config.build()
     save_pretrained(model, config, tmp_path)
     assert_equal(from_pretrained(tmp_path).state_dict(), model.state_dict())

@@ -12,7 +12,7 @@ from deformdetr.engine import Checkpoint
 from deformdetr.integrations import (
     convert_checkpoint,
     load_checkpoint,
-    recognise,
+    recognize,
     save_checkpoint,
     translate_state_dict,
 )
@@ -46,7 +46,7 @@ def save_run(model, config, path):
 
 
 def ways_back(model, config, folder):
-    """Save a model in every way, and give the way's name and the state dict that comes back."""
+    """Save a model in every way, and yield the name of the way and the state dict that is read back."""
     for suffix in (".pth", ".safetensors"):
         path = folder / f"saved{suffix}"
         report = save_checkpoint(model, path)
@@ -77,7 +77,7 @@ def loaded(config, path):
 def assert_all_ways_keep_every_bit(config, folder, rng):
     model = fill(config.build(), rng)
     expected = model.state_dict()
-    assert recognise(expected) == "deformdetr"
+    assert recognize(expected) == "deformdetr"
     for way, state in ways_back(model, config, folder):
         assert state.keys() == expected.keys(), way
         assert [name for name in state if not torch.equal(state[name], expected[name])] == [], way
@@ -89,7 +89,7 @@ def test_every_way_of_saving_keeps_every_bit_of_a_model_drawn_at_random(_number,
 
 
 def has_no_place(config, name):
-    """Tell whether an implementation has no such model, or no place for all that it learns."""
+    """Return whether a format lacks this model or some of its parameters."""
     if config.masks and name != "original" and not (config.kind == "detr" and name.startswith("hugging_face")):
         return True
     if config.position.kind == "learned" and name != "original":
@@ -106,7 +106,7 @@ def has_no_place(config, name):
 
 
 def translatable(model, config):
-    """Give a model values that only an implementation without such a part has no place for."""
+    """Zero or share the values of a model that some formats have no place for, and return the model."""
     for conv in (level.conv for level in getattr(model.neck, "levels", [])) if config.kind == "deformable_detr" else []:
         torch.nn.init.zeros_(conv.bias)
     if getattr(config, "two_stage", False) and not config.with_box_refine:

@@ -1,4 +1,4 @@
-"""Weights inside of what training loops, compilers and averages put around them."""
+"""Weights below the entries and prefixes of training loops, compilers and averages."""
 
 import argparse
 import random
@@ -12,7 +12,7 @@ from deformdetr.integrations import (
     CheckpointError,
     convert_checkpoint,
     load_checkpoint,
-    recognise,
+    recognize,
     save_checkpoint,
     to_original,
     translate_state_dict,
@@ -54,7 +54,7 @@ def test_prefixes_of_any_depth_and_order_are_taken_off(name, model, seed):
     drawn = random.Random(seed)
     for depth in (1, 2, 3, 4):
         prefix = "".join(f"{part}." for part in drawn.choices(PARTS, k=depth))
-        assert recognise(prefixed(theirs, prefix)) == name, prefix
+        assert recognize(prefixed(theirs, prefix)) == name, prefix
         back, _ = translate_state_dict(prefixed(theirs, prefix), "deformdetr")
         assert back.keys() == state.keys(), prefix
         assert all(torch.equal(back[key], state[key]) for key in state), prefix
@@ -76,9 +76,9 @@ def test_names_that_begin_like_wrappers_are_left_alone(variant):
     config = tiny_detr_config(num_queries=100) if variant is None else tiny_config(**variant)
     for name in ("hugging_face_4", "hugging_face_5"):
         theirs, _ = translate_state_dict(config.build().state_dict(), name, allow_loss=True)
-        assert recognise(theirs) == name
-        assert recognise(prefixed(theirs, "model.")) == name
-    assert recognise(prefixed(config.build().state_dict(), "model.")) == "deformdetr"
+        assert recognize(theirs) == name
+        assert recognize(prefixed(theirs, "model.")) == name
+    assert recognize(prefixed(config.build().state_dict(), "model.")) == "deformdetr"
 
 
 @pytest.mark.parametrize("order", list(permutations(["module.", "_orig_mod.", "model."])))
@@ -105,9 +105,9 @@ def test_compiled_and_wrapped_parts_inside_of_a_model_are_seen_through(model):
     assert_taken(state, model.state_dict(), "")
 
 
-def test_two_entries_that_differ_by_a_wrapper_alone_are_refused(model):
+def test_two_entries_that_differ_by_a_wrapper_alone_raise(model):
     state = model.state_dict()
-    with pytest.raises(CheckpointError, match=r"level_embed has the name of another entry, wrappers aside"):
+    with pytest.raises(CheckpointError, match=r"level_embed has the name of another entry after removing wrappers"):
         load_checkpoint(model, {"_orig_mod.level_embed": state["level_embed"], **state})
 
 

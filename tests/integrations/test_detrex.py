@@ -158,7 +158,7 @@ def test_package_that_goes_on_without_its_extension_may_be_imported_first(rng):
 
 
 @pytest.mark.usefixtures("packages")
-def test_package_that_gave_up_its_layer_is_refused_and_left_alone():
+def test_package_with_a_placeholder_layer_raises_and_is_unchanged():
     attention = importlib.import_module(MODULE_OF_DETREX)
     before = dict(vars(attention))
     with pytest.raises(RuntimeError, match=r"placeholder since: install before the first import of detrex"):
@@ -167,7 +167,7 @@ def test_package_that_gave_up_its_layer_is_refused_and_left_alone():
     assert "detrex._C" not in sys.modules
 
 
-def test_compiled_extension_that_does_not_load_is_refused(packages):
+def test_compiled_extension_that_does_not_load_raises(packages):
     (packages / "detrex" / "_C.py").write_text("raise ImportError('undefined symbol')\n")
     with pytest.raises(RuntimeError, match=r"and remove a compiled detrex\._C that does not load"):
         detrex.install()
@@ -188,7 +188,7 @@ def test_compiled_extension_stays_where_there_is_one(packages, rng):
 
 
 @pytest.mark.usefixtures("packages")
-def test_module_without_the_functions_is_refused_and_left_alone():
+def test_module_without_the_functions_raises_and_is_unchanged():
     with pytest.raises(ValueError, match=r"detrex\.layers\.dcn_v3 has neither MultiScaleDeformableAttnFunction nor"):
         detrex.install("detrex.layers.dcn_v3")
     assert "detrex._C" not in sys.modules

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from checkpoints import tiny_config, tiny_detr_config
 from deformdetr.config import preset
-from deformdetr.integrations import _export_onnx, _export_program
-from deformdetr.integrations._export_check import Comparison, FileOutputs, compare
+from deformdetr.integrations._export import _onnx, _program
+from deformdetr.integrations._export._check import Comparison, FileOutputs, compare
 from deformdetr.integrations.export import ExportError, decompositions, export_onnx, export_program
 from deformdetr.kernels import fused_ms_deform_attn, ms_deform_attn
 from deformdetr.models import SigmoidPostProcess, SoftmaxPostProcess
@@ -46,8 +46,8 @@ def padded_batch(rng: torch.Generator, *sizes: tuple[int, int]) -> ImageBatch:
     return ImageBatch.from_images([torch.randn(3, *size, generator=rng) for size in sizes])
 
 
-def operator_form(sampling, name="ms_deform_attn"):
-    return decompositions(sampling)[getattr(torch.ops.deformdetr, name).default]
+def operator_form(sampling):
+    return decompositions(sampling)[torch.ops.deformdetr.ms_deform_attn.default]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -55,7 +55,7 @@ def operator_form(sampling, name="ms_deform_attn"):
 def test_forms_compute_what_the_operator_does(sampling, dtype, rng):
     value, locations, weights = random_inputs(rng, SHAPES)
     value = value.to(dtype)
-    got = operator_form(sampling)(value, None, FLAT, [], locations, weights, False)
+    got = operator_form(sampling)(value, None, FLAT, [], locations, weights, None, None, False)
     assert got.dtype == dtype
     assert_close(got, ms_deform_attn(value.double(), SHAPES, locations, weights, "reference"), TOLERANCE[dtype])
 
@@ -66,20 +66,20 @@ def test_locations_that_are_nowhere_give_zero(sampling, rng):
     for query, number in enumerate([torch.nan, torch.inf, -torch.inf, 1e30, -1e30]):
         locations[:, query, :, :, 0, query % 2] = number
     expected = ms_deform_attn(value, SHAPES, locations, weights, "reference")
-    got = operator_form(sampling)(value, None, FLAT, [], locations, weights, False)
+    got = operator_form(sampling)(value, None, FLAT, [], locations, weights, None, None, False)
     torch.testing.assert_close(got, expected)
     locations[:] = torch.nan
-    assert not operator_form(sampling)(value, None, FLAT, [], locations, weights, False).any()
+    assert not operator_form(sampling)(value, None, FLAT, [], locations, weights, None, None, False).any()
 
 
 @pytest.mark.parametrize("sampling", ["grid_sample", "gather"])
 def test_what_is_stored_elsewhere_does_not_matter(sampling, rng):
     value, locations, weights = random_inputs(rng, SHAPES[:1])
     locations = locations.clamp(0.6, 0.9)
-    expected = operator_form(sampling)(value, None, FLAT[:2], [], locations, weights, False)
+    expected = operator_form(sampling)(value, None, FLAT[:2], [], locations, weights, None, None, False)
     value[:, 0] = torch.nan
     locations[:, 0] = 7.0
-    got = operator_form(sampling)(value, None, FLAT[:2], [], locations, weights, False)
+    got = operator_form(sampling)(value, None, FLAT[:2], [], locations, weights, None, None, False)
     torch.testing.assert_close(got[:, 1:], expected[:, 1:])
     assert not got[:, 0].any()
 
@@ -91,7 +91,7 @@ def test_levels_may_differ_in_their_points(sampling, rng):
     expected = ms_deform_attn(
         value, SHAPES[:2], locations.flatten(3, 4), weights.flatten(3), "reference", points_per_level=[6, 3]
     )
-    got = operator_form(sampling)(value, None, FLAT[:4], [2, 1], locations, weights, False)
+    got = operator_form(sampling)(value, None, FLAT[:4], [2, 1], locations, weights, None, None, False)
     torch.testing.assert_close(got, expected)
 
 
@@ -99,10 +99,10 @@ def test_gathering_takes_shapes_in_a_tensor_and_sampling_grids_does_not(rng):
     inputs = random_inputs(rng, SHAPES)
     expected = ms_deform_attn(inputs[0], SHAPES, *inputs[1:], "reference")
     shapes = torch.tensor(SHAPES)
-    got = operator_form("gather")(inputs[0], shapes, [], [], *inputs[1:], False)
+    got = operator_form("gather")(inputs[0], shapes, [], [], *inputs[1:], None, None, False)
     torch.testing.assert_close(got, expected)
-    with pytest.raises(ValueError, match="spatial_shapes as ints, but they are a tensor"):
-        operator_form("grid_sample")(inputs[0], shapes, [], [], *inputs[1:], False)
+    with pytest.raises(ValueError, match="spatial_shapes as ints, got a tensor"):
+        operator_form("grid_sample")(inputs[0], shapes, [], [], *inputs[1:], None, None, False)
 
 
 @pytest.mark.parametrize("coordinates", [2, 4])
@@ -112,17 +112,17 @@ def test_fused_operator_has_forms_too(sampling, coordinates, rng):
     references = torch.rand(2, 7, 4, coordinates, generator=rng, dtype=torch.float64)
     mask = torch.rand(value.shape[:2], generator=rng) < 0.3
     expected = fused_ms_deform_attn(value, SHAPES, references, offsets, logits, mask, backend="reference")
-    form = operator_form(sampling, "fused_ms_deform_attn")
-    torch.testing.assert_close(form(value, None, FLAT, references, offsets, logits, mask), expected)
+    got = operator_form(sampling)(value, None, FLAT, [], offsets, logits, references, mask, False)
+    torch.testing.assert_close(got, expected)
 
 
-def test_unknown_form_is_refused():
+def test_unknown_sampling_raises():
     with pytest.raises(ValueError, match="must be one of grid_sample, gather; got 'bilinear'"):
         inspect.unwrap(decompositions)("bilinear")
 
 
 def run_of(model, postprocess=None, change=lambda tensors, choices: None):
-    """Give what stands for a file: the model itself, whose outputs and choices can be changed."""
+    """Return a replacement of a file: the model itself, whose outputs and selections can be changed."""
 
     def run(inputs):
         seen = []
@@ -196,7 +196,7 @@ def test_masks_of_detections_are_those_of_their_queries(rng):
     size = (16, 24)
     with torch.no_grad():
         detections = postprocess(model(*batch), [size, size])
-        masks = _export_program._Deployed(model, postprocess)(*batch, torch.tensor([size, size]))["masks"]
+        masks = _program._Deployed(model, postprocess)(*batch, torch.tensor([size, size]))["masks"]
     assert len(masks[0].unique(dim=0)) > 1
     for got, wanted in zip(masks, detections, strict=True):
         torch.testing.assert_close(got, wanted["masks"][:, 0], rtol=1e-4, atol=1e-5)
@@ -233,7 +233,7 @@ def test_a_choice_of_worse_proposals_is_a_difference(rng):
     )
 
 
-def test_choosing_another_number_of_times_is_refused(rng):
+def test_choosing_another_number_of_times_raises(rng):
     model, batch = built("two_stage").eval(), padded_batch(rng, (64, 96))
     with pytest.raises(ExportError, match="1 top-k more"):
         compare(model, run_of(model, change=lambda _, seen: seen.append(seen[0])), batch, postprocess=None)
@@ -345,7 +345,7 @@ def test_onnx_file_computes_what_the_model_does(variant, sampling, opset, tmp_pa
 
     # What is written for one model is wrong for another, and is not kept.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_export_onnx, "_translate", lambda *_: content)
+        patch.setattr(_onnx, "_translate", lambda *_: content)
         with pytest.raises(ExportError, match=r"differs from the model by more than 0\.001, and is not kept"):
             export_onnx(
                 built(variant), path, postprocess=VARIANTS[variant].build_postprocess(), images=images, overwrite=True
@@ -354,13 +354,13 @@ def test_onnx_file_computes_what_the_model_does(variant, sampling, opset, tmp_pa
     assert onnx.load(path) == content
 
 
-def test_operators_without_an_older_form_are_refused():
+def test_operators_without_an_older_form_raise():
     import onnx
 
     node = onnx.helper.make_node("BitwiseAnd", ["a", "b"], ["c"])
     graph = onnx.helper.make_graph([node], "graph", [], [])
     with pytest.raises(ExportError, match="BitwiseAnd of the exported graph has no form in opset 17"):
-        _export_onnx._write_as_opset_17(graph)
+        _onnx._write_as_opset_17(graph)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Code that was written for the compiled extension, run with the stand-in."""
+"""Code that was written for the compiled extension, run with the replacement."""
 
 import importlib
 import importlib.util
@@ -30,7 +30,7 @@ def installed():
 
 
 def vendored_function() -> type[torch.autograd.Function]:
-    """Give an autograd function as repositories write it around their extension."""
+    """Return an autograd function as repositories write it around their extension."""
     import MultiScaleDeformableAttention
 
     class MSDeformAttnFunction(torch.autograd.Function):
@@ -54,7 +54,7 @@ def vendored_function() -> type[torch.autograd.Function]:
 
 
 def vendored_function_without_starts() -> type[torch.autograd.Function]:
-    """Give an autograd function as repositories write it that carry the first extension, TrackFormer for one."""
+    """Return an autograd function as repositories with the first version of the extension write it (TrackFormer)."""
     import MultiScaleDeformableAttention
 
     class MSDeformAttnFunction(torch.autograd.Function):
@@ -80,7 +80,7 @@ def vendored_function_without_starts() -> type[torch.autograd.Function]:
 
 
 def apply_vendored(*, starts: bool, im2col_step: int = 64) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Give a function of value, locations and weights that goes through the extension of either generation."""
+    """Return a function of value, locations and weights that calls either version of the extension."""
     function = vendored_function() if starts else vendored_function_without_starts()
     known = (SHAPES, STARTS) if starts else (SHAPES,)
     return lambda value, locations, weights: function.apply(value, *known, locations, weights, im2col_step)
@@ -134,7 +134,7 @@ def test_batches_need_not_be_multiples_of_the_step(batch: int, im2col_step: int,
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("name", ["ms_deform_attn_forward", "ms_deform_attn_backward"])
-def test_other_numbers_of_arguments_are_refused(name: str, rng):
+def test_other_numbers_of_arguments_raise(name: str, rng):
     import MultiScaleDeformableAttention
 
     value, locations, weights = random_inputs(rng)
@@ -144,7 +144,7 @@ def test_other_numbers_of_arguments_are_refused(name: str, rng):
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("installed")
-def test_host_does_not_wait_for_a_gpu(rng):
+def test_no_call_synchronizes_a_gpu(rng):
     function = vendored_function()
     inputs = [tensor.float().cuda().requires_grad_() for tensor in random_inputs(rng)]
     shapes, starts = SHAPES.cuda(), STARTS.cuda()
@@ -162,13 +162,13 @@ def test_host_does_not_wait_for_a_gpu(rng):
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("starts", [[0, 24, 31], [6, 0, 30], [0, 24]])
-def test_other_level_starts_are_refused(starts: list[int], rng):
+def test_other_level_starts_raise(starts: list[int], rng):
     import MultiScaleDeformableAttention
 
     value, locations, weights = random_inputs(rng)
     # The function itself, as users have it, without the checks that the test session adds around it.
     forward = inspect.unwrap(MultiScaleDeformableAttention.ms_deform_attn_forward)
-    with pytest.raises(ValueError, match=r"must be \[0, 24, 30\], because the levels \[\[4, 6\], \[3, 2\], \[1, 1\]\]"):
+    with pytest.raises(ValueError, match=r"must be \[0, 24, 30\] for levels \[\[4, 6\], \[3, 2\], \[1, 1\]\]"):
         forward(value, SHAPES, torch.tensor(starts), locations, weights, 64)
 
 
@@ -227,7 +227,7 @@ def test_extension_that_is_imported_already_stays_unless_it_is_to_be_replaced(mo
     assert importlib.import_module("MultiScaleDeformableAttention") is real
 
 
-def test_what_others_have_put_there_since_stays():
+def test_uninstall_keeps_later_replacements_by_other_code():
     extension.install()
     other = ModuleType("MultiScaleDeformableAttention")
     sys.modules["MultiScaleDeformableAttention"] = other
@@ -235,6 +235,6 @@ def test_what_others_have_put_there_since_stays():
     assert sys.modules.pop("MultiScaleDeformableAttention") is other
 
 
-def test_one_name_in_place_of_several_is_refused():
-    with pytest.raises(TypeError, match=r"several names, got the string 'groundingdino\._C'"):
+def test_a_string_of_names_raises():
+    with pytest.raises(TypeError, match=r"collection of names, got the string 'groundingdino\._C'"):
         extension.install(names="groundingdino._C")

@@ -35,7 +35,7 @@ def assert_same(model, other):
 
 
 @configs
-def test_folders_give_the_model_back(config, tmp_path):
+def test_models_are_restored_from_folders(config, tmp_path):
     model = config.build()
     save_pretrained(model, config, tmp_path / "new" / "folder")
     folder = tmp_path / "new" / "folder"
@@ -60,7 +60,7 @@ def test_saving_again_replaces_the_model_but_not_the_card(tmp_path):
     assert (tmp_path / "README.md").read_text() == "Written by hand."
 
 
-def test_first_weights_of_the_backbone_are_neither_kept_nor_asked_for(tmp_path):
+def test_pretrained_weights_of_the_backbone_are_neither_written_nor_loaded(tmp_path):
     config = tiny_config(d_model=16, backbone=ResNetConfig(name="resnet18"))
     model = config.build()
     named = config.replace(backbone=ResNetConfig(name="resnet18", weights=str(tmp_path / "gone.pth")))
@@ -95,7 +95,7 @@ def test_damaged_folders_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("source", ["./runs/model", "runs", "/nowhere/model", "a/b/c"])
-def test_what_is_neither_a_folder_nor_an_id_is_refused_without_asking_the_hub(source, tmp_path, monkeypatch):
+def test_sources_that_are_neither_folder_nor_id_raise_without_a_request(source, tmp_path, monkeypatch):
     # Where nothing is: the checkout has a folder `runs` after the demonstration.
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the Hub"))
@@ -154,7 +154,7 @@ class FakeHub:
 
 
 @pytest.mark.parametrize("has_card", [False, True])
-def test_pushing_uploads_a_folder_that_gives_the_model_back(has_card, tmp_path, monkeypatch):
+def test_push_uploads_a_folder_that_restores_the_model(has_card, tmp_path, monkeypatch):
     config = tiny_config()
     model = config.build()
     hub = FakeHub(tmp_path / "uploaded", has_card=has_card)
@@ -170,7 +170,7 @@ def test_pushing_uploads_a_folder_that_gives_the_model_back(has_card, tmp_path, 
     assert (tmp_path / "uploaded" / "README.md").exists() == (not has_card)
 
 
-def test_a_pull_request_is_what_pushing_gives_where_it_is_asked_for(tmp_path, monkeypatch):
+def test_push_returns_the_url_of_a_pull_request_on_request(tmp_path, monkeypatch):
     config = tiny_config()
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub(tmp_path / "uploaded"))
     assert push_to_hub(config.build(), config, "user/cells", create_pr=True) == "request"

@@ -14,7 +14,7 @@ from deformdetr.config import ResNetConfig
 from deformdetr.integrations import (
     from_hugging_face,
     load_checkpoint,
-    recognise,
+    recognize,
     save_checkpoint,
     to_hugging_face,
     translate_state_dict,
@@ -99,7 +99,7 @@ def their_model(case: str):
 
 
 def _dilate(stage: nn.Module) -> None:
-    """Do to a stage of their ResNet, which has no such option, what timm's and torchvision's do for DC5."""
+    """Dilate a stage of transformers' ResNet, which has no such option, as timm and torchvision do for DC5."""
     for index, block in enumerate(stage.layers):
         for conv in block.modules():
             if isinstance(conv, nn.Conv2d):
@@ -203,7 +203,7 @@ def test_names_of_version_4_are_those_in_their_files(case, tmp_path):
 def test_round_trip_through_their_names_changes_no_bit(case, backbone, version):
     state = without_counts(our_config(case).build().state_dict())
     theirs = to_hugging_face(state, backbone=backbone, version=version)
-    assert recognise(theirs) == f"hugging_face_{version}"
+    assert recognize(theirs) == f"hugging_face_{version}"
     back = from_hugging_face(theirs)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)

@@ -139,7 +139,7 @@ def test_autograd_functions_of_others_around_the_extension_run_the_operator(rng)
 
 
 @pytest.mark.usefixtures("package")
-def test_other_operators_of_a_missing_extension_import_and_refuse_to_run():
+def test_other_operators_of_a_missing_extension_import_and_raise():
     mmcv.install()
     assert importlib.util.find_spec("mmcv._ext") is not None
     other = importlib.import_module("mmcv.ops.roi_align")
@@ -156,7 +156,7 @@ def test_compiled_extension_stays_where_there_is_one(package: Path, rng):
 
 
 @pytest.mark.usefixtures("package")
-def test_uninstalling_gives_mmcv_back():
+def test_uninstall_restores_mmcv():
     for _ in range(2):
         mmcv.install()
     attention = importlib.import_module("mmcv.ops.multi_scale_deform_attn")
@@ -173,7 +173,7 @@ def test_mmcv_that_cannot_be_imported_has_nothing_left_behind(package: Path):
     assert "mmcv._ext" not in sys.modules
 
 
-def test_missing_mmcv_is_said():
+def test_missing_mmcv_raises():
     assert importlib.util.find_spec("mmcv") is None
     with pytest.raises(ModuleNotFoundError, match="mmcv is not installed"):
         mmcv.install()

@@ -1,4 +1,4 @@
-"""The models of transformers with this library's operator: the same outputs and gradients, and the way back."""
+"""The models of transformers with this library's operator: the same outputs and gradients, and how it is undone."""
 
 import copy
 import importlib
@@ -236,8 +236,8 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], int, dict[str, Tensor]]] = {
 }
 
 
-def randomise(model: nn.Module) -> None:
-    """Draw weights that neither vanish nor explode, where initialisations make attention sample at one place."""
+def randomize(model: nn.Module) -> None:
+    """Draw weights that neither vanish nor explode, where initializations make attention sample at one place."""
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and parameter.numel():
             gain = 2 if parameter.ndim > 2 else 1
@@ -247,7 +247,7 @@ def randomise(model: nn.Module) -> None:
 
 
 def outputs_and_gradients(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
-    """Give every output, and the gradients of all parameters by their sum with fixed weights."""
+    """Return every output, and the gradients of their weighted sum with respect to all parameters."""
     found = {name: value for name, value in model(**inputs).items() if isinstance(value, Tensor)}
     loss = torch.zeros(())
     for value in found.values():
@@ -276,7 +276,7 @@ def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None
 def test_model_gives_the_same_outputs_and_gradients(family: str):
     make, parts, words = FAMILIES[family]
     model = make().eval()
-    randomise(model)
+    randomize(model)
     # A choice of queries or a threshold on masks turns rounding into another result: in float64, next to never.
     model.double()
     size = 64 if family in ("lw_detr", "rf_detr") else 96
@@ -439,7 +439,7 @@ def test_accelerated_layers_compile_into_one_graph(family: str, rng):
 
 
 @pytest.mark.parametrize("family", ["d_fine", "rt_detr_v2"])
-def test_discrete_sampling_is_left_alone_and_named(family: str, rng):
+def test_discrete_sampling_is_not_accelerated_and_reported(family: str, rng):
     layer = nn.ModuleDict(
         {"discrete": attention_layer(family, decoder_method="discrete"), "bilinear": attention_layer(family)}
     )
@@ -454,24 +454,24 @@ def test_discrete_sampling_is_left_alone_and_named(family: str, rng):
     )
 
 
-def test_method_that_changes_later_is_refused(rng):
+def test_method_that_changes_later_raises(rng):
     layer = attention_layer("d_fine")
     accelerate(layer)
     layer.decoder_method = "discrete"
-    with pytest.raises(ValueError, match="method has become 'discrete'"):
+    with pytest.raises(ValueError, match="method changed to 'discrete'"):
         layer(**layer_inputs(layer, rng))
 
 
-def test_layers_that_sample_in_another_way_are_named():
+def test_layers_with_unknown_sampling_are_reported():
     class NovelMultiscaleDeformableAttention(nn.Module):
         def forward(self, value: Tensor) -> Tensor:
             return value
 
     acceleration = accelerate(nn.Sequential(NovelMultiscaleDeformableAttention()))
     assert acceleration.accelerated == []
-    assert acceleration.left == {"0": "it samples in a way that is not known here"}
+    assert acceleration.left == {"0": "it samples in an unknown way"}
 
 
-def test_model_without_such_attention_is_refused():
-    with pytest.raises(ValueError, match="no part of Linear is multi-scale deformable attention"):
+def test_model_without_such_attention_raises():
+    with pytest.raises(ValueError, match="no submodule of Linear is multi-scale deformable attention"):
         accelerate(nn.Linear(2, 2))

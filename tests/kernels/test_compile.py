@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from deformdetr.kernels import ms_deform_attn
-from deformdetr.kernels._ms_deform_attn import _dispatch
+from deformdetr.kernels import _numba, ms_deform_attn
 from sampling import TOLERANCE, assert_close, gradients
 
 pytestmark = pytest.mark.compile
@@ -62,7 +61,7 @@ def test_without_numba_a_compiled_function_gives_the_same(rng: torch.Generator, 
     inputs = random_inputs(8, 9, 5, rng)
     grad = torch.randn(2, 5, 8, generator=rng)
     expected = gradients(attend, inputs, grad)
-    monkeypatch.setattr(_dispatch, "has_kernels", lambda channels, dtype: False)
+    monkeypatch.setattr(_numba, "is_usable", lambda channels, dtype: False)
     compiled = torch.compile(attend, fullgraph=True)
     for got, wanted in zip(gradients(compiled, inputs, grad), expected, strict=True):
         assert_close(got, wanted, TOLERANCE[torch.float32])

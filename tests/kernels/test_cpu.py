@@ -14,16 +14,16 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deformdetr.kernels import ms_deform_attn
-from deformdetr.kernels._ms_deform_attn import _cpu, _cpu_memory, _cpu_threads, _gather, _reference
-from deformdetr.kernels._ms_deform_attn._levels import Level
+from deformdetr.kernels import _gather, _numba, _reference, ms_deform_attn
+from deformdetr.kernels._levels import Level
+from deformdetr.kernels._numba import _large_pages, _launcher, _threads
 from sampling import PYRAMIDS, away_from_pixel_borders, random_inputs
 
 SHAPES = PYRAMIDS["four_levels"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@pytest.fixture(params=[_cpu, _gather], ids=["numba", "gather"])
+@pytest.fixture(params=[_numba, _gather], ids=["numba", "gather"])
 def kernel(request: pytest.FixtureRequest) -> ModuleType:
     return request.param
 
@@ -44,9 +44,8 @@ def draw(rng: torch.Generator, shapes: Sequence[tuple[int, int]] = SHAPES, **siz
 def run(kernel: ModuleType, inputs: Sequence[Tensor], levels: Sequence[Level]) -> list[Tensor]:
     """Give the output and all gradients."""
     grad, value, locations, weights = inputs
-    needs = [] if kernel is _reference else [(True, True, True)]
     out = kernel.forward(value, levels, locations, weights)
-    return [out, *kernel.backward(grad, value, levels, locations, weights, *needs)]
+    return [out, *kernel.backward(grad, value, levels, locations, weights, (True, True, True))]
 
 
 def exactly(inputs: Sequence[Tensor], levels: Sequence[Level]) -> list[Tensor]:
@@ -64,7 +63,7 @@ def assert_all_close(actual: Sequence[Tensor], expected: Sequence[Tensor], toler
 def test_errors_are_at_most_twice_those_of_the_reference_in_the_same_dtype(
     dtype: torch.dtype, where: torch.dtype, batch: int, queries: int, rng: torch.Generator
 ):
-    assert_errors_at_most_double(_cpu, dtype, where, batch, queries, rng)
+    assert_errors_at_most_double(_numba, dtype, where, batch, queries, rng)
 
 
 @pytest.mark.parametrize("where", [torch.float32, torch.bfloat16], ids=str)
@@ -174,14 +173,14 @@ def test_results_are_bit_identical_however_the_work_is_shared_out(
     grad, value, locations, weights = draw(rng, batch=3, queries=25)
     inputs = [grad.to(dtype), value.to(dtype), locations, weights]
     threads(1)
-    expected = run(_cpu, inputs, place(SHAPES))
-    monkeypatch.setattr(_cpu, "SAMPLES_AT_ONCE", samples)
-    monkeypatch.setattr(_cpu, "WORTH_A_THREAD", 1)
+    expected = run(_numba, inputs, place(SHAPES))
+    monkeypatch.setattr(_launcher, "SAMPLES_PER_TASK", samples)
+    monkeypatch.setattr(_launcher, "NUMBERS_PER_THREAD", 1)
     if not has_openmp:
-        monkeypatch.setattr(_cpu_threads, "_openmp_parallel", lambda: None)
+        monkeypatch.setattr(_threads, "_openmp_parallel", lambda: None)
     for count in (1, 2, 3, 7):
         threads(count)
-        for got, wanted in zip(run(_cpu, inputs, place(SHAPES)), expected, strict=True):
+        for got, wanted in zip(run(_numba, inputs, place(SHAPES)), expected, strict=True):
             assert torch.equal(got, wanted)
 
 
@@ -215,11 +214,11 @@ def test_small_work_wakes_no_thread(
     threads: Callable[[int], None], rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ):
     threads(8)
-    plain, used = _cpu.run_at_once, []
-    monkeypatch.setattr(_cpu, "run_at_once", lambda *args: used.append(args[2]) or plain(*args))
+    plain, used = _launcher.run_on_threads, []
+    monkeypatch.setattr(_launcher, "run_on_threads", lambda *args: used.append(args[2]) or plain(*args))
     # 2, 60 and 9,000 queries with 3 heads of 4 channels, 4 levels and 3 points.
     for queries in (2, 60, 9000):
-        run(_cpu, draw(rng, batch=1, queries=queries), place(SHAPES))
+        run(_numba, draw(rng, batch=1, queries=queries), place(SHAPES))
     assert used == [1, 1, 1, 1, 8, 8]
 
 
@@ -235,7 +234,7 @@ def test_threads_of_python_may_call_at_once(kernel: ModuleType, rng: torch.Gener
 
 
 def test_openmp_is_that_of_pytorch():
-    assert ("OpenMP" in torch.__config__.parallel_info()) == (_cpu_threads._openmp_parallel() is not None)
+    assert ("OpenMP" in torch.__config__.parallel_info()) == (_threads._openmp_parallel() is not None)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -282,7 +281,7 @@ def test_memory_that_nobody_filled_is_not_read(dtype: torch.dtype, kernel: Modul
 def test_defaults_of_the_process_change_nothing(
     least: int, kernel: ModuleType, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(_cpu_memory, "LARGE", least)
+    monkeypatch.setattr(_large_pages, "LARGE", least)
     shapes = [(7, 5), (3, 2)]
     inputs = draw(rng, shapes)
     try:
@@ -328,7 +327,7 @@ def test_the_forward_takes_at_most_a_third_of_the_memory_of_the_reference(
     _, value, locations, weights = draw(rng, shapes, batch=batch, queries=queries, heads=8, channels=32, points=4)
     inputs = value.to(dtype), place(shapes), locations, weights
     peaks = []
-    for kernel in (_cpu, _reference):
+    for kernel in (_numba, _reference):
         with PeakMemory([inputs[0], *inputs[2:]]) as memory:
             kernel.forward(*inputs)
         peaks.append(memory.peak)
@@ -338,11 +337,11 @@ def test_the_forward_takes_at_most_a_third_of_the_memory_of_the_reference(
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Tensor]]:
     """Allocate as for large results from a megabyte on."""
-    monkeypatch.setattr(_cpu_memory, "LARGE", 2**20)
-    _cpu_memory._advise.cache_clear()
-    yield _cpu_memory.empty_on_large_pages
+    monkeypatch.setattr(_large_pages, "LARGE", 2**20)
+    _large_pages._find_madvise.cache_clear()
+    yield _large_pages.empty_on_large_pages
     # What is found on a system that a test pretends must not be remembered.
-    _cpu_memory._advise.cache_clear()
+    _large_pages._find_madvise.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -358,8 +357,8 @@ def test_large_results_can_be_resized_and_pickled(rng: torch.Generator):
     # Two images of 8,192 queries with 8 heads of 32 channels: outputs and gradients of 16 MiB.
     shapes = [(64, 128)]
     grad, value, locations, weights = draw(rng, shapes, batch=2, queries=2**13, heads=8, channels=32, points=1)
-    for result in run(_cpu, [grad, value, locations, weights], place(shapes))[:2]:
-        assert result.numel() * 4 > _cpu_memory.LARGE
+    for result in run(_numba, [grad, value, locations, weights], place(shapes))[:2]:
+        assert result.numel() * 4 > _large_pages.LARGE
         assert torch.equal(pickle.loads(pickle.dumps(result)), result)
         kept = result.clone()
         result.resize_(2 * result.numel())
@@ -370,7 +369,9 @@ def test_large_results_can_be_resized_and_pickled(rng: torch.Generator):
 
 def test_only_pages_of_the_result_itself_become_large(large: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch):
     calls = []
-    monkeypatch.setattr(_cpu_memory, "_advise", functools.cache(lambda: lambda *arguments: calls.append(arguments)))
+    monkeypatch.setattr(
+        _large_pages, "_find_madvise", functools.cache(lambda: lambda *arguments: calls.append(arguments))
+    )
     monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 14, raising=False)
     tensor = large((2**18 + 1,), torch.float32)
     ((begin, size, advice),) = calls
@@ -381,7 +382,9 @@ def test_only_pages_of_the_result_itself_become_large(large: Callable[..., Tenso
 
 
 def test_small_results_are_left_as_they_are(large: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(_cpu_memory, "_advise", functools.cache(lambda: pytest.fail("there is nothing to advise")))
+    monkeypatch.setattr(
+        _large_pages, "_find_madvise", functools.cache(lambda: pytest.fail("there is nothing to advise"))
+    )
     assert large((7,), torch.float32).shape == (7,)
 
 

@@ -18,8 +18,7 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deformdetr.kernels import fused_ms_deform_attn, ms_deform_attn, ms_deform_attn_backward, sampling_locations
-from deformdetr.kernels._ms_deform_attn import _dispatch
+from deformdetr.kernels import _numba, fused_ms_deform_attn, ms_deform_attn, ms_deform_attn_backward, sampling_locations
 from sampling import TOLERANCE, assert_close, away_from_pixel_borders
 
 # What no annotation lets through is what these tests are about.
@@ -138,7 +137,7 @@ def test_a_call_that_fits_equals_the_reference(seed: int):
 @compiled
 @given(SEEDS)
 def test_a_call_that_fits_equals_the_reference_without_numba(seed: int):
-    with patch.object(_dispatch, "has_kernels", lambda channels, dtype: False):
+    with patch.object(_numba, "is_usable", lambda channels, dtype: False):
         compare(draw_call(seed), seed)
 
 
@@ -287,14 +286,14 @@ def test_any_call_of_a_registered_op_is_refused_or_has_a_result(seed: int):
         shrink_storage(tensor, choose)
     ops = torch.ops.deformdetr
     needs = tuple(choose.random() < 0.7 for _ in range(4))
-    fused = (given["references"], locations, weights, given["padding"])
+    grad, deterministic = given["grad"], choose.random() < 0.3
+    plain = (value, *homes, repeats, locations, weights, None, None, deterministic)
+    fused = (value, *homes, repeats, locations, weights, given["references"], given["padding"], deterministic)
     calls: list[Callable[[], Any]] = [
-        lambda: ops.ms_deform_attn(value, *homes, repeats, locations, weights, False),
-        lambda: ops.ms_deform_attn_backward(
-            given["grad"], value, *homes, repeats, locations, weights, False, *needs[:3]
-        ),
-        lambda: ops.fused_ms_deform_attn(value, *homes, *fused),
-        lambda: ops.fused_ms_deform_attn_backward(given["grad"], given["grad"], value, *homes, *fused, *needs),
+        lambda: ops.ms_deform_attn(*plain),
+        lambda: ops.ms_deform_attn_backward(grad, None, *plain, *needs),
+        lambda: ops.ms_deform_attn(*fused),
+        lambda: ops.ms_deform_attn_backward(grad, grad, *fused, *needs),
     ]
     for call in calls:
         try:

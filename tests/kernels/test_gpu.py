@@ -167,11 +167,12 @@ def test_compiled_layer_serves_twenty_image_sizes_with_one_more_compilation(rng:
 @pytest.mark.compile
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
 def test_opcheck_passes_on_the_ops(rng: torch.Generator):
-    homes = (None, [size for shape in SHAPES for size in shape])
+    homes = (None, [size for shape in SHAPES for size in shape], [])
     value, locations, weights = (t.to("cuda", torch.float32).requires_grad_() for t in random_inputs(rng, SHAPES))
-    opcheck(torch.ops.deformdetr.ms_deform_attn.default, (value, *homes, [], locations, weights, False))
+    opcheck(torch.ops.deformdetr.ms_deform_attn.default, (value, *homes, locations, weights, None, None, False))
     inputs = fused_inputs(rng, SHAPES, torch.float32)
-    opcheck(torch.ops.deformdetr.fused_ms_deform_attn.default, (inputs[0], *homes, *inputs[1:], None))
+    value, references, offsets, logits = inputs
+    opcheck(torch.ops.deformdetr.ms_deform_attn.default, (value, *homes, offsets, logits, references, None, False))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -6,9 +6,8 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
 
-from deformdetr.kernels import fused_ms_deform_attn
-from deformdetr.kernels._ms_deform_attn import _reference
-from deformdetr.kernels._ms_deform_attn._levels import Pyramid, place_levels
+from deformdetr.kernels import _reference, fused_ms_deform_attn
+from deformdetr.kernels._levels import Pyramid, place_levels
 from sampling import assert_close
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.compile]
@@ -55,7 +54,7 @@ def test_exported_program_holds_the_fused_operator_as_one_node(rng: torch.Genera
     program = torch.export.export(
         Attend(), tuple(inputs), dynamic_shapes=({}, {1: queries}, {1: queries}, {1: queries})
     )
-    assert any(node.target == torch.ops.deformdetr.fused_ms_deform_attn.default for node in program.graph.nodes)
+    assert any(node.target == torch.ops.deformdetr.ms_deform_attn.default for node in program.graph.nodes)
     others = [tensor.detach() for tensor in random_inputs(rng, 3, 4, 9)]
     torch.testing.assert_close(program.module()(*others), Attend()(*others))
 
@@ -66,13 +65,15 @@ def test_exported_program_holds_the_fused_operator_as_one_node(rng: torch.Genera
 def test_opcheck_passes_on_the_forward_and_the_backward_op(padded: bool, rng: torch.Generator):
     value, *rest = random_inputs(rng, 3, 4, 5)
     mask = torch.rand(1, 12, generator=rng) < 0.3 if padded else None
-    opcheck(torch.ops.deformdetr.fused_ms_deform_attn.default, (value, None, [3, 4], *rest, mask))
+    references, offsets, logits = rest
+    inputs = (value, None, [3, 4], [], offsets, logits, references, mask, False)
+    opcheck(torch.ops.deformdetr.ms_deform_attn.default, inputs)
     out = attend(value / 2, *rest, 3, 4).detach()
     grad = torch.randn(out.shape, generator=rng)
     opcheck(
-        torch.ops.deformdetr.fused_ms_deform_attn_backward.default,
-        (grad, out, value, None, [3, 4], *rest, mask, True, True, True, True),
-        # The output is given, and nobody differentiates by it.
+        torch.ops.deformdetr.ms_deform_attn_backward.default,
+        (grad, out, *inputs, True, True, True, True),
+        # The output has no gradient.
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
 
@@ -85,10 +86,11 @@ def test_levels_that_do_not_fit_are_empty_where_only_the_device_knows_them(
     is_fused: bool, deterministic: bool, repeats: list[int], rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ):
     # Imported here, because it imports triton, which compiles or interprets as it is told before.
-    from deformdetr.kernels._ms_deform_attn import _gpu
+    from deformdetr.kernels import _triton
+    from deformdetr.kernels._triton import _launcher
 
     # The host leaves the sizes alone, as it does on a GPU.
-    monkeypatch.setattr(_gpu, "settle", lambda pyramid, pixels: pyramid)
+    monkeypatch.setattr(_launcher, "read_on_cpu", lambda pyramid, pixels: pyramid)
     sides = torch.tensor([-(2**40), -3, 0, 1, 2, 3, 5, 2**24 + 1, 2**31, 2**32 + 2, 2**62])
     for _ in range(5):
         sizes = sides[torch.randint(len(sides), (3, 2), generator=rng)]
@@ -102,11 +104,11 @@ def test_levels_that_do_not_fit_are_empty_where_only_the_device_knows_them(
         weights = torch.randn(2, 5, 2, groups, 3, generator=rng)
         offsets = torch.rand(2, 5, 2, groups, 3, 2, generator=rng) * 1.5 - 0.25
         grad = torch.randn(2, 5, 8, generator=rng)
-        needs = _gpu.Needs(value=True, locations=True, weights=True, references=is_fused)
+        needs = _triton.Needs(value=True, locations=True, weights=True, references=is_fused)
         references = torch.rand(2, 5, 3, 2, generator=rng) if is_fused else None
-        sampling = _gpu.Sampling(offsets, weights, references)
-        out = _gpu.forward(value, pyramid, sampling)
-        grads = _gpu.backward(grad, out, value, pyramid, sampling, needs, deterministic=deterministic)
+        sampling = _triton.Sampling(offsets, weights, references)
+        out = _triton.forward(value, pyramid, sampling)
+        grads = _triton.backward(grad, out, value, pyramid, sampling, needs, deterministic=deterministic)
         levels = place_levels(pyramid, pixels)
         leaves = [tensor.double().requires_grad_() for tensor in (value, offsets, weights)]
         locations, attention = leaves[1:]

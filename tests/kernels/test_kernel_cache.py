@@ -12,14 +12,14 @@ import pytest
 import torch
 from numba.core import caching
 
-from deformdetr.kernels._ms_deform_attn._numba import compile_backward, compile_forward
+from deformdetr.kernels._numba._kernels import compile_backward, compile_forward
 
 # Named by their arguments, what several processes compile at once.
 RUN = """
 import sys
 import torch
 from deformdetr.kernels import ms_deform_attn
-from deformdetr.kernels._ms_deform_attn._numba import compile_forward
+from deformdetr.kernels._numba._kernels import compile_forward
 channels, dtype = int(sys.argv[1]), getattr(torch, sys.argv[2])
 value = torch.ones(1, 4, 1, channels, dtype=dtype, requires_grad=True)
 locations, weights = torch.full((1, 3, 1, 1, 2, 2), 0.5), torch.full((1, 3, 1, 1, 2), 0.5)

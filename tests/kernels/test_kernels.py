@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deformdetr.kernels import fused_ms_deform_attn, ms_deform_attn, ms_deform_attn_backward, sampling_locations
-from deformdetr.kernels._ms_deform_attn import _dispatch
+from deformdetr.kernels import _numba, fused_ms_deform_attn, ms_deform_attn, ms_deform_attn_backward, sampling_locations
 from sampling import PYRAMIDS, TOLERANCE, assert_close, away_from_pixel_borders, gradients, random_inputs
 
 # The interpreter computes with NumPy, which warns of what is meant to overflow.
@@ -29,7 +28,7 @@ ON_CPUS = ["cpu"] if os.environ.get("TRITON_INTERPRET") == "1" else ["cpu", "cpu
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     name, _, way = request.param.partition(" ")
     if way:
-        monkeypatch.setattr(_dispatch, "has_kernels", lambda channels, dtype: False)
+        monkeypatch.setattr(_numba, "is_usable", lambda channels, dtype: False)
     return name
 
 

@@ -13,8 +13,9 @@ from benchmarks.pages import generated_part
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from deformdetr.kernels._ms_deform_attn import _gpu, _triton
-from deformdetr.kernels._ms_deform_attn._levels import split_by_home
+from deformdetr.kernels import _triton
+from deformdetr.kernels._levels import pack_shapes
+from deformdetr.kernels._triton import _backward, _forward
 
 
 @pytest.mark.parametrize(
@@ -102,9 +103,10 @@ class Recorder:
 def test_new_sizes_of_images_queries_and_batches_compile_nothing(
     fused: bool, as_tensor: bool, monkeypatch: pytest.MonkeyPatch, rng: torch.Generator
 ):
-    kernels = {name: Recorder(getattr(_triton, name)) for name in ("ms_deform_attn_forward", "ms_deform_attn_backward")}
-    for name, recorder in kernels.items():
-        monkeypatch.setattr(_triton, name, recorder)
+    recorders = []
+    for module, name in ((_forward, "ms_deform_attn_forward"), (_backward, "ms_deform_attn_backward")):
+        recorders.append(Recorder(getattr(module, name)))
+        monkeypatch.setattr(module, name, recorders[-1])
     for batch, queries, height, width in itertools.product((1, 2, 16), (1, 16, 301), (1, 32, 47), (16, 101)):
         shapes = [(height, width), (1, 1)]
         # Views at odd places, as slices of larger tensors are.
@@ -112,10 +114,10 @@ def test_new_sizes_of_images_queries_and_batches_compile_nothing(
         locations = torch.zeros(batch, queries, 2, 2, 4, 2)
         weights = torch.zeros(batch, queries, 2, 2, 4)
         references = torch.zeros(1, queries, 2, 2).expand(batch, -1, -1, -1) if fused else None
-        pyramid = split_by_home(torch.tensor(shapes) if as_tensor else shapes, [])
-        sampling = _gpu.Sampling(locations, weights, references)
-        out = _gpu.forward(value, pyramid, sampling)
-        needs = _gpu.Needs(value=True, locations=True, weights=True, references=fused)
-        _gpu.backward(out, out, value, pyramid, sampling, needs, deterministic=False)
-    for recorder in kernels.values():
+        pyramid = pack_shapes(torch.tensor(shapes) if as_tensor else shapes)
+        sampling = _triton.Sampling(locations, weights, references)
+        out = _triton.forward(value, pyramid, sampling)
+        needs = _triton.Needs(value=True, locations=True, weights=True, references=fused)
+        _triton.backward(out, out, value, pyramid, sampling, needs, deterministic=False)
+    for recorder in recorders:
         assert len(recorder.variants) == 1

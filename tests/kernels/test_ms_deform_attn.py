@@ -87,10 +87,10 @@ def test_opcheck_passes_on_the_forward_and_the_backward_op(as_tensor: bool, rng:
     value, locations, weights = (tensor.requires_grad_() for tensor in random_inputs(rng, shapes))
     homes = (torch.tensor(shapes), [], []) if as_tensor else (None, [size for shape in shapes for size in shape], [])
     grad = torch.randn(2, 7, 15, generator=rng, dtype=torch.float64).requires_grad_()
-    opcheck(torch.ops.deformdetr.ms_deform_attn.default, (value, *homes, locations, weights, False))
+    opcheck(torch.ops.deformdetr.ms_deform_attn.default, (value, *homes, locations, weights, None, None, False))
     opcheck(
         torch.ops.deformdetr.ms_deform_attn_backward.default,
-        (grad, value, *homes, locations, weights, False, True, True, True),
+        (grad, None, value, *homes, locations, weights, None, None, False, True, True, True, False),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from deformdetr.kernels import ms_deform_attn
-from deformdetr.kernels._ms_deform_attn import _probe
+from deformdetr.kernels._numba import _probe
 
 # In a process of its own, which cannot import what is named: a layer and a model train, in threads at first.
 TRAIN = """
@@ -123,7 +123,7 @@ def test_models_are_built_without_numba_being_imported():
 def test_a_numba_that_cannot_be_imported_is_named_in_the_warning(
     package: str, error: Exception, unknown: None, monkeypatch: pytest.MonkeyPatch
 ):
-    ours = "deformdetr.kernels._ms_deform_attn._numba"
+    ours = "deformdetr.kernels._numba"
     for name in list(sys.modules):
         if name.partition(".")[0] in ("numba", "llvmlite") or name.startswith(ours):
             monkeypatch.delitem(sys.modules, name)

@@ -9,7 +9,7 @@ MATCHED = (torch.tensor([0, 0, 1]), torch.tensor([4, 1, 2]))
 LABELS = torch.tensor([2, 0, 2])
 
 
-def test_focal_classification_expects_nothing_of_unmatched_queries(rng: torch.Generator) -> None:
+def test_unmatched_queries_have_no_class_in_focal_classification(rng: torch.Generator) -> None:
     logits = torch.randn(2, 5, 3, generator=rng)
     targets = torch.zeros(2, 5, 3)
     targets[0, 4, 2] = targets[0, 1, 0] = targets[1, 2, 2] = 1
@@ -31,14 +31,14 @@ def test_focal_classification_has_the_gradient_of_the_focal_loss(scale: float, r
     torch.testing.assert_close(*gradients)
 
 
-def test_focal_classification_refuses_settings_outside_their_range() -> None:
+def test_focal_classification_rejects_settings_out_of_range() -> None:
     with pytest.raises(ValueError, match=r"alpha .* got 1\.5"):
         FocalClassification(alpha=1.5)
     with pytest.raises(ValueError, match=r"gamma .* got -1\.0"):
         FocalClassification(gamma=-1.0)
 
 
-def test_softmax_classification_expects_the_last_class_of_unmatched_queries(rng: torch.Generator) -> None:
+def test_unmatched_queries_have_the_last_class_in_softmax_classification(rng: torch.Generator) -> None:
     logits = torch.randn(2, 5, 4, generator=rng)
     classes = torch.tensor([[3, 0, 3, 3, 2], [3, 3, 2, 3, 3]])
     weight = torch.where(classes == 3, 0.2, 1.0)

@@ -142,7 +142,7 @@ def test_the_total_has_the_right_gradient(rng: torch.Generator) -> None:
     assert torch.autograd.gradcheck(total, (outputs["pred_logits"], outputs["pred_boxes"]))
 
 
-def test_extra_classes_of_proposals_are_trained_to_find_nothing(rng: torch.Generator) -> None:
+def test_extra_classes_of_proposals_are_trained_as_background(rng: torch.Generator) -> None:
     outputs, targets = everything(1, rng), random_targets([2], 3, rng)
     SetCriterion(HungarianMatcher())(outputs, targets)["loss_ce_enc"].backward()
     gradient = outputs["enc_outputs"]["pred_logits"].grad
@@ -183,7 +183,7 @@ def test_only_losses_with_a_weight_are_weighted(rng: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_judged_in_float32(dtype: torch.dtype, rng: torch.Generator) -> None:
+def test_losses_of_half_precision_are_computed_in_float32(dtype: torch.dtype, rng: torch.Generator) -> None:
     outputs, targets = layer(2, 6, 3, rng), random_targets([3, 2], 3, rng)
     half: Any = {key: value.detach().to(dtype) for key, value in outputs.items()}
     rounded: Any = {key: value.float() for key, value in half.items()}
@@ -203,13 +203,13 @@ def test_autocast_does_not_change_the_losses(rng: torch.Generator) -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_float64_predictions_are_judged_in_float64(rng: torch.Generator) -> None:
+def test_losses_of_float64_are_computed_in_float64(rng: torch.Generator) -> None:
     outputs, targets = everything(2, rng, dtype=torch.float64), random_targets([3, 2], 3, rng)
     losses = SetCriterion(HungarianMatcher())(outputs, targets)
     assert {value.dtype for name, value in losses.items() if name.startswith("loss_")} == {torch.float64}
 
 
-def test_a_layer_that_is_not_finite_is_named(rng: torch.Generator) -> None:
+def test_error_names_the_layer_with_values_that_are_not_finite(rng: torch.Generator) -> None:
     outputs, targets = everything(2, rng), random_targets([3, 2], 3, rng)
     with torch.no_grad():
         outputs["aux_outputs"][1]["pred_boxes"][0, 2, 1] = torch.nan
@@ -217,7 +217,7 @@ def test_a_layer_that_is_not_finite_is_named(rng: torch.Generator) -> None:
         SetCriterion(HungarianMatcher())(outputs, targets)
 
 
-def test_weights_of_unknown_losses_are_refused() -> None:
+def test_weights_of_unknown_losses_raise() -> None:
     with pytest.raises(ValueError, match="'loss_box': 5"):
         SetCriterion(HungarianMatcher(), weights={"loss_box": 5.0})
     with pytest.raises(ValueError, match="'loss_ce': -1"):
@@ -238,7 +238,7 @@ def test_box_losses_are_divided_by_the_mean_count_of_all_processes(
         torch.testing.assert_close(together[name], alone[name] * 5 / 7.5)
 
 
-def _judge_in_process(rank: int, folder: str) -> None:
+def _losses_in_process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     generator = torch.Generator().manual_seed(rank)
@@ -249,7 +249,7 @@ def _judge_in_process(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_divide_by_the_same_count(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_judge_in_process, args=(str(tmp_path),), nprocs=2)
+    torch.multiprocessing.spawn(_losses_in_process, args=(str(tmp_path),), nprocs=2)
     # Alone they divide by 1 and by 4, together by (0 + 4) / 2.
     for rank, ratio in enumerate((1 / 2, 4 / 2)):
         generator = torch.Generator().manual_seed(rank)

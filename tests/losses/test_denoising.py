@@ -1,4 +1,4 @@
-"""Losses of what the decoder makes of noised targets."""
+"""Losses of denoising queries."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_losses_agree_with_a_loop_over_queries(
     }
 
 
-def test_losses_of_matched_queries_do_not_depend_on_noised_ones(rng: torch.Generator) -> None:
+def test_losses_of_matched_queries_do_not_depend_on_denoising_queries(rng: torch.Generator) -> None:
     targets = random_targets((2, 1), CLASSES, rng)
     outputs = predictions((2, 1), 3, rng, contrastive=True)
     together = SetCriterion(HungarianMatcher())(outputs, targets)
@@ -83,7 +83,7 @@ def test_losses_of_matched_queries_do_not_depend_on_noised_ones(rng: torch.Gener
         assert torch.equal(together[name], value)
 
 
-def test_chosen_proposals_are_matched_with_their_classes(rng: torch.Generator) -> None:
+def test_selected_proposals_are_matched_with_their_classes(rng: torch.Generator) -> None:
     targets = random_targets((2, 1), CLASSES, rng)
     outputs = predictions((2, 1), 3, rng, contrastive=True)
     losses = SetCriterion(HungarianMatcher())(outputs, targets)
@@ -114,13 +114,13 @@ def test_every_prediction_gets_a_finite_gradient(
             assert of_layer[name].grad.any() == (sum(counts) > 0)
 
 
-def test_other_targets_than_those_of_the_model_are_refused(rng: torch.Generator) -> None:
+def test_other_targets_than_those_of_the_model_raise(rng: torch.Generator) -> None:
     outputs = predictions((2, 1), 3, rng, contrastive=False)
-    with pytest.raises(ValueError, match=r"6 predictions for noised targets in 3 groups do not fit 5 targets"):
+    with pytest.raises(ValueError, match=r"6 denoising queries in 3 groups do not fit 5 targets"):
         SetCriterion(HungarianMatcher())(outputs, random_targets((2, 5), CLASSES, rng))
 
 
-def _judge_in_process(rank: int, folder: str) -> None:
+def _losses_in_process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     losses = SetCriterion(HungarianMatcher())(*_of_process(rank))
@@ -136,7 +136,7 @@ def _of_process(rank: int) -> tuple[Predictions, list[Target]]:
 
 @pytest.mark.slow
 def test_two_processes_divide_by_the_same_count(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_judge_in_process, args=(str(tmp_path),), nprocs=2)
+    torch.multiprocessing.spawn(_losses_in_process, args=(str(tmp_path),), nprocs=2)
     # The second alone divides by 3 groups of 4 targets, together they divide by (0 + 12) / 2.
     alone = SetCriterion(HungarianMatcher())(*_of_process(1))
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]

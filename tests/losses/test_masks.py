@@ -38,7 +38,7 @@ def with_masks(counts, rng, *, sizes=SIZES, dtype=torch.float32):
 
 
 def sampled(mask: Tensor, height: int, width: int) -> list[list[float]]:
-    """Enlarge a mask by bilinear interpolation at pixel centres, number by number."""
+    """Enlarge a mask by bilinear interpolation at pixel centers, value by value."""
 
     def at(place: float, length: int) -> tuple[int, int, float]:
         place = max(place, 0.0)
@@ -59,7 +59,7 @@ def sampled(mask: Tensor, height: int, width: int) -> list[list[float]]:
 
 
 def by_hand(mask: Tensor, truth: Tensor, height: int, width: int) -> tuple[float, float]:
-    """Give focal and dice loss of one mask in one image, padded with background."""
+    """Return focal and dice loss of one mask in one image, padded with background."""
     focal = overlap = predicted = true = 0.0
     for y, row in enumerate(sampled(mask, height, width)):
         for x, logit in enumerate(row):
@@ -104,14 +104,14 @@ def test_losses_of_masks_have_the_right_gradient(rng):
     outputs, targets = predictions(2, rng, dtype=torch.float64), with_masks((2, 1), rng, dtype=torch.float64)
     criterion = SetCriterion(HungarianMatcher())
 
-    def judge(masks: Tensor) -> Tensor:
+    def total(masks: Tensor) -> Tensor:
         losses = criterion({**outputs, "pred_masks": masks}, targets)
         return losses["loss_mask"] + 3 * losses["loss_dice"]
 
-    assert torch.autograd.gradcheck(judge, (outputs["pred_masks"],))
+    assert torch.autograd.gradcheck(total, (outputs["pred_masks"],))
 
 
-def test_a_batch_without_targets_gives_zero_losses_that_reach_the_masks(rng):
+def test_mask_losses_without_targets_are_zero_and_have_gradients(rng):
     outputs, targets = predictions(2, rng), with_masks((0, 0), rng)
     losses = SetCriterion(HungarianMatcher())(outputs, targets)
     assert losses["loss_mask"].item() == losses["loss_dice"].item() == 0
@@ -119,7 +119,7 @@ def test_a_batch_without_targets_gives_zero_losses_that_reach_the_masks(rng):
     assert outputs["pred_masks"].grad is not None
 
 
-def test_perfect_masks_cost_less_than_random_and_inverted_ones(rng):
+def test_losses_of_perfect_masks_are_lower_than_of_random_and_inverted_ones(rng):
     targets = with_masks((2, 3), rng, sizes=[(16, 20), (16, 20)])
     for target in targets:
         target["masks"] = target["masks"][:, ::4, ::4].repeat_interleave(4, 1).repeat_interleave(4, 2)
@@ -136,7 +136,7 @@ def test_perfect_masks_cost_less_than_random_and_inverted_ones(rng):
     assert all(a < b for a, b in zip(found[1], found[0], strict=True))
 
 
-def test_weights_of_masks_are_those_given(rng):
+def test_mask_losses_have_the_given_weights(rng):
     weights = {"loss_mask": 2.0, "loss_dice": 0.5}
     criterion = SetCriterion(HungarianMatcher(), weights=weights)
     losses = criterion(predictions(3, rng), with_masks((2, 0, 3), rng))
@@ -145,7 +145,7 @@ def test_weights_of_masks_are_those_given(rng):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_judged_in_float32(dtype, rng):
+def test_losses_of_half_precision_are_computed_in_float32(dtype, rng):
     outputs, targets = predictions(3, rng), with_masks((2, 0, 3), rng)
     half = {**outputs, "pred_masks": outputs["pred_masks"].detach().to(dtype)}
     rounded = {**outputs, "pred_masks": half["pred_masks"].float()}
@@ -153,7 +153,7 @@ def test_half_precision_is_judged_in_float32(dtype, rng):
     torch.testing.assert_close(criterion(half, targets), criterion(rounded, targets), rtol=0, atol=0)
 
 
-def test_masks_of_another_form_are_refused_with_their_shapes(rng):
+def test_masks_of_other_shapes_raise_with_the_shape(rng):
     criterion, outputs = SetCriterion(HungarianMatcher()), predictions(3, rng)
     targets = with_masks((2, 0, 3), rng)
     del targets[1]["masks"]
@@ -166,18 +166,18 @@ def test_masks_of_another_form_are_refused_with_their_shapes(rng):
         ):
             criterion(outputs, targets)
     targets[1]["masks"] = torch.zeros(0, 15, 10, dtype=torch.bool, device="meta")
-    with pytest.raises(ValueError, match="masks of image 1 lie on meta, the predictions on cpu"):
+    with pytest.raises(ValueError, match="masks of image 1 are on meta, the predictions on cpu"):
         criterion(outputs, targets)
 
 
-def test_masks_of_targets_are_ignored_where_none_are_predicted(rng):
+def test_masks_of_targets_are_ignored_by_models_without_masks(rng):
     outputs, targets = predictions(3, rng), with_masks((2, 0, 3), rng)
     del outputs["pred_masks"]
     losses = SetCriterion(HungarianMatcher())(outputs, targets)
     assert not {"loss_mask", "loss_dice"} & losses.keys()
 
 
-def test_images_that_are_padded_further_have_the_same_losses(rng):
+def test_more_padding_does_not_change_the_losses(rng):
     targets = with_masks((2, 0, 3), rng)
     outputs = predictions(3, rng)
     # The largest height and width are 15 and 17 pixels, those of the batch 20 and 40.

@@ -6,9 +6,7 @@ from deformdetr.matching import FocalClassCost, SoftmaxClassCost
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.7, 1.5)])
-def test_focal_cost_is_the_loss_with_the_target_less_that_without(
-    alpha: float, gamma: float, rng: torch.Generator
-) -> None:
+def test_focal_cost_is_the_positive_minus_the_negative_loss(alpha: float, gamma: float, rng: torch.Generator) -> None:
     logits = torch.randn(6, 4, generator=rng, dtype=torch.float64)
     labels = torch.tensor([3, 0, 3])
     losses = [
@@ -18,7 +16,7 @@ def test_focal_cost_is_the_loss_with_the_target_less_that_without(
     torch.testing.assert_close(FocalClassCost(alpha=alpha, gamma=gamma)(logits, labels), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_focal_cost_is_finite_for_certain_predictions() -> None:
+def test_focal_cost_of_extreme_logits_is_finite() -> None:
     cost = FocalClassCost()(torch.tensor([[1e4], [-1e4]]), torch.tensor([0]))
     assert cost.isfinite().all()
     assert cost[0, 0] < cost[1, 0]

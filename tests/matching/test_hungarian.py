@@ -95,7 +95,7 @@ def test_matching_of_whole_models_agrees_with_the_golden(name: str, matcher: Hun
     assert_matches(found, expected)
 
 
-def test_layers_matched_together_are_matched_as_if_alone(rng: torch.Generator) -> None:
+def test_layers_are_matched_together_as_separately(rng: torch.Generator) -> None:
     matcher, targets = HungarianMatcher(), random_targets([3, 0, 5], 4, rng)
     others = random_targets([3, 0, 5], 1, rng)
     layers = [random_predictions(3, queries, classes, rng) for queries, classes in ((6, 4), (6, 4), (4, 4), (9, 1))]
@@ -104,7 +104,7 @@ def test_layers_matched_together_are_matched_as_if_alone(rng: torch.Generator) -
         assert_matches(found, matcher(layer, of_layer))
 
 
-def test_an_image_is_matched_alike_whatever_else_is_in_the_batch(rng: torch.Generator) -> None:
+def test_matching_of_an_image_does_not_depend_on_the_batch(rng: torch.Generator) -> None:
     predictions, targets = random_predictions(3, 7, 4, rng), random_targets([2, 9, 1], 4, rng)
     found = HungarianMatcher()(predictions, targets)
     for image in range(3):
@@ -132,7 +132,7 @@ def test_a_batch_without_targets_has_no_pairs(rng: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_priced_in_float32(dtype: torch.dtype, rng: torch.Generator) -> None:
+def test_costs_of_half_precision_are_computed_in_float32(dtype: torch.dtype, rng: torch.Generator) -> None:
     predictions, targets = random_predictions(2, 8, 4, rng), random_targets([3, 4], 4, rng)
     half: LayerPredictions = {
         "pred_logits": predictions["pred_logits"].to(dtype),
@@ -145,7 +145,7 @@ def test_half_precision_is_priced_in_float32(dtype: torch.dtype, rng: torch.Gene
 @pytest.mark.parametrize("key", ["pred_logits", "pred_boxes"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("counts", [[2, 2], [0, 0]], ids=["with targets", "without targets"])
-def test_predictions_that_are_not_finite_are_named(
+def test_error_names_predictions_that_are_not_finite(
     key: str, value: float, counts: list[int], rng: torch.Generator
 ) -> None:
     layers = [random_predictions(2, 5, 4, rng) for _ in range(2)]
@@ -156,7 +156,7 @@ def test_predictions_that_are_not_finite_are_named(
 
 
 @pytest.mark.parametrize("label", [-1, 4, 900])
-def test_a_label_that_is_no_class_is_named(label: int, rng: torch.Generator) -> None:
+def test_error_names_a_label_out_of_range(label: int, rng: torch.Generator) -> None:
     targets = random_targets([1, 2], 4, rng)
     targets[1]["labels"][1] = label
     with pytest.raises(ValueError, match=rf"image 1 have labels \[{label}\], outside 0 to 3"):
@@ -164,28 +164,28 @@ def test_a_label_that_is_no_class_is_named(label: int, rng: torch.Generator) -> 
 
 
 @pytest.mark.parametrize("box", [[0.5, 0.5, -0.25, 0.1], [0.5, torch.nan, 0.25, 0.1]])
-def test_a_target_box_that_is_none_is_named(box: list[float], rng: torch.Generator) -> None:
+def test_error_names_an_invalid_target_box(box: list[float], rng: torch.Generator) -> None:
     targets = random_targets([1, 2], 4, rng)
     targets[0]["boxes"][0] = torch.tensor(box)
     with pytest.raises(ValueError, match=r"image 0 have boxes \(cxcywh\) \[\[0.5, "):
         HungarianMatcher()(random_predictions(2, 5, 4, rng), targets)
 
 
-def test_costs_that_overflow_are_reported(rng: torch.Generator) -> None:
+def test_costs_that_overflow_raise(rng: torch.Generator) -> None:
     predictions, targets = random_predictions(1, 5, 4, rng), random_targets([2], 4, rng)
     predictions["pred_boxes"][0, 0] = 3e38
     with pytest.raises(ValueError, match=r"costs .* of image 0 are not finite"):
         HungarianMatcher()(predictions, targets)
 
 
-def test_a_target_without_extent_is_matched(rng: torch.Generator) -> None:
+def test_a_target_without_area_is_matched(rng: torch.Generator) -> None:
     targets = random_targets([2], 4, rng)
     targets[0]["boxes"][:, 2:] = 0
     ((query, target),) = HungarianMatcher()(random_predictions(1, 5, 4, rng), targets)
     assert len(query) == len(target) == 2
 
 
-def test_targets_of_another_form_are_refused(rng: torch.Generator) -> None:
+def test_targets_of_other_shapes_raise(rng: torch.Generator) -> None:
     matcher, predictions = HungarianMatcher(), random_predictions(2, 5, 4, rng)
     good, other = random_targets([1, 2], 4, rng)
     with pytest.raises(ValueError, match="2 images, but targets for 1"):
@@ -194,36 +194,36 @@ def test_targets_of_another_form_are_refused(rng: torch.Generator) -> None:
         matcher(predictions, [good, {"boxes": other["boxes"], "labels": other["labels"][:1]}])
     with pytest.raises(TypeError, match=r"image 1 .* torch.int32"):
         matcher(predictions, [good, {"boxes": other["boxes"], "labels": other["labels"].int()}])
-    with pytest.raises(ValueError, match="image 1 lie on meta"):
+    with pytest.raises(ValueError, match="image 1 are on meta"):
         matcher(predictions, [good, {"boxes": other["boxes"].to("meta"), "labels": other["labels"]}])
     with pytest.raises(ValueError, match=r"\(2, 5, 4\) and \(2, 4, 4\)"):
         matcher({"pred_logits": predictions["pred_logits"], "pred_boxes": predictions["pred_boxes"][:, 1:]}, [good] * 2)
 
 
-def test_weights_that_say_nothing_are_refused() -> None:
+def test_weights_that_are_negative_or_all_zero_raise() -> None:
     with pytest.raises(ValueError, match=r"\(0.0, 0.0, 0.0\)"):
         HungarianMatcher(cost_class=0.0, cost_bbox=0.0, cost_giou=0.0)
     with pytest.raises(ValueError, match=r"-1\.0"):
         HungarianMatcher(cost_bbox=-1.0)
 
 
-def test_the_matcher_shows_its_settings() -> None:
+def test_repr_shows_the_weights() -> None:
     matcher = HungarianMatcher(cost_bbox=4.0, class_cost=FocalClassCost(alpha=0.5))
     assert "cost_bbox=4.0" in repr(matcher)
     assert "alpha=0.5" in repr(matcher)
 
 
 @pytest.mark.gpu
-def test_matching_on_a_gpu_synchronises_once(rng: torch.Generator) -> None:
+def test_matching_on_a_gpu_synchronizes_once(rng: torch.Generator) -> None:
     predictions, targets = random_predictions(3, 20, 4, rng), random_targets([3, 0, 5], 4, rng)
     expected = HungarianMatcher()(predictions, targets)
     on_gpu = [{key: value.cuda() for key, value in items.items()} for items in (predictions, *targets)]
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
     try:
-        with pytest.warns(UserWarning, match="synchronizing") as synchronisations:
+        with pytest.warns(UserWarning, match="synchronizing") as synchronizations:
             found = HungarianMatcher()(on_gpu[0], on_gpu[1:])
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len(synchronisations) == 1
+    assert len(synchronizations) == 1
     assert_matches(found, expected)

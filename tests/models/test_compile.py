@@ -14,7 +14,7 @@ from targets import random_targets
 
 pytestmark = pytest.mark.compile
 
-# Formulas of sizes grow with every level, and the time that tracing takes with them.
+# Symbolic sizes get longer with every level, and so does tracing.
 SMALL: dict[str, Any] = {"num_encoder_layers": 1, "num_decoder_layers": 1, "dropout": 0.0}
 LEVELS = {"num_feature_levels": 2}
 DC5 = ResNetConfig(name="resnet50", dilation=True)
@@ -27,7 +27,7 @@ VARIANTS: dict[str, DeformableDETRConfig | DETRConfig] = {
     "two_stage": tiny_config(**SMALL, **LEVELS, with_box_refine=True, two_stage=True),
     "detr": DETR,
 }
-# Batches whose sizes change together: one graph for the first, and one for all others.
+# Several sizes: one graph for the first, one for all others.
 SIZES = [
     [(96, 130), (70, 128)],
     [(160, 72), (100, 90), (66, 66)],
@@ -47,7 +47,7 @@ def variants(*fast: str) -> list[Any]:
 @pytest.mark.parametrize("variant", variants("two_stage", "detr"))
 def test_compiled_model_trains_on_new_sizes_without_recompiling(variant: str, rng: torch.Generator):
     torch.compiler.reset()
-    # In float64: compiled convolutions round otherwise, and of a ResNet's many ReLUs some would go the other way.
+    # In float64: compiled convolutions round differently, which flips some of a ResNet's ReLUs in float32.
     model = VARIANTS[variant].build().double().train()
     criterion = VARIANTS[variant].build_criterion()
     counter = CompileCounterWithBackend("aot_eager")

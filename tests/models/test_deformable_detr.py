@@ -27,7 +27,7 @@ PARAMETERS = {
 
 
 def randomize(model: nn.Module) -> nn.Module:
-    """Draw every parameter, since fresh models start with zeros and so with much that cannot go wrong."""
+    """Randomize all parameters: initial zeros would hide errors."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.3)
@@ -47,7 +47,7 @@ def assert_same(outputs: Predictions, expected: Predictions, **tolerance: float)
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_preset_has_the_published_number_of_parameters(name):
-    # On the meta device nothing is allocated or initialised.
+    # On the meta device nothing is allocated or initialized.
     with torch.device("meta"):
         parameters = list(PRESETS[name].build().parameters())
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
@@ -109,7 +109,7 @@ def test_levels_come_from_the_last_backbone_stages(levels, channels):
 
 @pytest.mark.parametrize(("d_model", "n_heads", "norm_groups"), [(4, 1, 1), (12, 3, 2), (20, 5, 10), (36, 2, 9)])
 @pytest.mark.parametrize("two_stage", [False, True])
-def test_any_width_that_heads_and_groups_divide(d_model, n_heads, norm_groups, two_stage, rng):
+def test_d_model_may_be_any_multiple_of_heads_and_groups(d_model, n_heads, norm_groups, two_stage, rng):
     changes = {"d_model": d_model, "n_heads": n_heads, "norm_groups": norm_groups, "two_stage": two_stage}
     outputs = tiny_config(**changes).build()(torch.randn(1, 3, 64, 64, generator=rng))
     assert all(tensor.isfinite().all() for tensor in flatten(outputs))
@@ -124,7 +124,7 @@ def test_learned_positions_and_a_small_resnet_with_trainable_norm(rng):
     assert model.position.row_embed.weight.grad is not None
 
 
-def test_fewer_pixels_than_proposals(rng):
+def test_fewer_pixels_than_queries_give_one_query_per_pixel(rng):
     # 96 x 96: 144 + 36 + 9 + 4 = 193 pixels for 300 proposals.
     config = tiny_config(two_stage=True, with_box_refine=True, num_queries=300)
     model, criterion = config.build(), config.build_criterion()
@@ -173,7 +173,7 @@ def test_images_of_a_batch_do_not_affect_each_other(variant, rng):
 
 
 class PixelwiseBackbone(nn.Module):
-    """Features of which no pixel sees its neighbours, and which are zero in the padding: no border, no statistics."""
+    """Features without a receptive field, which are zero in the padding."""
 
     channels = (8, 16, 24)
 
@@ -195,7 +195,7 @@ class PixelwiseBackbone(nn.Module):
 
 
 def pixelwise_model(variant: dict[str, object]) -> DeformableDETR:
-    """Build a model whose neck neither sees statistics of the whole padded level, as group norm does."""
+    """Build a model without group norm in its neck, which computes statistics over padding too."""
     model = tiny_config(**variant, num_queries=8).build()
     model.backbone = PixelwiseBackbone(model.backbone.out_layers)
     for level in model.neck.levels:
@@ -207,7 +207,7 @@ def pixelwise_model(variant: dict[str, object]) -> DeformableDETR:
 
 
 def prefer_pixels_that_propose(model: DeformableDETR, image: Tensor) -> None:
-    """Let the best proposals score higher than padded pixels, as training does: all of these score alike."""
+    """Let the best proposals score higher than padded pixels, as after training; padded pixels all have one score."""
     if not isinstance(model.queries, ProposalQueries):
         return
     queries, head = model.queries, model.queries.class_head
@@ -219,12 +219,11 @@ def prefer_pixels_that_propose(model: DeformableDETR, image: Tensor) -> None:
             head.weight.neg_()
 
 
-# Everything behind the backbone and the neck's group norm is exact, whatever the size of the image, as long as the
-# batch's is a multiple of the coarsest stride: then nearest sampling of the mask marks the same pixels as the image
-# alone has.
+# After the backbone and the neck's group norm, padding changes nothing, as long as the size of the batch is a multiple
+# of the coarsest stride. Then the resized mask leaves exactly the pixels that the image alone has.
 @variants
 @pytest.mark.parametrize("size", [(64, 64), (128, 64), (100, 75), (65, 127)], ids=str)
-def test_padding_changes_nothing_behind_the_neck(variant, size, rng):
+def test_padding_changes_nothing_after_the_neck(variant, size, rng):
     model = pixelwise_model(variant)
     image = torch.randn(3, *size, generator=rng, dtype=torch.float64)
     other = torch.randn(3, 192, 256, generator=rng, dtype=torch.float64)
@@ -235,9 +234,9 @@ def test_padding_changes_nothing_behind_the_neck(variant, size, rng):
         torch.testing.assert_close(padded[name][:1], alone[name], rtol=0, atol=1e-6)
 
 
-# A whole model cannot be exact. Convolutions see zeros beyond the border of an image alone, but biased, rectified
-# features in the padding; and group norm averages over padding too. How much this moves boxes depends on the weights;
-# what is held here is that the mask takes away most of what padding without a mask does.
+# In a whole model padding changes boxes a little. Convolutions see zeros beyond the border of an image, but features of
+# the padding inside a batch, and group norm averages over padding. The change depends on the weights. The mask must
+# remove most of the change that padding makes without a mask.
 def test_padding_moves_boxes_of_a_whole_model_little(rng):
     model = (
         tiny_config(backbone=ResNetConfig(name="resnet18"), d_model=64, num_queries=100, norm_groups=8).build().eval()
@@ -254,7 +253,7 @@ def test_padding_moves_boxes_of_a_whole_model_little(rng):
     assert (masked - alone).abs().mean() < 0.3 * (unmasked - alone).abs().mean()
 
 
-def test_boxes_do_not_depend_on_what_is_stored_in_the_padding_of_features(rng):
+def test_boxes_do_not_depend_on_features_in_the_padding(rng):
     model = pixelwise_model({})
     batch = ImageBatch.from_images([torch.randn(3, *size, generator=rng).double() for size in ((64, 128), (128, 64))])
     # Not the coarsest level, whose convolution reaches across the border.
@@ -304,15 +303,15 @@ def test_other_dtypes_run_and_agree_with_float32(variant, dtype, boxes, rng):
         ([torch.zeros(3, 32, 32)], torch.zeros(1, 32, 32, dtype=torch.bool), "a list of images is padded here"),
     ],
 )
-def test_what_is_no_batch_of_images_is_refused(images, mask, message):
+def test_images_of_another_shape_are_refused(images, mask, message):
     model = tiny_config().build()
-    # Behind the checking of shapes that the test session adds.
+    # Unwrapped, because the test session checks annotated shapes.
     forward = getattr(DeformableDETR.forward, "__wrapped__", DeformableDETR.forward)
     with pytest.raises(ValueError, match=message):
         forward(model, images, mask)
 
 
-def test_number_of_class_heads_must_fit_the_decoder():
+def test_the_number_of_class_heads_must_fit_the_decoder():
     model = tiny_config().build()
     parts = {name: getattr(model, name) for name in ("backbone", "neck", "position", "encoder", "queries", "decoder")}
     with pytest.raises(ValueError, match="one for each of 3 layers; got 2"):

@@ -1,4 +1,4 @@
-"""Whole models that denoise: nothing leaks, nothing is left without a gradient, and evaluation knows nothing of it."""
+"""Models with denoising: no information leaks, every parameter has a gradient, and evaluation does not change."""
 
 import inspect
 from collections import Counter
@@ -41,14 +41,14 @@ def tiny(variant, **changes):
 
 
 def randomize(model: nn.Module) -> nn.Module:
-    """Draw every parameter, since fresh box heads leave boxes where they are."""
+    """Randomize all parameters: initial box heads do not move boxes."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.3)
     return model
 
 
-# The counts were compared with those of the published implementations, built with their configs.
+# The numbers agree with those of the published implementations with their configs.
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_preset_has_the_published_number_of_parameters(name):
     with torch.device("meta"):
@@ -57,7 +57,7 @@ def test_preset_has_the_published_number_of_parameters(name):
     assert tuple(sum(p.numel() for p in group) for group in (parameters, trainable)) == PARAMETERS[name]
 
 
-def test_parameters_of_dino_are_those_of_its_parts():
+def test_parameters_of_dino_add_up_from_its_parts():
     with torch.device("meta"):
         model = PRESETS["dino_r50_4scale"].build()
     sizes = Counter()
@@ -78,7 +78,7 @@ def test_parameters_of_dino_are_those_of_its_parts():
 
 
 @variants
-def test_outputs_of_noised_targets_are_apart(variant, rng):
+def test_denoising_predictions_are_separate_outputs(variant, rng):
     model, targets = tiny(variant).build(), random_targets([3, 1], 5, rng)
     outputs = model(torch.randn(2, 3, 64, 96, generator=rng), targets=targets)
     noised = outputs["dn_outputs"]
@@ -113,7 +113,7 @@ def test_evaluation_is_the_same_with_and_without_denoising(variant, rng):
 
 
 def leaf_queries(model, targets, monkeypatch):
-    """Let the model take noised queries that are leaves of the graph."""
+    """Replace the denoising queries of the model by leaves of the graph."""
     noised = model.denoising(targets)
     content, boxes = noised.content.detach().requires_grad_(), noised.reference_points.detach().requires_grad_()
     leaves = NoisedQueries(content, boxes, noised.num_groups, noised.has_negatives)
@@ -142,7 +142,7 @@ def test_groups_do_not_see_each_other(variant, rng, monkeypatch):
     noised = leaf_queries(model, targets, monkeypatch)
     outputs = model(torch.randn(2, 3, 64, 96, generator=rng, dtype=torch.float64))["dn_outputs"]
     places = noised.content.shape[1] // 2
-    # Logits of the last layer: boxes start from detached ones.
+    # Only logits of the last layer: references are detached.
     gradient = torch.autograd.grad(outputs["pred_logits"][0, :places].square().sum(), noised.content)[0]
     assert not gradient[:, places:].any()
     assert not gradient[1].any()
@@ -151,7 +151,7 @@ def test_groups_do_not_see_each_other(variant, rng, monkeypatch):
 
 @variants
 @pytest.mark.parametrize("counts", [[3, 1], [2, 0], [0, 0]], ids=["some", "one image without", "none"])
-def test_every_parameter_takes_part_whatever_the_targets(variant, counts, rng):
+def test_every_parameter_has_a_gradient_for_any_number_of_targets(variant, counts, rng):
     config = tiny(variant)
     model, criterion = config.build(), config.build_criterion()
     targets = random_targets(counts, 5, rng)
@@ -184,7 +184,7 @@ def test_bfloat16_runs(variant, rng):
     assert outputs["dn_outputs"]["pred_boxes"].isfinite().all()
 
 
-def test_training_without_fitting_targets_is_refused(rng):
+def test_training_needs_one_target_per_image(rng):
     model, images = tiny(VARIANTS["cdn"]).build(), torch.randn(2, 3, 64, 64, generator=rng)
     with pytest.raises(ValueError, match="targets must be given in training to a model that denoises"):
         inspect.unwrap(DeformableDETR.forward)(model, images)
@@ -199,7 +199,7 @@ def test_models_that_do_not_denoise_need_no_targets(rng):
     assert "dn_outputs" not in model(torch.randn(1, 3, 64, 64, generator=rng), targets=random_targets([1], 5, rng))
 
 
-def test_detector_gives_the_model_its_targets(rng):
+def test_detector_passes_targets_to_the_model(rng):
     config = tiny(VARIANTS["cdn"])
     detector = Detector(config.build(), config.build_criterion(), config.build_postprocess(), min_size=64)
     images = [torch.rand(3, 64, 80, generator=rng), torch.rand(3, 64, 64, generator=rng)]
@@ -220,7 +220,7 @@ def _train_in_process(rank: int, folder: str) -> None:
         torch.manual_seed(0)
         config = tiny(variant)
         model, criterion = config.build(), config.build_criterion()
-        # Without a search for unused parameters, one that takes no part would be an error in the second step.
+        # By default DistributedDataParallel raises an error in the second step if a parameter was unused.
         wrapped = DistributedDataParallel(model)
         generator = torch.Generator().manual_seed(rank)
         for counts in ([0, 0], [2, 1]) if rank else ([2, 3], [0, 0]):

@@ -13,7 +13,7 @@ from deformdetr.structures import Predictions
 
 
 class Stub(nn.Module):
-    """Predicts the same whatever it sees, and keeps what it saw."""
+    """Predicts fixed outputs, and records its inputs."""
 
     def __init__(self, queries: int = 6, classes: int = 3) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def test_detections_are_in_pixels_of_the_given_images(rng: torch.Generator) -> N
     assert found[0]["scores"].tolist() == sorted(found[0]["scores"].tolist(), reverse=True)
 
 
-def test_the_model_sees_normalised_padded_images(rng: torch.Generator) -> None:
+def test_the_model_gets_normalized_padded_images(rng: torch.Generator) -> None:
     given = images(rng, (10, 20), (16, 8))
     model = detector(min_size=None, image_mean=(0.1, 0.2, 0.3), image_std=(0.5, 0.6, 0.7)).eval()
     model(given)
@@ -70,7 +70,7 @@ def test_the_model_sees_normalised_padded_images(rng: torch.Generator) -> None:
     [((60, 100), (30, 50)), ((100, 60), (50, 30)), ((30, 90), (20, 60)), ((3, 300), (1, 100)), ((30, 40), (30, 40))],
     ids=["landscape", "portrait", "too long", "far too long", "right already"],
 )
-def test_the_short_side_is_resized_unless_the_long_one_grows_too_long(
+def test_the_short_side_is_resized_within_the_limit_of_the_long_side(
     size: tuple[int, int], resized: tuple[int, int], rng: torch.Generator
 ) -> None:
     model = detector(min_size=30, max_size=60).eval()
@@ -124,7 +124,7 @@ def test_evaluation_ignores_targets(rng: torch.Generator) -> None:
     torch.testing.assert_close(model(given, [{}]), model(given))
 
 
-def test_images_alone_are_not_enough_for_training(rng: torch.Generator) -> None:
+def test_training_without_targets_is_refused(rng: torch.Generator) -> None:
     with pytest.raises(ValueError, match="targets must be given"):
         detector().train()(images(rng, (10, 20)))
     with pytest.raises(ValueError, match="1 images, but targets for 2"):
@@ -132,13 +132,13 @@ def test_images_alone_are_not_enough_for_training(rng: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("box", [[3.0, 4.0, 3.0, 8.0], [9.0, 4.0, 3.0, 8.0], [3.0, 8.0, 5.0, 4.0]])
-def test_a_box_without_width_or_height_is_named(box: list[float], rng: torch.Generator) -> None:
+def test_a_box_without_width_or_height_is_refused_by_index(box: list[float], rng: torch.Generator) -> None:
     targets = [target([2, 1, 12, 6]), target([2, 1, 7, 6], box)]
     with pytest.raises(ValueError, match=rf"target 1 has \[\[{', '.join(map(str, box))}\]\]"):
         detector(min_size=None).train()(images(rng, (10, 20), (16, 8)), targets)
 
 
-def test_a_label_that_is_no_class_is_named(rng: torch.Generator) -> None:
+def test_an_invalid_label_is_refused_by_index(rng: torch.Generator) -> None:
     wrong = {"boxes": torch.tensor([[2.0, 1.0, 12.0, 6.0]]), "labels": torch.tensor([3])}
     with pytest.raises(ValueError, match=r"image 0 have labels \[3\], outside 0 to 2"):
         detector(min_size=None).train()(images(rng, (10, 20)), [wrong])
@@ -177,7 +177,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         detector(image_std=(1.0, 0.0, 1.0))
 
 
-def test_normalisation_is_no_part_of_the_state(rng: torch.Generator) -> None:
+def test_mean_and_deviation_are_not_in_the_state_dict(rng: torch.Generator) -> None:
     model = detector(min_size=None).double().eval()
     assert set(model.state_dict()) == {"model.logits", "model.boxes"}
     model(images(rng, (10, 20)))

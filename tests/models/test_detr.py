@@ -10,7 +10,7 @@ from targets import random_targets
 
 
 def tiny_detr(**changes) -> DETRConfig:
-    """Describe a model that builds and runs in milliseconds."""
+    """Return the config of a model that builds and runs in milliseconds."""
     tiny = {
         "num_classes": 5,
         "num_queries": 9,
@@ -82,6 +82,6 @@ def test_wrong_widths_are_refused_with_their_numbers():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["detr_r50", "detr_r50_dc5"])
-def test_parameters_are_as_many_as_published(name):
+def test_the_published_number_of_parameters(name):
     model = preset(name).build()
     assert sum(parameter.numel() for parameter in model.parameters()) == 41_524_768

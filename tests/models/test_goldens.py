@@ -13,7 +13,7 @@ from deformdetr.structures import Predictions
 from goldens import Golden, load_golden, unit
 from targets import golden_targets
 
-# Of float32 to float64; what was seen is up to 5e-6 and 9e-7.
+# Of float32 against float64. Observed are up to 5e-6 and 9e-7.
 LOGITS, BOXES = {"rtol": 0, "atol": 5e-5}, {"rtol": 0, "atol": 5e-6}
 LAYER = ("pred_logits", "pred_boxes")
 FAST = ("multi_scale", "two_stage", "detr_r50")
@@ -61,7 +61,7 @@ def in_order_of_the_golden(case: Case) -> Predictions:
     """Order queries as the golden does: some of its proposals score so alike (to 7e-7) that rounding swaps them."""
     ours = case.outputs["enc_outputs"]["pred_logits"][..., 0].topk(300, dim=1).indices
     theirs = case.value("enc_pred_logits_class0").topk(300, dim=1).indices
-    # Both name the pixels of the queries; sorting ours and unsorting as theirs leads from one to the other.
+    # Both list the pixels of the queries: sort ours, then undo the sorting of theirs.
     order = ours.argsort(dim=1).gather(1, theirs.argsort(dim=1).argsort(dim=1))
     assert ours.gather(1, order).tolist() == theirs.tolist()
 
@@ -81,14 +81,14 @@ def test_state_dict_has_the_names_and_shapes_of_the_original(case):
     assert sum(parameter.numel() for parameter in case.model.parameters()) == case.golden.facts["parameters"]
 
 
-def test_last_and_first_layer_predict_what_the_original_does(case):
+def test_first_and_last_layer_predict_as_the_original(case):
     for prefix, outputs in (("", case.outputs), ("aux0_", case.outputs["aux_outputs"][0])):
         torch.testing.assert_close(outputs["pred_logits"], case.value(f"{prefix}pred_logits"), **LOGITS)
         torch.testing.assert_close(outputs["pred_boxes"], case.value(f"{prefix}pred_boxes"), **BOXES)
     assert len(case.outputs["aux_outputs"]) == 5
 
 
-def test_encoder_proposes_what_the_original_does(case):
+def test_encoder_proposes_as_the_original(case):
     assert ("enc_outputs" in case.outputs) == case.is_two_stage
     if case.is_two_stage:
         proposals = case.outputs["enc_outputs"]
@@ -96,17 +96,17 @@ def test_encoder_proposes_what_the_original_does(case):
         torch.testing.assert_close(proposals["pred_boxes"], case.value("enc_pred_boxes"), **BOXES)
 
 
-def test_matching_is_that_of_the_original(case):
+def test_matching_agrees_with_the_original(case):
     matches = case.config.build_criterion().matcher(case.outputs, case.targets(torch.float32))
     for image, (query, target) in enumerate(matches):
         assert query.tolist() == case.value(f"match{image}_query").tolist()
         assert target.tolist() == case.value(f"match{image}_target").tolist()
 
 
-def test_detections_are_those_of_the_original_in_its_order(case):
+def test_detections_agree_with_the_original_in_order(case):
     sizes = [tuple(size) for size in case.golden.facts["image_sizes_hw"]]
     published = {name: case.value(name) for name in LAYER}
-    # From the published predictions everything follows exactly; from ours, as far as they agree.
+    # Exact from the original's predictions, and within the tolerance of the predictions from ours.
     for outputs, scores, fractions in ((published, 1e-7, 1e-6), (case.outputs, 5e-6, BOXES["atol"])):
         for image, detections in enumerate(case.config.build_postprocess()(outputs, sizes)):
             assert detections["labels"].tolist() == case.value(f"post{image}_labels").tolist()
@@ -115,7 +115,7 @@ def test_detections_are_those_of_the_original_in_its_order(case):
             torch.testing.assert_close(detections["boxes"], case.value(f"post{image}_boxes"), **pixels)
 
 
-def test_every_loss_is_that_of_the_original(case):
+def test_every_loss_agrees_with_the_original(case):
     criterion = case.config.build_criterion()
     losses = criterion(case.outputs, case.targets(torch.float32))
     published = {key.removeprefix("loss/"): case.value(key) for key in case.golden.arrays if key.startswith("loss/")}
@@ -125,11 +125,11 @@ def test_every_loss_is_that_of_the_original(case):
     torch.testing.assert_close(criterion.total(losses).double(), case.value("loss_total"), rtol=1e-4, atol=0)
 
 
-# Of random weights; what was seen is up to 0.007 and 0.0012 of the image's side.
+# With random weights. Observed are up to 0.007 and 0.0012 of the image's side.
 def test_autocast_moves_boxes_by_little(case):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         outputs = case.model(case.images)
-    # Queries come in another order where bfloat16 scores proposals alike.
+    # Proposals whose scores are equal in bfloat16 may come in another order.
     name = "enc_outputs" if case.is_two_stage else "aux_outputs"
     mine, expected = (layers[name] if case.is_two_stage else layers[name][-1] for layers in (outputs, case.outputs))
     moved = (mine["pred_boxes"] - expected["pred_boxes"]).abs()
@@ -137,10 +137,10 @@ def test_autocast_moves_boxes_by_little(case):
     assert moved.mean() < 0.003
 
 
-# In float64: where a sampling point crosses a pixel's centre the gradient jumps, so that in float32 rounding moves
-# norms by up to 4e-4 of their value.
+# In float64, because the gradient jumps where a sampling point crosses the center of a pixel: in float32 rounding
+# changes norms by up to 4e-4 of their value.
 @pytest.mark.slow
-def test_every_gradient_has_the_norm_it_has_in_the_original(case):
+def test_the_norm_of_every_gradient_agrees_with_the_original(case):
     model = case.config.build().double().eval()
     model.load_state_dict(case.model.state_dict())
     criterion = case.config.build_criterion()
@@ -153,5 +153,5 @@ def test_every_gradient_has_the_norm_it_has_in_the_original(case):
     assert {name for name, norm in published.items() if norm is None} & norms.keys() == set()
     expected = {name: norm for name, norm in published.items() if norm is not None}
     assert {name: norms[name] for name in expected} == pytest.approx(expected, rel=1e-6)
-    # Geometry starts out in float32: position encodings, valid ratios, pixel centres.
+    # Position encodings, valid ratios and pixel centers are computed in float32.
     assert total.item() == pytest.approx(case.value("loss_total").item(), rel=1e-8)

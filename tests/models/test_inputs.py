@@ -1,4 +1,4 @@
-"""Padding is left out where the host knows that there is none."""
+"""Layers get no padding mask if there is certainly no padding."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def padded(height: int, device: str = "cpu") -> torch.Tensor:
         (torch.zeros(2, 3, 8, 6), padded(7), False),
         ([torch.zeros(3, 8, 6)] * 2, None, True),
         ([torch.zeros(3, 8, 6), torch.zeros(3, 8, 5)], None, False),
-        # What lies on another device is not read.
+        # Masks on other devices are not read.
         (torch.zeros(2, 3, 8, 6, device="meta"), padded(8, "meta"), False),
         (torch.zeros(2, 3, 8, 6, device="meta"), None, True),
     ],

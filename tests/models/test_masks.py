@@ -1,4 +1,4 @@
-"""Whole models with masks, and the way of the masks to the pixels of the images."""
+"""Models with masks, and the conversion of masks to the pixels of images."""
 
 from typing import Any
 
@@ -123,7 +123,7 @@ def test_denoising_queries_get_no_masks_and_change_none(name: str, rng: torch.Ge
 @pytest.mark.parametrize(
     ("levels", "dilation", "stride"), [(1, False, 32), (1, True, 16), (3, False, 32), (4, True, 16), (5, False, 32)]
 )
-def test_queries_look_at_the_level_of_the_last_backbone_feature(
+def test_queries_attend_to_the_level_of_the_last_backbone_feature(
     levels: int, dilation: bool, stride: int, rng: torch.Generator
 ) -> None:
     backbone = ResNetConfig(name="resnet50", dilation=dilation, norm="group")
@@ -151,7 +151,7 @@ def test_queries_look_at_the_level_of_the_last_backbone_feature(
     assert [tuple(each.shape[1:]) for each in seen["laterals"]] == [(256, 16, 24), (512, 8, 12), (1024, 4, 6)]
 
 
-def test_detr_reads_its_projected_feature_map_and_all_finer_ones(rng: torch.Generator) -> None:
+def test_detr_masks_use_the_projected_feature_map_and_all_finer_ones(rng: torch.Generator) -> None:
     config = CONFIGS["detr_softmax"].replace(backbone=ResNetConfig(name="resnet50", dilation=True))
     model = config.build().eval()
     shapes: list[list[tuple[int, ...]]] = []
@@ -164,7 +164,7 @@ def test_detr_reads_its_projected_feature_map_and_all_finer_ones(rng: torch.Gene
 
 
 class Strided(nn.Module):
-    """Feature maps of given strides, each pixel its image's mean."""
+    """Average pooling by several strides."""
 
     def __init__(self, *strides: int) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ def strided(*strides: int) -> FeatureBackbone:
 
 @pytest.mark.parametrize("strides", [(4, 8, 16, 32), (8, 16, 32), (2, 4, 8, 16, 32), (16, 32)])
 @pytest.mark.parametrize("name", ["multi_scale", "single_scale", "detr_softmax"])
-def test_a_backbone_of_ones_own_serves_with_what_finer_features_it_has(
+def test_a_custom_backbone_works_with_its_finer_features(
     name: str, strides: tuple[int, ...], rng: torch.Generator
 ) -> None:
     model = CONFIGS[name].build(backbone=strided(*strides)).eval()
@@ -197,7 +197,7 @@ def test_a_backbone_without_finer_features_is_refused_with_its_strides(name: str
         CONFIGS[name].build(backbone=strided(32))
 
 
-def test_networks_of_timm_give_what_masks_need(rng: torch.Generator) -> None:
+def test_networks_of_timm_work_with_masks(rng: torch.Generator) -> None:
     config = tiny_config(masks=True, backbone={"kind": "timm", "name": "resnet10t"})
     model = config.build().eval()
     assert model.backbone.strides == (4, 8, 16, 32)
@@ -241,7 +241,7 @@ def test_masks_of_detections_are_those_of_their_queries(postprocess: Any, rng: t
 
 def test_padding_is_cut_away_before_masks_are_enlarged(rng: torch.Generator) -> None:
     outputs = predictions(rng)
-    # Of 48 x 64 pixels, the first image takes 48 x 32, the second 24 x 48; stored, they are twice as large.
+    # In a batch of 48 x 64 pixels the first image has 48 x 32, the second 24 x 48. Their originals are twice as large.
     outputs["valid_ratios"] = torch.tensor([[0.5, 1.0], [0.75, 0.5]])
     for image, (found, (height, width)) in enumerate(
         zip(SoftmaxPostProcess()(outputs, [(96, 64), (48, 96)]), [(48, 32), (24, 48)], strict=True)
@@ -253,7 +253,7 @@ def test_padding_is_cut_away_before_masks_are_enlarged(rng: torch.Generator) -> 
 
 @pytest.mark.parametrize("postprocess", [SigmoidPostProcess(top_k=11), SoftmaxPostProcess()])
 def test_masks_do_not_depend_on_how_much_an_image_is_padded(postprocess: Any, rng: torch.Generator) -> None:
-    # What a backbone sees of the padding differs, so the masks' logits stand in for it.
+    # The features of a backbone depend on padding, so the test starts from mask logits.
     logits = torch.randn(1, 6, 20, 23, generator=rng)
     base = {
         "pred_logits": torch.randn(1, 6, 3, generator=rng),
@@ -292,7 +292,7 @@ def detector(config: Any) -> Detector:
 
 
 def pixel_targets(images: list[Tensor], dtype: torch.dtype) -> list[dict[str, Tensor]]:
-    """Give the first image two objects, and the others none, as torchvision's Mask R-CNN takes them."""
+    """Return targets of torchvision's Mask R-CNN: two objects in the first image, none in the others."""
     targets = []
     for index, image in enumerate(images):
         count = 0 if index else 2
@@ -306,7 +306,7 @@ def pixel_targets(images: list[Tensor], dtype: torch.dtype) -> list[dict[str, Te
 
 @configs
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bool])
-def test_detector_has_the_contract_of_mask_rcnn(config: Any, dtype: torch.dtype, rng: torch.Generator) -> None:
+def test_detector_has_the_interface_of_mask_rcnn(config: Any, dtype: torch.dtype, rng: torch.Generator) -> None:
     images = [torch.rand(3, 32, 44, generator=rng), torch.rand(3, 40, 32, generator=rng)]
     model = detector(config)
     losses = model.train()(images, pixel_targets(images, dtype))
@@ -332,7 +332,7 @@ def test_detector_resizes_masks_with_their_images(rng: torch.Generator) -> None:
     assert torch.equal(seen[0][0]["masks"], doubled.bool())
 
 
-def test_detector_names_masks_that_do_not_fit(rng: torch.Generator) -> None:
+def test_detector_refuses_masks_that_do_not_fit(rng: torch.Generator) -> None:
     model = detector(CONFIGS["detr_softmax"]).train()
     images = [torch.rand(3, 32, 44, generator=rng), torch.rand(3, 40, 32, generator=rng)]
     targets = pixel_targets(images, torch.uint8)

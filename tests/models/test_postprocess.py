@@ -50,21 +50,21 @@ def test_the_best_pairs_of_query_and_class_are_kept_best_first(rng: torch.Genera
             assert found["boxes"][position].tolist() == pytest.approx(corners, abs=1e-4)
 
 
-def test_fewer_pairs_than_top_k_are_all_given(rng: torch.Generator) -> None:
+def test_fewer_pairs_than_top_k_are_all_returned(rng: torch.Generator) -> None:
     for found in SigmoidPostProcess()(random_predictions(5, 3, rng), [(10, 20), (30, 40)]):
         assert found["boxes"].shape == (15, 4)
         assert len(found["scores"]) == len(found["labels"]) == 15
 
 
 @pytest.mark.parametrize("postprocess", [SigmoidPostProcess(top_k=7), SoftmaxPostProcess()])
-def test_sizes_come_as_pairs_or_as_a_tensor(postprocess: PostProcess, rng: torch.Generator) -> None:
+def test_sizes_are_pairs_or_a_tensor(postprocess: PostProcess, rng: torch.Generator) -> None:
     predictions = random_predictions(5, 3, rng)
     as_pairs = postprocess(predictions, [(10, 20), (30, 40)])
     as_tensor = postprocess(predictions, torch.tensor([[10, 20], [30, 40]]))
     torch.testing.assert_close(as_pairs, as_tensor, rtol=0, atol=0)
 
 
-def test_no_detection_has_the_class_that_means_no_object(rng: torch.Generator) -> None:
+def test_no_detection_has_the_class_no_object(rng: torch.Generator) -> None:
     predictions = random_predictions(50, 3, rng)
     predictions["pred_logits"][..., 2] += 5
     for image, found in enumerate(SoftmaxPostProcess()(predictions, [(10, 20), (30, 40)])):
@@ -73,8 +73,8 @@ def test_no_detection_has_the_class_that_means_no_object(rng: torch.Generator) -
         torch.testing.assert_close(found["scores"], probabilities[:, :2].amax(-1))
 
 
-def test_certain_predictions_keep_their_order() -> None:
-    # In float32 both have a sigmoid of exactly 1.
+def test_saturated_scores_keep_their_order() -> None:
+    # Both have a sigmoid of exactly 1 in float32.
     predictions: LayerPredictions = {
         "pred_logits": torch.tensor([[[30.0], [40.0]]]),
         "pred_boxes": torch.tensor([[[0.2, 0.2, 0.1, 0.1], [0.8, 0.8, 0.1, 0.1]]]),
@@ -84,7 +84,7 @@ def test_certain_predictions_keep_their_order() -> None:
 
 
 @pytest.mark.parametrize("postprocess", [SigmoidPostProcess(), SoftmaxPostProcess()])
-def test_pixels_are_float32_whatever_the_predictions_are(postprocess: PostProcess, rng: torch.Generator) -> None:
+def test_boxes_in_pixels_are_float32_for_all_dtypes(postprocess: PostProcess, rng: torch.Generator) -> None:
     predictions = random_predictions(5, 3, rng)
     half: LayerPredictions = {
         "pred_logits": predictions["pred_logits"].bfloat16(),
@@ -94,7 +94,7 @@ def test_pixels_are_float32_whatever_the_predictions_are(postprocess: PostProces
         assert found["boxes"].dtype == found["scores"].dtype == torch.float32
 
 
-def test_what_cannot_be_processed_is_refused(rng: torch.Generator) -> None:
+def test_invalid_arguments_are_refused(rng: torch.Generator) -> None:
     with pytest.raises(ValueError, match="2 images, but sizes of 1"):
         SigmoidPostProcess()(random_predictions(5, 3, rng), [(10, 20)])
     with pytest.raises(ValueError, match="got 0"):

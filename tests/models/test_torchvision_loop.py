@@ -1,4 +1,4 @@
-"""torchvision's own detector and this library's, in the same few lines of training and of evaluation."""
+"""One loop for training and evaluation works with torchvision's detector and with this library's."""
 
 from collections.abc import Callable
 from typing import Any

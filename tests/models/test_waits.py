@@ -1,4 +1,4 @@
-"""Nothing in a training step waits for the device but the matcher's one transfer of costs."""
+"""A training step waits for the device only once, in the matcher."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,8 +29,7 @@ def targets_for(config: Any, counts: list[int], size: tuple[int, int], rng: torc
     return targets
 
 
-# Tensors of the meta device hold nothing, so that whatever reads one, or gives a result whose shape depends on its
-# numbers, is an error.
+# Tensors on the meta device have no values: reading one is an error, and so is a shape that depends on values.
 @pytest.mark.parametrize(
     "read",
     [
@@ -91,7 +90,7 @@ def test_a_training_step_waits_for_the_gpu_once(
     images, mask = torch.randn(2, 3, 96, 128, device="cuda"), torch.zeros(2, 96, 128, dtype=torch.bool, device="cuda")
     drawn = targets_for(config, [2, 3], (96, 128), rng)
     targets: Any = [{key: value.cuda() for key, value in target.items()} for target in drawn]
-    # What is compiled or set up once may wait.
+    # The first step may wait for compilation.
     criterion.total(criterion(model(images, mask), targets)).backward()
     transfers.clear()
     torch.cuda.set_sync_debug_mode("error")

@@ -77,7 +77,7 @@ def _norm(norm, x):
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_layer_attends_to_queries_then_to_pixels_then_transforms(rng, pyramid, masked):
+def test_layer_is_self_attention_then_cross_attention_then_feed_forward(rng, pyramid, masked):
     layer = _shake(_layer(), rng)
     query, position, _ = _queries(rng)
     reference = torch.rand(2, 7, 3, 2, generator=rng)
@@ -104,7 +104,7 @@ def test_dropout_drops_all_branches_in_training_only(rng, pyramid):
     assert not torch.allclose(layer.eval()(*arguments), expected, atol=1e-2)
 
 
-def test_self_attention_starts_at_the_original_bounds():
+def test_self_attention_is_initialized_as_in_the_original():
     attention = _layer(d_model=256, n_heads=8).self_attn
     assert fills_uniform_bound(attention.in_proj_weight, 0.0765466)
     assert fills_uniform_bound(attention.out_proj.weight, 0.1082532)
@@ -115,7 +115,7 @@ def test_self_attention_starts_at_the_original_bounds():
 
 def test_masked_queries_do_not_influence_the_others(rng, pyramid):
     decoder, queries = _decoder(rng, with_box_refine=True), _queries(rng)
-    # The last three form a group by themselves, as queries for denoising do.
+    # The last three queries form a group, like denoising queries.
     group = torch.arange(7) >= 4
     forbidden = group[:, None] != group
     content = torch.where(group[:, None], queries[0] + 1, queries[0])
@@ -169,7 +169,7 @@ def test_every_parameter_has_a_gradient_from_all_layers_together(rng, pyramid, w
         assert parameter.grad.any(), name
 
 
-def test_boxes_learn_to_move_the_given_references(rng, pyramid):
+def test_given_references_have_a_gradient(rng, pyramid):
     content, position, reference = _queries(rng)
     reference.requires_grad_()
     _decode(_decoder(rng), (content, position, reference), pyramid).boxes[-1].sum().backward()

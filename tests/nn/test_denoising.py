@@ -1,4 +1,4 @@
-"""Noised targets: what is drawn, where it goes, and who may see it."""
+"""Denoising queries: their noise, their order and their attention mask."""
 
 import math
 
@@ -17,13 +17,13 @@ kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 
 
 def _embedded(module, labels):
-    """Give the content that labels have without noise."""
+    """Return the content of labels without noise."""
     content = module.label_embedding(labels)
     return torch.cat([content, torch.ones_like(content[..., :1])], dim=-1) if isinstance(module, Denoising) else content
 
 
 @kinds
-def test_places_stand_for_the_targets_in_their_order(kind, rng):
+def test_places_of_a_group_follow_the_order_of_the_targets(kind, rng):
     targets = random_targets([3, 1, 0], CLASSES, rng)
     silent = {"label_noise_scale" if kind is Denoising else "label_noise_ratio": 0.0, "box_noise_scale": 0.0}
     module = kind(CLASSES, D_MODEL, **silent)
@@ -45,7 +45,7 @@ def test_places_stand_for_the_targets_in_their_order(kind, rng):
     ("number", "counts", "groups"),
     [(100, [7, 3], 14), (100, [1], 100), (100, [101, 2], 1), (1, [3], 1), (12, [5, 4], 2), (9, [0, 0], 9)],
 )
-def test_as_many_contrastive_groups_as_fit_the_fullest_image(number, counts, groups, rng):
+def test_the_number_of_contrastive_groups_depends_on_the_largest_number_of_targets(number, counts, groups, rng):
     noised = ContrastiveDenoising(CLASSES, D_MODEL, dn_number=number)(random_targets(counts, CLASSES, rng))
     assert noised.num_groups == groups
     assert noised.content.shape[1] == groups * 2 * max(counts)
@@ -81,7 +81,7 @@ def test_attention_mask_agrees_with_loops_over_pairs(groups, places, queries):
             assert mask[row, column].item() == (not is_matched and not of_one_group)
 
 
-def test_labels_are_flipped_to_any_class_as_often_as_asked(rng):
+def test_labels_are_flipped_to_any_class_with_the_given_probability(rng):
     labels = torch.full((4, 5000), 2)
     labels[:, 4000:] = CLASSES
     flipped = flip_labels(labels, CLASSES, 0.3)
@@ -135,7 +135,7 @@ def test_no_targets_give_no_queries_that_still_train_the_embedding(kind, counts,
 
 
 @kinds
-def test_padding_trains_nothing(kind, rng):
+def test_padding_has_no_gradient(kind, rng):
     module = kind(CLASSES, D_MODEL)
     noised = module(random_targets([1, 4], CLASSES, rng))
     noised.content.square().sum().backward()
@@ -146,13 +146,13 @@ def test_padding_trains_nothing(kind, rng):
 
 @kinds
 @pytest.mark.parametrize("label", [-1, CLASSES, 1000])
-def test_a_label_that_is_no_class_is_left_to_the_matcher(kind, label):
+def test_an_invalid_label_is_left_to_the_matcher(kind, label):
     targets = [{"boxes": torch.full((1, 4), 0.5), "labels": torch.tensor([label])}]
     assert kind(CLASSES, D_MODEL)(targets).content.isfinite().all()
 
 
 @kinds
-def test_boxes_are_noised_in_float32_at_least(kind, rng):
+def test_boxes_are_noised_in_at_least_float32(kind, rng):
     targets = random_targets([2], CLASSES, rng)
     halves = [{**target, "boxes": target["boxes"].bfloat16()} for target in targets]
     assert kind(CLASSES, D_MODEL).bfloat16()(halves).reference_points.dtype == torch.float32

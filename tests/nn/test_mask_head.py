@@ -1,4 +1,4 @@
-"""The mask head against sums written out in float64, its sizes, and what it refuses."""
+"""The mask head: values against plain loops in float64, sizes and errors."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def naive_maps(maps: AttentionMaps, query: Tensor, memory: Tensor, padding: Tens
 
 
 def naive_masks(head: MaskHead, query: Tensor, memory: Tensor, features: Tensor, laterals: list[Tensor]) -> Tensor:
-    """Run every query of every image alone, with whole tensors side by side, as the paper draws it."""
+    """Run every query of every image separately, with concatenated inputs, as in the paper's figure."""
     maps, convolutions = head.attention_maps(query, memory), head.convolutions
     images = []
     for b in range(len(query)):
@@ -49,7 +49,7 @@ def naive_masks(head: MaskHead, query: Tensor, memory: Tensor, features: Tensor,
 
 
 def inputs(rng: torch.Generator, *, d_model: int = 16, queries: int = 3, sizes: list[tuple[int, int]] | None = None):
-    """Draw queries, memory and features of 3 x 4 pixels, and lateral features of growing sizes."""
+    """Return random queries, memory and features of 3 x 4 pixels, and lateral features of increasing size."""
     query = torch.randn(2, queries, d_model, generator=rng, dtype=torch.float64)
     memory, features = torch.randn(2, 2, d_model, 3, 4, generator=rng, dtype=torch.float64)
     laterals = [
@@ -60,7 +60,7 @@ def inputs(rng: torch.Generator, *, d_model: int = 16, queries: int = 3, sizes: 
 
 
 def random_head(d_model: int = 16, n_heads: int = 2, laterals: tuple[int, ...] = (5, 6, 7)) -> MaskHead:
-    """Build a head in float64 whose biases and norms are not idle."""
+    """Return a float64 head with random biases and norms."""
     head = MaskHead(AttentionMaps(d_model, n_heads), laterals, d_model=d_model).double()
     with torch.no_grad():
         for parameter in head.parameters():
@@ -70,7 +70,7 @@ def random_head(d_model: int = 16, n_heads: int = 2, laterals: tuple[int, ...] =
 
 
 @pytest.mark.parametrize("is_padded", [False, True])
-def test_maps_agree_with_sums_over_single_pixels(is_padded, rng):
+def test_attention_maps_agree_with_loops_over_pixels(is_padded, rng):
     query, memory, *_ = inputs(rng)
     maps = random_head().attention_maps
     padding = torch.rand(2, 3, 4, generator=rng) > 0.5 if is_padded else None
@@ -86,7 +86,7 @@ def test_maps_of_all_heads_share_one_softmax(rng):
     assert (maps.sum((3, 4)) - 0.5).abs().max() > 0.01
 
 
-def test_padding_gets_no_weight_and_gives_no_gradient(rng):
+def test_padding_has_no_attention_and_no_gradient(rng):
     query, memory, *_ = inputs(rng)
     memory.requires_grad_()
     padding = torch.zeros(2, 3, 4, dtype=torch.bool)
@@ -108,7 +108,7 @@ def test_masks_agree_with_queries_run_one_by_one(rng):
 
 
 @pytest.mark.parametrize("with_grad", [True, False])
-def test_pieces_of_queries_change_nothing(with_grad, rng, monkeypatch):
+def test_splitting_the_queries_does_not_change_the_masks(with_grad, rng, monkeypatch):
     head, (query, memory, features, laterals) = random_head(), inputs(rng, queries=7)
     with torch.set_grad_enabled(with_grad):
         whole = head(query, memory, features, laterals)
@@ -116,8 +116,8 @@ def test_pieces_of_queries_change_nothing(with_grad, rng, monkeypatch):
         torch.testing.assert_close(head(query, memory, features, laterals), whole)
 
 
-def test_few_queries_are_enlarged_at_once(rng):
-    # With gradients or without, no tensor at the masks' size may belong to more than 25 queries of each image.
+def test_few_queries_are_processed_at_a_time(rng):
+    # No tensor of the masks' size may have more than 25 queries per image, with gradients or without.
     head, (query, memory, features, laterals) = random_head(), inputs(rng, queries=60)
     seen = []
     head.convolutions.out.register_forward_hook(lambda _, given, out: seen.append(len(given[0])))
@@ -127,7 +127,7 @@ def test_few_queries_are_enlarged_at_once(rng):
 
 
 @pytest.mark.parametrize("channels", [(5,), (5, 6), (5, 6, 7), (3, 5, 6, 7)])
-def test_any_number_of_finer_features_serves(channels, rng):
+def test_any_number_of_lateral_features_works(channels, rng):
     query, memory, features, _ = inputs(rng)
     laterals = [
         torch.randn(2, c, 3 << step, 4 << step, generator=rng, dtype=torch.float64)
@@ -157,12 +157,12 @@ def test_published_sizes_have_groups_of_eight():
 
 
 @pytest.mark.parametrize(("d_model", "n_heads", "groups"), [(16, 2, [2, 8, 4, 2, 1]), (64, 4, [4, 8, 8, 8, 4])])
-def test_other_widths_have_as_many_groups_as_divide_them(d_model, n_heads, groups):
+def test_groups_divide_other_numbers_of_channels(d_model, n_heads, groups):
     head = MaskHead(AttentionMaps(d_model, n_heads), (8, 8, 8), d_model=d_model)
     assert [norm.num_groups for norm in head.convolutions.norms] == groups
 
 
-def test_what_cannot_be_built_or_read_is_refused_with_its_numbers(rng):
+def test_invalid_arguments_are_refused_with_their_numbers(rng):
     with pytest.raises(ValueError, match=r"d_model \(10\) must be divisible by n_heads \(4\)"):
         AttentionMaps(10, 4)
     with pytest.raises(ValueError, match=r"d_model \(8\) is halved 4 times .* at least 16"):

@@ -1,4 +1,4 @@
-"""Standard attention; the published DETR, whole, is tested in `tests/models/test_goldens.py`."""
+"""Layers of DETR; the whole published model is tested in `tests/models/test_goldens.py`."""
 
 import math
 
@@ -27,7 +27,7 @@ def decoder_layer() -> TransformerDecoderLayer:
     return TransformerDecoderLayer(attention(), attention(), FeedForward(16, 24))
 
 
-def test_padded_pixels_change_nothing_that_is_not_padding(rng):
+def test_padding_does_not_change_unpadded_pixels(rng):
     encoder = TransformerEncoder([encoder_layer(), encoder_layer()]).eval()
     decoder = TransformerDecoder([decoder_layer(), decoder_layer()], nn.LayerNorm(16)).eval()
     src, position = torch.randn(2, 12, 16, generator=rng), torch.randn(2, 12, 16, generator=rng)
@@ -44,7 +44,7 @@ def test_padded_pixels_change_nothing_that_is_not_padding(rng):
         torch.testing.assert_close(padded[1:], expected)
 
 
-def test_decoder_normalises_what_it_gives_but_not_what_it_hands_on(rng):
+def test_decoder_normalizes_its_outputs_but_not_the_inputs_of_layers(rng):
     layers = [decoder_layer(), decoder_layer()]
     norm = nn.LayerNorm(16)
     nn.init.constant_(norm.bias, 3.0)
@@ -65,7 +65,7 @@ def test_positions_are_added_to_queries_and_keys_but_not_to_values(rng):
     torch.testing.assert_close(layer(src, position), expected)
 
 
-def test_projections_are_drawn_from_xavier_uniform():
+def test_projections_are_initialized_by_xavier():
     layer = decoder_layer()
     for projection, fans in (
         (layer.self_attn.in_proj_weight, 16 + 48),

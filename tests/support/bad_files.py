@@ -1,4 +1,4 @@
-"""Files that are damaged, foreign or no files at all, for readers that must refuse or read them, and nothing else."""
+"""Damaged files, foreign files and paths that are not files, for tests of readers."""
 
 import io
 import json
@@ -37,7 +37,7 @@ _VALUES = (
 
 
 def _tenfold(first: str, form: str) -> str:
-    """Return ten lines, each of which names the one before it ten times."""
+    """Return lines of YAML, each with ten aliases of the one before."""
     names = "abcdefghijk"
     lines = [f"a: &a {first}"]
     lines += [f"{n}: &{n} {form.format(', '.join([f'*{p}'] * 10))}" for p, n in pairwise(names)]
@@ -83,7 +83,7 @@ _YAML = (
 
 
 class Runs:
-    """What a pickle must not be able to run."""
+    """An object whose unpickling would run code."""
 
     called = False
 
@@ -92,15 +92,15 @@ class Runs:
 
 
 class Thing:
-    """A class that no reader knows."""
+    """A class that readers do not know."""
 
 
 def bad_tensor_files(state: Mapping[str, Any], rng: np.random.Generator) -> Iterator[tuple[str, Write]]:
-    """Yield names, by whose suffix a reader takes them, and what writes them.
+    """Yield names of tensor files, whose suffix gives their format, and functions that write them.
 
     Args:
-        state: What the undamaged files hold; tensors under names.
-        rng: Where and how files are damaged.
+        state: State dict in the undamaged files.
+        rng: Generator of the damage.
     """
     contents = {
         "new.pth": _torch_bytes(state),
@@ -131,16 +131,16 @@ def bad_tensor_files(state: Mapping[str, Any], rng: np.random.Generator) -> Iter
 
 
 def bad_text_files(content: Mapping[str, Any], suffix: str, rng: np.random.Generator) -> Iterator[tuple[str, Write]]:
-    """Yield names of YAML or JSON files, and what writes them.
+    """Yield names of YAML or JSON files, and functions that write them.
 
     Args:
-        content: What the undamaged file holds.
+        content: Content of the undamaged file.
         suffix: `.yaml` or `.json`.
-        rng: Where and how files are damaged.
+        rng: Generator of the damage.
     """
     whole = json.dumps(content, indent=1).encode()
     texts = [*(text.encode() for text in (*_TEXTS, *_YAML)), *_damaged(whole, rng), whole.decode().encode("utf-16")]
-    # In place of a value or a key: wrong types and names, and too much of anything.
+    # Lines with other values: wrong types, invalid syntax and too deep nesting.
     lines = whole.decode().splitlines()
     for _ in range(20):
         number = int(rng.integers(len(lines)))
@@ -157,7 +157,7 @@ def _damaged(content: bytes, rng: np.random.Generator) -> Iterator[bytes]:
         yield content[: int(share * len(content))]
     yield content[:-1]
     yield content[len(content) // 2 :]
-    # Most of a file is numbers, which nothing but a checksum tells from others: the ends hold its structure.
+    # Most bytes are weights, where damage cannot be detected. The ends of a file hold its structure.
     for low, high in [(0, len(content)), (0, min(200, len(content))), (max(0, len(content) - 600), len(content))] * 4:
         changed = bytearray(content)
         for _ in range(int(rng.integers(1, 6))):
@@ -251,7 +251,7 @@ def _no_files() -> Iterator[tuple[str, Write]]:
         yield f"gone{suffix}", lambda path: path.symlink_to(path.with_name("nowhere"))
         yield f"pipe{suffix}", os.mkfifo
         yield f"device{suffix}", lambda path: path.symlink_to("/dev/zero")
-        # Root reads it, and finds nothing.
+        # Root can read it, and it is empty.
         yield f"unreadable{suffix}", lambda path: (path.touch(), path.chmod(0))
 
 
@@ -262,7 +262,7 @@ def _tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 def _quantized(tensor: torch.Tensor) -> torch.Tensor:
     with warnings.catch_warnings():
-        # That such tensors are going out of use.
+        # Quantized tensors are deprecated.
         warnings.simplefilter("ignore")
         return torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8)
 

@@ -1,4 +1,4 @@
-"""A small dataset in COCO's format, written to a folder, for tests to break in one place at a time."""
+"""A small dataset in COCO format, in which tests introduce single problems."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,7 @@ from PIL import Image
 
 
 def coco_document() -> dict[str, Any]:
-    """Give three images, three boxes and two categories whose ids neither start at 0 nor follow each other.
-
-    The third image has no boxes.
-    """
+    """Return three images, the last without boxes, three boxes, and two categories with non-consecutive ids."""
     return {
         "images": [
             {"id": 7, "file_name": "a.png", "width": 40, "height": 30},
@@ -29,7 +26,7 @@ def coco_document() -> dict[str, Any]:
 
 
 def write_coco(folder: Path, document: Any, name: str = "annotations.json") -> Path:
-    """Write an annotation file, and a random picture for every image that it describes; give the file's path."""
+    """Write an annotation file and a random image for each entry, and return the path of the file."""
     folder.mkdir(parents=True, exist_ok=True)
     images = document.get("images", []) if isinstance(document, dict) else []
     for image in images if isinstance(images, list) else []:

@@ -1,4 +1,4 @@
-"""Disks that run full."""
+"""Simulation of full disks."""
 
 import resource
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def disk_space(size: int) -> Iterator[None]:
-    """Let no file of this process grow beyond `size` bytes: writing fails midway, as on a full disk."""
+    """Limit the files of this process to `size` bytes, so that writing fails midway, as on a full disk."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
     try:

@@ -1,4 +1,4 @@
-"""Runs that take a second: a model of few channels on a few small pictures."""
+"""Runs of a second: a model with few channels on a few small images."""
 
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ SETTINGS: dict[str, Any] = {
 
 
 def tiny_experiment(**train_settings: Any) -> Experiment:
-    """Describe a run of two epochs of three steps; settings of the training can be replaced."""
+    """Return the experiment of a run of two epochs of three steps, with settings of training replaced."""
     return Experiment.model_validate(SETTINGS | {"train": SETTINGS["train"] | train_settings})
 
 
 def tiny_run(directory: Path, **train_settings: Any) -> Path:
-    """Train the tiny experiment, and give its run directory."""
+    """Train the tiny experiment, and return its run directory."""
     return train(tiny_experiment(**train_settings), directory).run

@@ -7,10 +7,10 @@ from deformdetr.config import (
     BackboneConfig,
     ContrastiveDenoisingConfig,
     ConvBackboneConfig,
-    CriterionConfig,
     DeformableDETRConfig,
     DenoisingConfig,
     DETRConfig,
+    FocalCriterionConfig,
     LearnedPositionConfig,
     PositionConfig,
     ResNetConfig,
@@ -41,7 +41,7 @@ def draw_config(draw: random.Random, *, small: bool = True) -> DeformableDETRCon
         "position": _draw_position(draw),
     }
     if draw.random() < 0.2:
-        return DETRConfig(**fields, **({"criterion": CriterionConfig()} if draw.random() < 0.5 else {}))
+        return DETRConfig(**fields, **({"criterion": FocalCriterionConfig()} if draw.random() < 0.5 else {}))
     levels = draw.randint(1, 6)
     return DeformableDETRConfig(
         **fields,

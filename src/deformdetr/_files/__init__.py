@@ -1,8 +1,7 @@
-"""Files: tensors, settings and JSON are read and written by one set of rules, and paths are expanded by one.
+"""Reading and writing of tensor files, settings and JSON, and expansion of paths.
 
-Readers refuse what is damaged or foreign with `FileError`, which names the file and the reason in one line, and a
-missing file with `FileNotFoundError`. Writers leave the old file or the new one, and raise `OSError` with the name of
-the file.
+Readers raise `FileNotFoundError` for a missing file, and `FileError` for a damaged or foreign one. The message has the
+file and the reason in one line. Writers leave either the old or the new file, and raise an `OSError` that names it.
 """
 
 from deformdetr._files._errors import FileError

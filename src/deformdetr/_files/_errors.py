@@ -1,5 +1,5 @@
-"""What readers of files raise."""
+"""The error that readers of files raise."""
 
 
 class FileError(ValueError):
-    """A file cannot be read, or is not what it should be; the message names it and the reason in one line."""
+    """A file cannot be read or has invalid content. The message names the file and the reason in one line."""

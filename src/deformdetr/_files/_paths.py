@@ -1,4 +1,4 @@
-"""Paths as people write them, and what is there before a file is read or written."""
+"""Expanding paths, and checking them before files are read or written."""
 
 import os
 import re
@@ -12,7 +12,7 @@ _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
 
 
 def expand_path(path: str | Path) -> Path:
-    """Replace `~`, `$VARIABLE` and `${VARIABLE}`; a relative path stays relative to the current directory.
+    """Expand `~`, `$VARIABLE` and `${VARIABLE}`. A relative path stays relative to the current directory.
 
     Raises:
         FileError: If a variable is unset or empty, or if the user of `~user` is unknown.
@@ -22,7 +22,7 @@ def expand_path(path: str | Path) -> Path:
         name = match[1] or match[2]
         found = os.environ.get(name, "")
         if not found:
-            raise FileError(f"{path}: the environment variable {name!r} is not set (or is empty)")
+            raise FileError(f"{path}: the environment variable {name!r} is not set or empty")
         return found
 
     expanded = _VARIABLE.sub(value, str(path))
@@ -33,11 +33,11 @@ def expand_path(path: str | Path) -> Path:
 
 
 def check_readable(path: Path) -> None:
-    """Check that a regular file is there: opening a pipe would wait for a writer, and a device may have no end.
+    """Check that a path is a regular file. Opening a pipe would wait for a writer, and a device may have no end.
 
     Raises:
-        FileNotFoundError: If there is nothing.
-        FileError: If there is something else, or the system does not say what.
+        FileNotFoundError: If the path does not exist.
+        FileError: If it is not a regular file, or cannot be inspected.
     """
     try:
         mode = path.stat().st_mode
@@ -52,12 +52,12 @@ def check_readable(path: Path) -> None:
 
 
 def check_writable(path: Path, *, suffixes: Sequence[str], overwrite: bool) -> None:
-    """Check that a file can be written there, before the work that makes its content.
+    """Check that a file can be written, before its content is computed.
 
     Raises:
-        ValueError: If the suffix is none of `suffixes`.
-        FileExistsError: If there is a folder, or a file that must not be overwritten.
-        FileNotFoundError: If there is no such folder to put it in.
+        ValueError: If the suffix is not one of `suffixes`.
+        FileExistsError: If the path is a folder, or a file and `overwrite` is False.
+        FileNotFoundError: If the folder of the file does not exist.
     """
     if path.suffix not in suffixes:
         choice = suffixes[0] if len(suffixes) == 1 else f"one of {', '.join(suffixes)}"
@@ -71,5 +71,5 @@ def check_writable(path: Path, *, suffixes: Sequence[str], overwrite: bool) -> N
 
 
 def reason_of(error: Exception) -> str:
-    """Return what the system says of a failure, without the name of the file."""
+    """Return the message of an error, without the name of the file."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)

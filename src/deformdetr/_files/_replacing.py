@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, whatever happens while they are written."""
+"""Atomic writing of files: after a failure, the old file is intact."""
 
 import os
 import secrets
@@ -13,26 +13,26 @@ _UNFINISHED = ".unfinished"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; what is there in the end is flushed to disk and replaces `path`.
+    """Yield a temporary path in the folder of `path`. On exit, the file written there is flushed and replaces `path`.
 
-    After an exception `path` is as before, and nothing else is left. A process that is killed leaves a hidden file,
-    which `remove_unfinished` removes. A symbolic link stays, and its target is replaced.
+    After an exception, `path` is unchanged and the temporary file is removed. A process that is killed leaves a hidden
+    file, which `remove_unfinished` removes. If `path` is a symbolic link, its target is replaced.
 
     Raises:
         OSError: If the file cannot be written; the message names `path`.
     """
     target = Path(os.path.realpath(path))
-    # A random name: two processes may write the same file, and a name made from a long one might be too long.
+    # The name is random, because two processes may write the same file, and a longer file name may not be allowed.
     unfinished = target.with_name(f".{secrets.token_hex(8)}{_UNFINISHED}")
     try:
-        # As root, a rename would replace even a device.
+        # For root, a rename would replace even a device.
         if target.exists() and not target.is_file():
             raise FileExistsError("it is a folder, a device or a pipe")
         unfinished.touch(exist_ok=False)
         yield unfinished
         _flush(unfinished)
         unfinished.replace(target)
-        # The rename itself lies in the folder, which not every file system can flush.
+        # The rename is stored in the folder, which not every file system can flush.
         with suppress(OSError):
             _flush(target.parent)
     except (OSError, RuntimeError) as error:
@@ -46,19 +46,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what writers that were killed have left in a folder; no other writer may be at work there."""
+    """Remove the temporary files of killed writers from a folder. No writer may be active there."""
     for unfinished in folder.glob(f".*{_UNFINISHED}"):
-        # Another process may have been faster.
+        # Another process may have removed it already.
         unfinished.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, as `replacing` does.
+    """Write a text file in UTF-8, atomically as `replacing` does.
 
     Raises:
         OSError: If the file cannot be written.
     """
-    # What UTF-8 cannot hold, such as file names of another encoding, is escaped as JSON does.
+    # Characters that UTF-8 cannot encode, such as those of file names in other encodings, are escaped as in JSON.
     content = text.encode(errors="backslashreplace")
     with replacing(path) as unfinished:
         unfinished.write_bytes(content)
@@ -73,7 +73,7 @@ def _flush(path: Path) -> None:
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
-    """Return the error of the system that an exception is about: `torch.save` hides it behind one of its own."""
+    """Return the operating system's error that caused an exception. `torch.save` wraps it in its own."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error

@@ -1,4 +1,4 @@
-"""Settings as YAML or JSON, and JSON of any content."""
+"""Reading and writing settings as YAML or JSON, and reading any JSON."""
 
 import json
 from collections.abc import Mapping
@@ -11,19 +11,19 @@ from deformdetr._files._paths import check_readable, reason_of
 from deformdetr._files._replacing import write_text
 
 _SUFFIXES = (".yaml", ".yml", ".json")
-# Aliases make a few lines of YAML stand for any number of values.
-_MOST_VALUES = 200_000
+# A few lines of YAML can expand to any number of values through aliases.
+_MAX_VALUES = 200_000
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Return the mapping that a YAML or JSON file holds, by its suffix.
+    """Return the mapping in a YAML or JSON file. The suffix gives the format.
 
-    A YAML file that is empty, or holds comments alone, is an empty mapping. A key that stands twice is an error.
+    An empty YAML file, or one with only comments, is an empty mapping. Repeated keys are an error.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        FileError: If the suffix is none of `.yaml`, `.yml` and `.json`, or the file cannot be read or holds something
-            else.
+        FileNotFoundError: If the file does not exist.
+        FileError: If the suffix is not `.yaml`, `.yml` or `.json`, the file cannot be read, or its content is not a
+            mapping.
         ImportError: If it is YAML and pyyaml is not installed.
     """
     content = _parse_yaml(path, _yaml(path)) if _is_yaml(path) else read_json(path)
@@ -33,44 +33,44 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def write_mapping(path: Path, fields: Mapping[str, Any]) -> None:
-    """Write a YAML or JSON file, by its suffix, as `replacing` does.
+    """Write a mapping to a YAML or JSON file, atomically as `replacing` does. The suffix gives the format.
 
     Raises:
-        FileError: If the suffix is none of `.yaml`, `.yml` and `.json`.
+        FileError: If the suffix is not `.yaml`, `.yml` or `.json`.
         ImportError: If it is YAML and pyyaml is not installed.
         OSError: If the file cannot be written.
     """
     text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
     if _is_yaml(path):
-        # Unless it is escaped, pyyaml writes this line break (an ellipsis of Windows, read as Latin-1) as a space.
+        # pyyaml would write this line break (the ellipsis of Windows-1252, read as Latin-1) as a space.
         text = _yaml(path).safe_dump(dict(fields), sort_keys=False, allow_unicode="\x85" not in text)
     write_text(path, text)
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds, whatever its suffix. A key that stands twice is an error.
+    """Return the content of a JSON file of any suffix. Repeated keys are an error.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         FileError: If it cannot be read.
     """
     text = _read_text(path)
     if not text.strip():
         raise FileError(f"{path} is not valid JSON: the file is empty")
     try:
-        return json.loads(text, object_pairs_hook=_unrepeated)
+        return json.loads(text, object_pairs_hook=_refuse_repeated)
     except RecursionError as error:
         raise FileError(f"{path} is not valid JSON: it is nested too deeply") from error
     except ValueError as error:
         raise FileError(f"{path} is not valid JSON: {error}") from error
 
 
-def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object")
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {repeated!r} occurs twice in one object")
     return content
 
 
@@ -86,21 +86,21 @@ def _parse_yaml(path: Path, yaml: ModuleType) -> Any:
         return {} if content is None else content
     except RecursionError as error:
         raise FileError(f"{path} is not valid YAML: it is nested too deeply") from error
-    # Of wrong numbers and dates, the parser raises whatever Python's own functions raise.
+    # For invalid numbers and dates, the parser passes on the exceptions of Python's own functions.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
         raise FileError(f"{path} is not valid YAML: {_yaml_reason(error)}") from error
 
 
 def _count_values(node: Any, counts: dict[Any, int | None], yaml: ModuleType) -> int:
-    """Return how many values a node stands for with its aliases written out, before any of them is.
+    """Return the number of values in a node with its aliases expanded, without expanding them.
 
     Args:
-        node: Of the parsed document.
-        counts: Those of the nodes seen before; None: the node is being counted.
+        node: Node of the parsed document.
+        counts: Counts of nodes seen before. `None` marks a node that is being counted.
         yaml: The package.
 
     Raises:
-        yaml.YAMLError: If they are too many, or infinitely many, or a mapping has wrong keys.
+        yaml.YAMLError: If there are too many values, a node contains itself, or a mapping has invalid keys.
     """
     if node in counts:
         known = counts[node]
@@ -113,8 +113,8 @@ def _count_values(node: Any, counts: dict[Any, int | None], yaml: ModuleType) ->
     elif isinstance(node, yaml.SequenceNode):
         children = node.value
     total = 1 + sum(_count_values(each, counts, yaml) for each in children)
-    if total > _MOST_VALUES:
-        _refuse(yaml, f"with its aliases it has more than {_MOST_VALUES:,} values", node)
+    if total > _MAX_VALUES:
+        _refuse(yaml, f"with its aliases expanded, it has more than {_MAX_VALUES:,} values", node)
     counts[node] = total
     return total
 
@@ -127,7 +127,7 @@ def _check_keys(node: Any, yaml: ModuleType) -> None:
         if key.tag != "tag:yaml.org,2002:str":
             _refuse(yaml, "a key must be text; quote it", key)
         if key.value in seen:
-            _refuse(yaml, f"the key {key.value!r} stands twice in one mapping", key)
+            _refuse(yaml, f"the key {key.value!r} occurs twice in one mapping", key)
         seen.add(key.value)
 
 
@@ -158,7 +158,7 @@ def _is_yaml(path: Path) -> bool:
 
 
 def _yaml(path: Path) -> ModuleType:
-    # Imported here, because settings in Python and JSON do without.
+    # Imported here, because settings in Python and JSON do not need it.
     try:
         import yaml
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Files of tensors: read without running what they hold."""
+"""Reading and writing tensor files, without running code from them."""
 
 import argparse
 import pickle
@@ -18,7 +18,7 @@ from deformdetr._files._errors import FileError
 from deformdetr._files._paths import check_readable
 from deformdetr._files._replacing import replacing
 
-# What the readers of PyTorch and safetensors raise on files that are cut short, damaged, or something else altogether.
+# Exceptions of the readers of PyTorch and safetensors for truncated, damaged or foreign files.
 _UNREADABLE = (
     pickle.UnpicklingError,
     RuntimeError,
@@ -30,22 +30,22 @@ _UNREADABLE = (
     TypeError,
     ArithmeticError,
     struct.error,
-    # A length that is damaged.
+    # A damaged length.
     MemoryError,
-    # Seeking to where a file that is cut short no longer is; and files that may not be read.
+    # Seeking beyond the end of a truncated file, and missing permissions.
     OSError,
 )
 
 
 def read_tensor_file(path: Path) -> Any:
-    """Return what a file holds, with its tensors on the CPU; nothing but tensors and plain values is unpickled.
+    """Return the content of a tensor file, on the CPU. Only tensors and plain values are unpickled.
 
     Args:
-        path: `.safetensors`, or else in PyTorch's format.
+        path: A `.safetensors` file, or a file in PyTorch's format with any other suffix.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        FileError: If it cannot be read, or holds tensors that are not dense or not of real numbers.
+        FileNotFoundError: If the file does not exist.
+        FileError: If it cannot be read, or holds tensors that are not dense and real.
     """
     with reading_tensors(path):
         if _is_safetensors(path):
@@ -53,7 +53,7 @@ def read_tensor_file(path: Path) -> Any:
 
             content: Any = load_file(path)
         else:
-            # The original keeps its command line in the file; a namespace of plain values is harmless.
+            # The original stores its command line in the file. A namespace of plain values is harmless.
             with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(file, map_location="cpu", weights_only=True)
     try:
@@ -64,20 +64,20 @@ def read_tensor_file(path: Path) -> Any:
 
 
 def check_tensors(content: Any) -> None:
-    """Refuse tensors that cannot be copied into a model, or not without losing part of their values.
+    """Check that all tensors can be copied into a model without losing part of their values.
 
     Args:
         content: Tensors and other values, in dicts, lists and tuples of any depth.
 
     Raises:
-        ValueError: If one is sparse, quantized, complex or without values; the message names it.
+        ValueError: If a tensor is sparse, quantized, complex or on the meta device. The message names it.
     """
-    # Neither recursive nor twice at the same place, because a file can nest its values in any depth and in themselves.
+    # Iterative and with a set of visited containers, because files can nest values to any depth and in themselves.
     left, seen = [("", content)], set()
     while left:
         name, value = left.pop()
         if isinstance(value, Tensor):
-            kind = _what_is_not_plain(value)
+            kind = _unsupported_kind(value)
             if kind is not None:
                 raise ValueError(f"a tensor that is not plain: {name.lstrip('.')!r} is {kind}")
         elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
@@ -87,22 +87,22 @@ def check_tensors(content: Any) -> None:
 
 @contextmanager
 def reading_tensors(path: Path) -> Iterator[None]:
-    """Refuse a file that a reader of tensors cannot read.
+    """Turn exceptions of the readers of PyTorch and safetensors into `FileError`.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        FileError: For anything that the block raises because of what is in the file.
+        FileNotFoundError: If the file does not exist.
+        FileError: If the block fails because of the content of the file.
     """
     check_readable(path)
     unreadable: tuple[type[Exception], ...] = _UNREADABLE
     if _is_safetensors(path):
-        # Imported here, because only files of this format need the package.
+        # Imported here, because only this format needs it.
         from safetensors import SafetensorError
 
         unreadable = (*unreadable, SafetensorError)
     try:
         with warnings.catch_warnings():
-            # What readers remark on a foreign file: the reason for refusing it is enough.
+            # Readers warn about foreign files. The error says enough.
             warnings.simplefilter("ignore")
             yield
     except unreadable as error:
@@ -110,12 +110,12 @@ def reading_tensors(path: Path) -> Iterator[None]:
 
 
 def write_tensors(state: Mapping[str, Tensor], path: Path, *, container: str | None = None) -> None:
-    """Write a state dict, as `replacing` does.
+    """Write a state dict, atomically as `replacing` does.
 
     Args:
-        state: What to write; its tensors may be views and lie on any device.
-        path: `.safetensors`, or else PyTorch's format.
-        container: The entry of a file in PyTorch's format that holds the state dict; None: it is the whole content.
+        state: State dict. Its tensors may be views, on any device.
+        path: A `.safetensors` file, or a file in PyTorch's format with any other suffix.
+        container: Key of the state dict in a file in PyTorch's format. With `None`, it is the whole content.
 
     Raises:
         OSError: If the file cannot be written.
@@ -128,7 +128,7 @@ def write_tensors(state: Mapping[str, Tensor], path: Path, *, container: str | N
     from safetensors.torch import save_file
 
     with replacing(path) as unfinished:
-        # Copies, because tensors of this format cannot share memory.
+        # Tensors of this format cannot share memory.
         copies = {name: tensor.clone() for name, tensor in plain.items()}
         try:
             save_file(copies, unfinished, metadata={"format": "pt"})
@@ -137,18 +137,18 @@ def write_tensors(state: Mapping[str, Tensor], path: Path, *, container: str | N
 
 
 def write_tensor_file(content: Any, path: Path) -> None:
-    """Write tensors and plain values in PyTorch's format, as `replacing` does.
+    """Write tensors and plain values in PyTorch's format, atomically as `replacing` does.
 
     Raises:
         OSError: If the file cannot be written.
     """
-    # Given a path instead of a file, PyTorch does not say why it cannot write.
+    # Given a path instead of a file, PyTorch does not report why writing failed.
     with replacing(path) as unfinished, unfinished.open("wb") as file:
         torch.save(content, file)
 
 
 def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors as they are written: names of one tensor stay so, also where it has to be copied."""
+    """Return contiguous tensors on the CPU. Names that share a tensor share its copy."""
     copies: dict[tuple[object, ...], Tensor] = {}
     plain = {}
     for name, tensor in state.items():
@@ -163,7 +163,7 @@ def _is_safetensors(path: Path) -> bool:
     return path.suffix.lower() == ".safetensors"
 
 
-def _what_is_not_plain(tensor: Tensor) -> str | None:
+def _unsupported_kind(tensor: Tensor) -> str | None:
     if tensor.layout is not torch.strided or tensor.is_meta:
         return f"{tensor.layout} on {tensor.device}"
     if tensor.is_quantized:
@@ -176,7 +176,7 @@ def _entries(values: Mapping[Any, Any] | list[Any] | tuple[Any, ...]) -> Iterato
 
 
 def _reason(error: BaseException, path: Path) -> str:
-    """Return in one line why a file was refused; PyTorch's own message advises to run the code in it."""
+    """Return in one line why reading failed. PyTorch's own message suggests running the code in the file."""
     while error.__cause__ is not None:
         error = error.__cause__
     unsafe = re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module \S+ is blocked)", str(error))

@@ -1,4 +1,4 @@
-"""What each command takes and does."""
+"""The commands and their options."""
 
 import json
 import re
@@ -52,22 +52,22 @@ class _DETROptions(DETRConfig):
     preset: str | None = Field(default=None, description="The preset whose fields are the defaults.")
 
 
-# Fields of these types make options of the command line, too many to list; their values stay as given, to be put over a
-# file's.
+# Fields of these types become options that `--help` does not list. Their values are not validated before they override
+# those of a config file.
 _MODEL = CliSuppress[SkipValidation[_DeformableDETROptions | _DETROptions]]
 _DATA = CliSuppress[SkipValidation[DataConfig | ShapesConfig]]
 _TRAIN = CliSuppress[SkipValidation[TrainConfig]]
 
 
-def _nothing() -> Any:
+def _no_settings() -> Any:
     return {}
 
 
 class Train(BaseModel):
     """Train the model that CONFIG describes.
 
-    Any setting of CONFIG can be given here too, and then takes precedence: `--train.lr 1e-4 --model.num_queries 50`.
-    `accelerate launch -m deformdetr train ...` runs it on several GPUs or machines, and so does torchrun.
+    Options override settings of CONFIG: `--train.lr 1e-4 --model.num_queries 50`. To train on several GPUs or machines,
+    use `accelerate launch -m deformdetr train ...` or torchrun.
     """
 
     config: CliPositionalArg[Path] = Field(
@@ -75,14 +75,14 @@ class Train(BaseModel):
     )
     output: Path | None = Field(default=None, description="Run directory; by default runs/ and the name of CONFIG.")
     resume: CliToggleFlag[bool] = Field(
-        default=False, description="Go on with the run in the directory, or start it if there is none."
+        default=False, description="Continue the run in the directory, or start it if there is none."
     )
-    model: _MODEL = Field(default_factory=_nothing, description="Settings of the model.")
-    data: _DATA = Field(default_factory=_nothing, description="Settings of the dataset.")
-    train: _TRAIN = Field(default_factory=_nothing, description="Settings of the training.")
+    model: _MODEL = Field(default_factory=_no_settings, description="Settings of the model.")
+    data: _DATA = Field(default_factory=_no_settings, description="Settings of the dataset.")
+    train: _TRAIN = Field(default_factory=_no_settings, description="Settings of the training.")
 
     def execute(self) -> int:
-        """Train."""
+        """Run the command."""
         experiment = read_experiment(self.config, _overrides(self))
         output = Path("runs") / self.config.stem if self.output is None else self.output
         train(experiment, output, resume=self.resume)
@@ -92,9 +92,9 @@ class Train(BaseModel):
 
 
 class Eval(BaseModel):
-    """Evaluate a run's best checkpoint: print pycocotools' table and write it as JSON.
+    """Evaluate the best checkpoint of a run: print pycocotools' table and write the metrics as JSON.
 
-    Settings of the run's dataset can be replaced: `--data.val_images DIR --data.val_annotations FILE`.
+    Options override settings of the run's dataset: `--data.val_images DIR --data.val_annotations FILE`.
     """
 
     run: CliPositionalArg[Path] = Field(description="Run directory, or one of its checkpoints.")
@@ -104,10 +104,10 @@ class Eval(BaseModel):
     batch_size: int | None = Field(
         default=None, ge=1, description="Images per forward pass; by default as in training."
     )
-    data: _DATA = Field(default_factory=_nothing, description="Settings of the dataset, in place of the run's.")
+    data: _DATA = Field(default_factory=_no_settings, description="Settings of the dataset.")
 
     def execute(self) -> int:
-        """Evaluate."""
+        """Run the command."""
         result = evaluate_run(
             self.run, data_changes=_overrides(self).get("data"), batch_size=self.batch_size, output=self.output
         )
@@ -120,32 +120,32 @@ class Eval(BaseModel):
 class Predict(BaseModel):
     """Detect objects in image files: write pictures with boxes, masks, names and scores, and predictions.json.
 
-    Files that cannot be read as images are named and skipped, and the exit status is then 1.
+    Files that cannot be read as images are reported and skipped. The exit status is then 1.
     """
 
     run: CliPositionalArg[Path] = Field(description="Run directory, or one of its checkpoints.")
-    images: CliPositionalArg[list[Path]] = Field(description="Image files, and folders of them.")
-    out: Path = Field(description="Where to write; made if it does not exist.")
+    images: CliPositionalArg[list[Path]] = Field(description="Image files, and folders of image files.")
+    out: Path = Field(description="Folder to write to, which is created.")
     threshold: float = Field(
-        default=0.5, ge=0, le=1, description="Lowest score to be drawn; predictions.json has all detections."
+        default=0.5, ge=0, le=1, description="Lowest score to draw; predictions.json has all detections."
     )
 
     def execute(self) -> int:
-        """Predict."""
+        """Run the command."""
         result = predict(self.run, self.images, self.out, threshold=self.threshold)
         print(f"{len(result.images)} pictures and predictions.json in {self.out}; {len(result.skipped)} files skipped")
         return 1 if result.skipped else 0
 
 
 class Check(BaseModel):
-    """Check the dataset of CONFIG: annotations, image files, and with --decode every picture in full."""
+    """Check the dataset of CONFIG: annotations, image files and, with --decode, the content of every image."""
 
     config: CliPositionalArg[Path] = Field(description="YAML or JSON file.")
-    decode: CliToggleFlag[bool] = Field(default=False, description="Decode every image, to find broken ones.")
-    data: _DATA = Field(default_factory=_nothing, description="Settings of the dataset.")
+    decode: CliToggleFlag[bool] = Field(default=False, description="Decode every image to find broken ones.")
+    data: _DATA = Field(default_factory=_no_settings, description="Settings of the dataset.")
 
     def execute(self) -> int:
-        """Check."""
+        """Run the command."""
         experiment = read_experiment(self.config, _overrides(self))
         if not self.decode:
             print(check(experiment.data, masks=experiment.model.masks))
@@ -162,10 +162,10 @@ class Check(BaseModel):
 
 
 class Presets(BaseModel):
-    """List the presets, which `model: {preset: NAME}` in a config starts from."""
+    """List the presets, for `model: {preset: NAME}` in a config."""
 
     def execute(self) -> int:
-        """List them."""
+        """Run the command."""
         width = max(map(len, PRESETS))
         for name, config in PRESETS.items():
             print(f"{name:<{width}}  {_summary(config)}")
@@ -173,12 +173,12 @@ class Presets(BaseModel):
 
 
 class Config(BaseModel):
-    """Print a config file with every setting, its default and what it means, to start from."""
+    """Print a config file with every setting, its default and its description, to start from."""
 
-    preset: CliPositionalArg[str] = Field(default="deformable_detr_r50", description="Of the model.")
+    preset: CliPositionalArg[str] = Field(default="deformable_detr_r50", description="Preset of the model.")
 
     def execute(self) -> int:
-        """Print it."""
+        """Run the command."""
         data = DataConfig(
             train_images=Path("data/train"),
             train_annotations=Path("data/train.json"),
@@ -186,22 +186,22 @@ class Config(BaseModel):
             val_annotations=Path("data/val.json"),
         )
         settings = commented_yaml(Experiment(model=preset(self.preset), data=data), leave_out=("model.num_classes",))
-        print("# Every setting with its default; what is left out keeps it. $VARIABLES in paths are replaced.")
+        print("# All settings with their defaults, which apply if they are left out. $VARIABLES in paths are expanded.")
         print(settings, end="")
         return 0
 
 
 class Schema(BaseModel):
-    """Print the JSON schema of config files, with which editors complete and check them."""
+    """Print the JSON schema of config files, for completion and checks in editors."""
 
     def execute(self) -> int:
-        """Print it."""
+        """Run the command."""
         print(json.dumps(experiment_schema(), indent=2))
         return 0
 
 
 class Demo(BaseModel):
-    """Train a small model on synthetic shapes, evaluate it, and draw what it sees: minutes on two CPU cores."""
+    """Train a small model on synthetic shapes, evaluate it and draw its detections, in minutes on two CPU cores."""
 
     out: Path = Field(
         default=Path("runs/demo"), description="Run directory; an earlier demonstration in it is replaced."
@@ -210,7 +210,7 @@ class Demo(BaseModel):
     masks: CliToggleFlag[bool] = Field(default=False, description="Predict masks too, which takes longer.")
 
     def execute(self) -> int:
-        """Run it."""
+        """Run the command."""
         result = run_demo(self.out, demo_experiment(masks=True) if self.masks else None)
         print(result.evaluation.table)
         print(f"detections beside ground truth: {result.detections}")
@@ -239,7 +239,7 @@ class Commands(BaseSettings):
         cli_parse_none_str="null",
     )
 
-    debug: CliToggleFlag[bool] = Field(default=False, description="Show where an error comes from.")
+    debug: CliToggleFlag[bool] = Field(default=False, description="Show the traceback of an error.")
     version: CliToggleFlag[bool] = Field(default=False, description="Print the version.")
     train: CliSubCommand[Train] = Field(description="Train the model that a config describes.")
     eval: CliSubCommand[Eval] = Field(description="Evaluate a run: COCO's average precision and recall.")
@@ -254,14 +254,14 @@ class Commands(BaseSettings):
 
 
 class UsageError(ValueError):
-    """The command line itself is wrong."""
+    """The command line is not valid."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command that the arguments name, and give its exit status.
+    """Run the command in the arguments and return its exit status.
 
     Raises:
-        UsageError: If they name none, or options that it does not have.
+        UsageError: If the command or an option is not valid.
     """
     try:
         commands = CliApp.run(Commands, cli_args=list(arguments))
@@ -282,13 +282,13 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _overrides(command: BaseModel) -> dict[str, Any]:
-    """Give the settings that were given on the command line."""
+    """Return the settings that were given on the command line."""
     sections = ("model", "data", "train")
     return {name: getattr(command, name) for name in sections if name in command.model_fields_set}
 
 
 def _explain(message: str, arguments: Sequence[str]) -> str:
-    """Put argparse's message into a person's terms, with the options that an unknown one may have meant."""
+    """Return a readable form of argparse's message, with suggestions for an unknown option."""
     message = message.removeprefix("error parsing CLI: ")
     name = next((each for each in arguments if not each.startswith("-")), "")
     field = next((field for key, field in Commands.model_fields.items() if name == (field.alias or key)), None)
@@ -301,7 +301,7 @@ def _explain(message: str, arguments: Sequence[str]) -> str:
 
 
 def _explain_values(error: ValidationError) -> str:
-    """Name the options whose values are wrong, or that are missing."""
+    """Return a message that names missing options and those with invalid values."""
     lines = []
     for problem in error.errors(include_url=False):
         command, *names = map(str, problem["loc"])
@@ -313,7 +313,7 @@ def _explain_values(error: ValidationError) -> str:
 
 
 def _summary(config: DeformableDETRConfig | DETRConfig) -> str:
-    """Say in a few words what distinguishes a preset."""
+    """Return the main properties of a preset."""
     backbone = config.backbone
     match backbone:
         case ResNetConfig():

@@ -1,4 +1,4 @@
-"""Converting checkpoints between implementations."""
+"""The command `convert`."""
 
 from pathlib import Path
 from typing import Literal
@@ -13,30 +13,30 @@ from deformdetr.integrations import COCO_CATEGORY_IDS, CheckpointFormat, Convers
 class Convert(BaseModel):
     """Convert a checkpoint to the names and the layout of another implementation.
 
-    The format of SOURCE is recognized. Where the other format has no place for something, that is listed with its
-    size, and nothing is written unless --allow_loss is given.
+    The format of SOURCE is recognized. Weights that the other format cannot hold are listed with their sizes, and
+    nothing is written unless --allow_loss is given.
     """
 
-    source: CliPositionalArg[Path] = Field(description="File in .safetensors or of torch.save.")
+    source: CliPositionalArg[Path] = Field(description="File of safetensors or torch.save.")
     target: CliPositionalArg[Path] = Field(description="File to write: .safetensors, or .pth, .pt, .bin or .ckpt.")
-    to: CheckpointFormat = Field(description="Whose names it gets.")
+    to: CheckpointFormat = Field(description="Format of TARGET.")
     coco_91_to_80: CliToggleFlag[bool] = Field(
         default=False,
-        description="Turn heads of COCO's 91 ids into ones of its 80.",
+        description="Convert class heads of COCO's 91 ids to its 80 classes.",
     )
     backbone: Literal["timm_backbone", "resnet"] = Field(
-        default="timm_backbone", description="Which ResNet a model of transformers has: timm's, or its own."
+        default="timm_backbone", description="ResNet of a transformers model: timm's, or its own."
     )
     share_heads: bool | None = Field(
-        default=None, description="Whether layers share heads, where SOURCE does not tell."
+        default=None, description="Whether layers share heads, if SOURCE does not determine it."
     )
     allow_loss: CliToggleFlag[bool] = Field(
-        default=False, description="Go on without what the other format has no place for."
+        default=False, description="Leave out weights that the other format cannot hold."
     )
     force: CliToggleFlag[bool] = Field(default=False, description="Replace TARGET if it exists.")
 
     def execute(self) -> int:
-        """Convert it."""
+        """Convert the checkpoint."""
         report = convert_checkpoint(
             self.source,
             self.target,

@@ -1,4 +1,4 @@
-"""Exporting trained models."""
+"""The command `export`."""
 
 import json
 import sys
@@ -24,33 +24,34 @@ from deformdetr.data import (
 from deformdetr.engine import load_run
 from deformdetr.integrations.export import ExportReport, Sampling, export_onnx
 
-# (height, width) of the pictures to compare on where none are given.
+# (height, width) of drawn images for the comparison.
 _SIZES = ((320, 256), (224, 320))
 
 
 class Export(BaseModel):
-    """Write a trained model as an ONNX file, once onnxruntime computes what the model does.
+    """Write a trained model as an ONNX file, and check that onnxruntime gives the same results.
 
-    It takes images of any size and number. The file is run beside the model on images of several sizes, alone and in
-    a batch; one that differs is not kept.
+    The file takes any number of images of any size. It is compared with the model on images of several sizes, alone and
+    in a batch, and is not kept if they differ.
     """
 
     run: CliPositionalArg[Path] = Field(description="Run directory, or one of its checkpoints.")
     onnx: Path = Field(description="File to write, .onnx.")
-    sampling: Sampling = Field(default="grid_sample", description="What deformable attention becomes.")
-    opset: int = Field(default=18, description="Version of ONNX's operators, 17 or newer.")
+    sampling: Sampling = Field(default="grid_sample", description="Operators of deformable attention.")
+    opset: int = Field(default=18, description="Version of the ONNX operator set, 17 or newer.")
     postprocess: CliToggleFlag[bool] = Field(
         default=False,
-        description="Let the file give boxes in pixels, scores, labels and masks, too.",
+        description="Also return boxes in pixels, scores, labels and masks.",
     )
-    images: list[Path] = Field(default=[], description="Image files to compare on; by default, two to evaluate on.")
+    images: list[Path] = Field(default=[], description="Images for the comparison; by default two evaluation images.")
     tolerance: PositiveFloat = Field(
-        default=1e-3, description="Largest difference of a logit or a mask, and of a box as a fraction of the image."
+        default=1e-3,
+        description="Largest allowed difference of a logit or a mask, and of a box as a fraction of the image.",
     )
     force: CliToggleFlag[bool] = Field(default=False, description="Replace the file if it exists.")
 
     def execute(self) -> int:
-        """Export it."""
+        """Export the model."""
         _, checkpoint = load_run(self.run)
         data = checkpoint.experiment.data
         report = export_onnx(
@@ -76,20 +77,20 @@ class Export(BaseModel):
 
 
 def _own_images(data: AnyDataConfig, label_map: LabelMap) -> list[Float[Tensor, "3 _ _"]]:
-    """Take the first pictures that the model is evaluated on, or draw some where these have gone."""
+    """Return the first evaluation images, or drawn ones if those are not available."""
     if not isinstance(data, DataConfig):
         return _shapes(data)
     try:
         dataset = build_dataset(data.replace(label_map=label_map), "val")
     except (DatasetError, OSError) as error:
         reason = str(error).splitlines()[0]
-        print(f"comparing on drawn shapes, as there are no pictures to evaluate on: {reason}", file=sys.stderr)
+        print(f"comparing on drawn shapes, because the evaluation images are not available: {reason}", file=sys.stderr)
         return _shapes(data)
     return [dataset[index][0] for index in range(min(len(dataset), len(_SIZES)))]
 
 
 def _shapes(data: AnyDataConfig) -> list[Float[Tensor, "3 _ _"]]:
-    """Draw pictures of shapes in small sizes, which compare as much as large ones and sooner."""
+    """Return small drawn images, which are as good for the comparison as large ones, and faster."""
     config = ShapesConfig(num_val=len(_SIZES), image_size=max(max(size) for size in _SIZES))
     _, pictures = draw_shapes(config, "val")
     unresized = data.replace(eval_short_side=None)

@@ -1,4 +1,4 @@
-"""Reading the command line, and errors as one message."""
+"""Entry point of the command line, which reports errors in one message."""
 
 import os
 import sys
@@ -12,24 +12,30 @@ _EXTRAS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and give the exit status.
+    """Run a command and return its exit status.
 
-    0: all went well; 1: the command finished, but not for every image; 2: it was refused or failed, and said why; 130:
-    it was interrupted; 141: nobody read its output to the end.
+    The status is 0 for success, 1 if some images were skipped, 2 for an error, 130 for an interruption, and 141 if the
+    reader of the output closed it.
 
     Args:
-        arguments: By default those of the process.
+        arguments: Arguments of the command line, by default those of the process.
+
+    Example:
+        >>> from deformdetr.cli import main
+        >>> main(["--version"])  # doctest: +ELLIPSIS
+        0...
+        0
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         from deformdetr.cli._commands import run
 
-        # It may stand anywhere, before or after the command.
+        # The option is accepted both before and after the command.
         return run([each for each in given if each != "--debug"])
     except KeyboardInterrupt:
-        return _fail("interrupted; what was saved is complete, and `--resume` goes on from there", 130)
+        return _fail("interrupted; saved files are complete, and `--resume` continues from them", 130)
     except BrokenPipeError:
-        # Whoever read the output has seen enough; closing it again on exit must not fail either.
+        # Python closes the output again on exit, which must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except ModuleNotFoundError as error:
@@ -38,15 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _fail(f'{error.name} is not installed: pip install "deformdetr[{extra}]"', 2)
     except (ValueError, OSError, RuntimeError) as error:
-        if not _is_for_people(error):
+        if not _is_user_error(error):
             raise
         if "--debug" in given:
             traceback.print_exc()
         return _fail(str(error), 2)
 
 
-def _is_for_people(error: Exception) -> bool:
-    """Tell errors whose message says what to put right from those of the program itself."""
+def _is_user_error(error: Exception) -> bool:
+    """Return whether the message of an error tells what to correct, unlike that of a bug."""
     from deformdetr.engine import TrainingError
 
     return isinstance(error, ValueError | OSError | TrainingError)

@@ -1,15 +1,15 @@
-"""Tables of plain text."""
+"""Plain-text tables."""
 
 from collections.abc import Sequence
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:
-    """Return lines of columns with the header on top.
+    """Return a table with aligned columns.
 
     Args:
         header: Names of the columns.
-        rows: One text per column.
-        texts: Columns that are aligned on the left; those after them, on the right.
+        rows: Texts of each row, one per column.
+        texts: Number of left-aligned columns. Those after them are right-aligned.
     """
     lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -1,4 +1,4 @@
-"""A config file with every setting and what it means."""
+"""Config files with all settings and their descriptions."""
 
 from collections.abc import Collection, Iterator
 
@@ -8,11 +8,11 @@ _COMMENT_COLUMN = 40
 
 
 def commented_yaml(settings: BaseModel, *, leave_out: Collection[str] = ()) -> str:
-    """Write settings as YAML, each with its description as a comment.
+    """Return settings as YAML, each with its description as a comment.
 
     Args:
-        settings: What to write.
-        leave_out: Dotted names of settings that appear as comments only.
+        settings: Settings to write.
+        leave_out: Dotted names of settings that are commented out.
     """
     return "\n".join(_lines(settings, "", "", leave_out)) + "\n"
 

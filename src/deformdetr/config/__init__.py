@@ -1,9 +1,10 @@
-"""Typed descriptions of models, which build them, and the presets."""
+"""Typed configs of models, which build them, and the presets."""
 
 from deformdetr.config._base import Config, load_config, save_config
-from deformdetr.config._deformable_detr import CriterionConfig, DeformableDETRConfig
+from deformdetr.config._criterion import FocalCriterionConfig, SoftmaxCriterionConfig
+from deformdetr.config._deformable_detr import DeformableDETRConfig
 from deformdetr.config._denoising import ContrastiveDenoisingConfig, DenoisingConfig
-from deformdetr.config._detr import DETRConfig, SoftmaxCriterionConfig
+from deformdetr.config._detr import DETRConfig
 from deformdetr.config._parts import (
     BackboneConfig,
     ConvBackboneConfig,
@@ -22,11 +23,11 @@ __all__ = [
     "Config",
     "ContrastiveDenoisingConfig",
     "ConvBackboneConfig",
-    "CriterionConfig",
     "DETRConfig",
     "DeformConvConfig",
     "DeformableDETRConfig",
     "DenoisingConfig",
+    "FocalCriterionConfig",
     "LearnedPositionConfig",
     "ModelConfig",
     "PositionConfig",

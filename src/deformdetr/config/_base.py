@@ -1,4 +1,4 @@
-"""What all descriptions share, and their files."""
+"""The base class of configs, and their files."""
 
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -9,17 +9,22 @@ from deformdetr._files import read_mapping, write_mapping
 
 
 class Config(BaseModel):
-    """A frozen description that knows all of its fields: an unknown one is an error."""
+    """Base class of configs: immutable, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def replace(self, **changes: Any) -> Self:
-        """Give a copy with some fields changed, validated as a whole.
+        """Return a copy with some fields changed, validated as a whole.
 
-        Nested descriptions may be given as such or as mappings, which replace the whole of them.
+        A nested config is given as a config or as a mapping, and replaced completely.
+
+        Example:
+            >>> from deformdetr.config import DETRConfig
+            >>> DETRConfig().replace(num_classes=3).num_classes
+            3
 
         Raises:
-            pydantic.ValidationError: If the changed description is not valid.
+            pydantic.ValidationError: If the changed config is not valid.
         """
         fields = {name: getattr(self, name) for name in self.model_fields_set}
         return type(self).model_validate(fields | changes)
@@ -29,27 +34,35 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def save_config(config: Config, path: str | Path) -> None:
-    """Write a description, as YAML or JSON by the file's suffix; the file is replaced in one step.
+    """Write a config to a YAML or JSON file, by its suffix; the file is replaced atomically.
+
+    Example:
+        >>> import tempfile
+        >>> from deformdetr.config import DETRConfig
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_config(DETRConfig(num_classes=3), f"{folder}/model.json")
+        ...     load_config(f"{folder}/model.json", DETRConfig).num_classes
+        3
 
     Raises:
         ValueError: If the suffix is none of `.yaml`, `.yml` and `.json`.
         ImportError: If it is YAML and pyyaml is not installed.
-        OSError: If the file cannot be written; an older one is left as it was.
+        OSError: If the file cannot be written; an existing one stays as it was.
     """
     write_mapping(Path(path), config.model_dump(mode="json"))
 
 
 def load_config(path: str | Path, kind: type[AnyConfig]) -> AnyConfig:
-    """Read a description from a YAML or JSON file, by its suffix.
+    """Read a config from a YAML or JSON file, by its suffix.
 
     Args:
-        path: Fields that it leaves out have their defaults; an empty YAML file leaves out all.
-        kind: Which description it holds.
+        path: The file. Missing fields have their defaults; an empty YAML file gives all defaults.
+        kind: Class of the config.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the suffix is none of `.yaml`, `.yml` and `.json`, the file cannot be parsed or holds no mapping,
-            a key stands twice, or the description is not valid; every field that is wrong is named.
+        ValueError: If the suffix is none of `.yaml`, `.yml` and `.json`, the file cannot be parsed, is not a mapping or
+            has a key twice, or the config is not valid; the message names every wrong field.
         ImportError: If it is YAML and pyyaml is not installed.
     """
     fields = read_mapping(Path(path))

@@ -1,20 +1,18 @@
-"""Descriptions of Deformable DETR and of its criterion."""
+"""Config of Deformable DETR and of the models that build on it."""
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
 from deformdetr.config._base import Config
+from deformdetr.config._criterion import FocalCriterionConfig
 from deformdetr.config._denoising import AnyDenoisingConfig, DenoisingConfig
-from deformdetr.config._masks import DICE_LOSS_COEF, MASK_LOSS_COEF, MASK_STAGES, MASKS, build_mask_head
-from deformdetr.config._parts import BackboneConfig, PositionConfig, ResNetConfig, SinePositionConfig
-from deformdetr.losses import FocalClassification, SetCriterion
-from deformdetr.matching import FocalClassCost, HungarianMatcher
+from deformdetr.config._masks import MASK_STAGES, DiceLossCoef, MaskLossCoef, Masks, build_mask_head
+from deformdetr.config._parts import BackboneConfig, PositionConfig, ResNetConfig, SinePositionConfig, check_d_model
+from deformdetr.losses import SetCriterion
 from deformdetr.models import DeformableDETR, SigmoidPostProcess
 from deformdetr.nn import (
-    AnchorDecoder,
     AnchorPosition,
     AnchorQueries,
     ChannelMapper,
@@ -32,88 +30,73 @@ from deformdetr.nn import (
     class_head,
 )
 
-
-class CriterionConfig(Config):
-    """Costs of the matching and weights of the losses, which the paper sets alike; and the focal loss's two numbers."""
-
-    kind: Literal["focal"] = "focal"
-    cost_class: NonNegativeFloat = 2.0
-    cost_bbox: NonNegativeFloat = 5.0
-    cost_giou: NonNegativeFloat = 2.0
-    loss_class: NonNegativeFloat = 2.0
-    loss_bbox: NonNegativeFloat = 5.0
-    loss_giou: NonNegativeFloat = 2.0
-    focal_alpha: Annotated[float, Field(ge=0, le=1)] = 0.25
-    focal_gamma: NonNegativeFloat = 2.0
-
-    def build(self, *, mask_weights: Mapping[str, float] | None = None) -> SetCriterion:
-        """Build matcher and criterion; `mask_weights` are those of the losses of masks, where there are any."""
-        matcher = HungarianMatcher(
-            cost_class=self.cost_class,
-            cost_bbox=self.cost_bbox,
-            cost_giou=self.cost_giou,
-            class_cost=FocalClassCost(alpha=self.focal_alpha, gamma=self.focal_gamma),
-        )
-        return SetCriterion(
-            matcher,
-            classification=FocalClassification(alpha=self.focal_alpha, gamma=self.focal_gamma),
-            weights={
-                "loss_ce": self.loss_class,
-                "loss_bbox": self.loss_bbox,
-                "loss_giou": self.loss_giou,
-                **(mask_weights or {}),
-            },
-        )
+# Fields that need `anchor_queries`, in the order of messages.
+_ANCHOR_FIELDS = (
+    "query_scale",
+    "look_forward_twice",
+    "decoder_norm",
+    "share_heads",
+    "inverse_sigmoid_eps",
+    "denoising",
+)
 
 
 class DeformableDETRConfig(Config):
     """Any variant of Deformable DETR; the defaults are the multi-scale model of the paper.
 
-    `with_box_refine` and `two_stage` may be combined freely: two stages without refinement keep the encoder's proposals
-    as the references of every decoder layer. With `anchor_queries` the queries are boxes, as in DAB-DETR, DN-DETR and
-    DINO; other fields that these papers add need them.
+    `with_box_refine` and `two_stage` are independent: two stages without refinement keep the encoder's proposals as the
+    references of all decoder layers. With `anchor_queries` the queries are boxes, as in DAB-DETR, DN-DETR and DINO. The
+    other fields that these papers add require it.
+
+    Example:
+        >>> config = DeformableDETRConfig(num_classes=3, with_box_refine=True)
+        >>> config.replace(two_stage=True).two_stage
+        True
     """
 
     kind: Literal["deformable_detr"] = "deformable_detr"
-    num_classes: PositiveInt = Field(default=91, description="Logits per query; COCO's ids run to 90.")
+    num_classes: PositiveInt = Field(default=91, description="Number of classes; COCO's ids run to 90.")
     num_queries: PositiveInt = 300
     num_feature_levels: Annotated[int, Field(ge=1, le=6)] = Field(
-        default=4, description="1 uses the last backbone stage, 3 the last three, more add coarser ones."
+        default=4, description="1 takes the last backbone stage, 3 the last three; more add coarser levels."
     )
-    with_box_refine: bool = Field(default=False, description="Each decoder layer refines the boxes of the one before.")
+    with_box_refine: bool = Field(
+        default=False, description="Every decoder layer refines the boxes of the layer before."
+    )
     two_stage: bool = Field(default=False, description="The encoder proposes the queries.")
     query_selection: Literal["pure", "mixed"] = Field(
         default="pure",
-        description="What proposals give the queries: content and position (Deformable DETR), or their boxes alone, "
-        "chosen by the best class, with learned content (DINO, section 3.4).",
+        description="Proposals become content and position of the queries (pure, Deformable DETR), or reference boxes "
+        "alone, selected by their best class, with learned content (mixed, DINO, section 3.4).",
     )
     anchor_queries: bool = Field(
         default=False,
-        description="Queries are boxes; every decoder layer encodes them by sines and a perceptron as the queries' "
-        "positions, and refines them (DAB-DETR, section 4.2).",
+        description="Queries are boxes: every decoder layer encodes them by sines and an MLP as positions, and refines "
+        "them (DAB-DETR, section 4.2).",
     )
     query_scale: bool = Field(
-        default=False, description="A perceptron of the content scales these positions (DAB-DETR, section 4.2)."
+        default=False, description="An MLP of the content scales these positions (DAB-DETR, section 4.2)."
     )
     look_forward_twice: bool = Field(
-        default=False, description="A layer's boxes train the layer before it too (DINO, section 3.5)."
+        default=False, description="The boxes of a layer train the layer before it too (DINO, section 3.5)."
     )
     decoder_norm: bool = Field(
-        default=False, description="Class and box heads read normalised hidden states (DINO's implementation)."
+        default=False, description="Class and box heads get normalized hidden states (DINO's implementation)."
     )
     share_heads: bool = Field(
-        default=False, description="Decoder layers that refine boxes share their heads (DINO's implementation)."
+        default=False,
+        description="All decoder layers share their heads, although they refine boxes (DINO's implementation).",
     )
     inverse_sigmoid_eps: Annotated[float, Field(gt=0, lt=0.5)] = Field(
-        default=1e-5, description="Smallest coordinate of a box told from 0; DN-DETR and DINO have 1e-3."
+        default=1e-5, description="Lower bound of a box coordinate before the logit; 1e-3 in DN-DETR and DINO."
     )
     denoising: AnyDenoisingConfig | None = Field(
-        default=None, description="Restore noised targets in training: kind dn (DN-DETR) or cdn (DINO, section 3.3)."
+        default=None, description="Train to restore noised targets: kind dn (DN-DETR) or cdn (DINO, section 3.3)."
     )
     aux_loss: bool = Field(default=True, description="Return, and train, the predictions of every decoder layer.")
-    masks: bool = Field(default=False, description=MASKS)
-    mask_loss_coef: NonNegativeFloat = Field(default=1.0, description=MASK_LOSS_COEF)
-    dice_loss_coef: NonNegativeFloat = Field(default=1.0, description=DICE_LOSS_COEF)
+    masks: Masks = False
+    mask_loss_coef: MaskLossCoef = 1.0
+    dice_loss_coef: DiceLossCoef = 1.0
     d_model: PositiveInt = 256
     n_heads: PositiveInt = 8
     num_encoder_layers: Annotated[int, Field(ge=0)] = 6
@@ -121,54 +104,61 @@ class DeformableDETRConfig(Config):
     d_ffn: PositiveInt = 1024
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     enc_n_points: PositiveInt | tuple[PositiveInt, ...] = Field(
-        default=4, description="Sampling points per head and level of the encoder; a list has those of each level."
+        default=4, description="Sampling points per head and level of the encoder; a list gives them per level."
     )
     dec_n_points: PositiveInt | tuple[PositiveInt, ...] = Field(default=4, description="The same for the decoder.")
     norm_groups: PositiveInt = Field(default=32, description="Groups of the neck's group norm.")
     backbone: BackboneConfig = ResNetConfig()
     position: PositionConfig = SinePositionConfig()
-    criterion: CriterionConfig = CriterionConfig()
+    criterion: FocalCriterionConfig = FocalCriterionConfig()
     top_k: PositiveInt = Field(default=100, description="Detections per image that post-processing keeps.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        # Position encodings give a sine and a cosine for x and for y.
-        for name, divisor in (("n_heads", self.n_heads), ("norm_groups", self.norm_groups), ("4", 4)):
-            if self.d_model % divisor:
-                named = name if name == str(divisor) else f"{name} ({divisor})"
-                raise ValueError(f"d_model ({self.d_model}) must be divisible by {named}")
+        check_d_model(self.d_model, {"n_heads": self.n_heads, "norm_groups": self.norm_groups})
         for name, points in (("enc_n_points", self.enc_n_points), ("dec_n_points", self.dec_n_points)):
             if isinstance(points, tuple) and len(points) != self.num_feature_levels:
                 raise ValueError(
                     f"{name} ({points}) must have a number for each of num_feature_levels ({self.num_feature_levels})"
                 )
-        self._check_anchors()
+        return self
+
+    @model_validator(mode="after")
+    def _check_anchors(self) -> Self:
+        fields = type(self).model_fields
+        changed = [name for name in _ANCHOR_FIELDS if getattr(self, name) != fields[name].default]
+        if changed and not self.anchor_queries:
+            raise ValueError(f"{', '.join(changed)} need anchor_queries=True")
+        if self.anchor_queries and not self.with_box_refine:
+            raise ValueError("anchor_queries=True needs with_box_refine=True: every layer refines the boxes")
+        if (self.query_selection == "mixed") != (self.two_stage and self.anchor_queries):
+            raise ValueError(
+                "query_selection='mixed' goes with two_stage=True and anchor_queries=True, and these with it, got "
+                f"{self.query_selection!r}, {self.two_stage} and {self.anchor_queries}"
+            )
+        if self.query_scale and self.num_decoder_layers == 1:
+            raise ValueError("query_scale=True needs num_decoder_layers of at least 2: the first layer has no scale")
         return self
 
     def build(self, *, backbone: FeatureBackbone | None = None) -> DeformableDETR:
         """Build the model, with weights drawn from PyTorch's global generator.
 
         Args:
-            backbone: Takes the place of the one that is described. With masks, its last three outputs, or as many as
-                there are levels, become levels, and the three before the last make the masks finer.
+            backbone: Replaces the configured one. With masks, its last three features, or as many as there are levels,
+                become levels, and the three before the last refine the masks.
 
         Raises:
-            ValueError: If the backbone's outputs are too many or too few for the model.
+            ValueError: If the backbone returns too many or too few features for the model.
         """
-        most_features = min(3, self.num_feature_levels)
-        features = backbone or self.backbone.build(out_layers=MASK_STAGES if self.masks else (2, 3, 4)[-most_features:])
-        n_layers = self.num_decoder_layers
-        n_heads = n_layers if self.with_box_refine and not self.share_heads else 1
+        n_features = min(3, self.num_feature_levels)
+        features = backbone or self.backbone.build(out_layers=MASK_STAGES if self.masks else (2, 3, 4)[-n_features:])
+        n_heads = self.num_decoder_layers if self.with_box_refine and not self.share_heads else 1
         class_heads = [class_head(self.d_model, self.num_classes) for _ in range(n_heads)]
-        # References that are points need a first guess of the size; proposals bring one.
-        box_heads = [
-            box_head(self.d_model, size_bias=-2.0 if index == 0 and not self.two_stage else 0.0)
-            for index in range(n_heads)
-        ]
+        box_heads = self._box_heads(n_heads)
         return DeformableDETR(
             backbone=features,
             neck=ChannelMapper(
-                features.channels[-most_features:] if self.masks else features.channels,
+                features.channels[-n_features:] if self.masks else features.channels,
                 self.d_model,
                 n_levels=self.num_feature_levels,
                 norm_groups=self.norm_groups,
@@ -176,7 +166,7 @@ class DeformableDETRConfig(Config):
             position=self.position.build(self.d_model),
             encoder=DeformableEncoder(self._encoder_layer() for _ in range(self.num_encoder_layers)),
             queries=self._queries(),
-            decoder=self._decoder([self._decoder_layer() for _ in range(n_layers)], box_heads),
+            decoder=self._decoder(box_heads),
             class_heads=class_heads,
             aux_loss=self.aux_loss,
             denoising=None
@@ -191,31 +181,13 @@ class DeformableDETRConfig(Config):
         return self.criterion.build(mask_weights=weights if self.masks else None)
 
     def build_postprocess(self, *, mask_threshold: float | None = None) -> SigmoidPostProcess:
-        """Build what turns outputs into detections; `mask_threshold` is that of `SigmoidPostProcess`."""
+        """Build the post-processing; `mask_threshold` is passed on to it."""
         return SigmoidPostProcess(top_k=self.top_k, mask_threshold=mask_threshold)
 
-    def _check_anchors(self) -> None:
-        fields = type(self).model_fields
-        needing = (
-            "query_scale",
-            "look_forward_twice",
-            "decoder_norm",
-            "share_heads",
-            "inverse_sigmoid_eps",
-            "denoising",
-        )
-        changed = [name for name in needing if getattr(self, name) != fields[name].default]
-        if changed and not self.anchor_queries:
-            raise ValueError(f"{', '.join(changed)} need anchor_queries=True")
-        if self.anchor_queries and not self.with_box_refine:
-            raise ValueError("anchor_queries=True needs with_box_refine=True: every layer refines the boxes")
-        if (self.query_selection == "mixed") != (self.two_stage and self.anchor_queries):
-            raise ValueError(
-                "query_selection='mixed' goes with two_stage=True and anchor_queries=True, and these with it, got "
-                f"{self.query_selection!r}, {self.two_stage} and {self.anchor_queries}"
-            )
-        if self.query_scale and self.num_decoder_layers == 1:
-            raise ValueError("query_scale=True needs num_decoder_layers of at least 2: the first layer has no scale")
+    def _box_heads(self, count: int) -> list[nn.Module]:
+        # References that are points need an initial size; proposals have one.
+        first = 0.0 if self.two_stage else -2.0
+        return [box_head(self.d_model, size_bias=0.0 if index else first) for index in range(count)]
 
     def _encoder_layer(self) -> DeformableEncoderLayer:
         attention = MSDeformAttn(self.d_model, self.num_feature_levels, self.n_heads, self.enc_n_points)
@@ -229,16 +201,13 @@ class DeformableDETRConfig(Config):
     def _feed_forward(self) -> FeedForward:
         return FeedForward(self.d_model, self.d_ffn, dropout=self.dropout)
 
-    def _decoder(
-        self, layers: Sequence[DeformableDecoderLayer], box_heads: Sequence[nn.Module]
-    ) -> DeformableDecoder | AnchorDecoder:
-        if not self.anchor_queries:
-            return DeformableDecoder(layers, box_heads, with_box_refine=self.with_box_refine)
-        return AnchorDecoder(
-            layers,
+    def _decoder(self, box_heads: list[nn.Module]) -> DeformableDecoder:
+        return DeformableDecoder(
+            [self._decoder_layer() for _ in range(self.num_decoder_layers)],
             box_heads,
-            AnchorPosition(self.d_model, has_scale=self.query_scale),
+            position=AnchorPosition(self.d_model, has_scale=self.query_scale) if self.anchor_queries else None,
             norm=nn.LayerNorm(self.d_model) if self.decoder_norm else None,
+            with_box_refine=self.with_box_refine,
             look_forward_twice=self.look_forward_twice,
             eps=self.inverse_sigmoid_eps,
         )

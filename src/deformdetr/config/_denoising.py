@@ -1,4 +1,4 @@
-"""Descriptions of the noise that targets are restored from in training."""
+"""Configs of denoising."""
 
 from typing import Annotated, Literal
 
@@ -9,19 +9,25 @@ from deformdetr.nn import ContrastiveDenoising, Denoising
 
 
 class DenoisingConfig(Config):
-    """Denoising of DN-DETR; see `deformdetr.nn.Denoising`."""
+    """Denoising of DN-DETR; see `deformdetr.nn.Denoising`.
+
+    Example:
+        >>> DenoisingConfig(num_groups=3).build(num_classes=91, d_model=256, eps=1e-3).num_groups
+        3
+    """
 
     kind: Literal["dn"] = "dn"
     num_groups: PositiveInt = Field(default=5, description="Noised copies of every target.")
     label_noise_scale: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.2, description="Probability that a label is drawn anew."
+        default=0.2, description="Probability that a label is replaced by one drawn from all classes."
     )
     box_noise_scale: NonNegativeFloat = Field(
-        default=0.4, description="Largest shift of a centre, in halves of the size, and relative change of the size."
+        default=0.4,
+        description="Largest shift of a center, as a fraction of half the size; largest relative change of the size.",
     )
 
     def build(self, num_classes: int, d_model: int, *, eps: float) -> Denoising:
-        """Build what noises targets."""
+        """Build the module that noises targets."""
         return Denoising(
             num_classes,
             d_model,
@@ -33,19 +39,27 @@ class DenoisingConfig(Config):
 
 
 class ContrastiveDenoisingConfig(Config):
-    """Contrastive denoising of DINO; see `deformdetr.nn.ContrastiveDenoising`."""
+    """Contrastive denoising of DINO; see `deformdetr.nn.ContrastiveDenoising`.
+
+    Example:
+        >>> ContrastiveDenoisingConfig(dn_number=50).build(num_classes=91, d_model=256, eps=1e-3).dn_number
+        50
+    """
 
     kind: Literal["cdn"] = "cdn"
-    dn_number: PositiveInt = Field(default=100, description="Positives per image, about, and as many negatives.")
+    dn_number: PositiveInt = Field(
+        default=100, description="Approximate number of positives per image, and of negatives."
+    )
     label_noise_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.5, description="Twice the probability that a label is drawn anew."
+        default=0.5, description="Twice the probability that a label is replaced by one drawn from all classes."
     )
     box_noise_scale: NonNegativeFloat = Field(
-        default=0.4, description="Largest move of a positive's sides, in halves of the size; negatives move farther."
+        default=0.4,
+        description="Largest move of a positive's sides, as a fraction of half the size; negatives move farther.",
     )
 
     def build(self, num_classes: int, d_model: int, *, eps: float) -> ContrastiveDenoising:
-        """Build what noises targets."""
+        """Build the module that noises targets."""
         return ContrastiveDenoising(
             num_classes,
             d_model,

@@ -1,17 +1,15 @@
-"""Descriptions of DETR and of its criterion."""
+"""Config of DETR."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
 from deformdetr.config._base import Config
-from deformdetr.config._deformable_detr import CriterionConfig
-from deformdetr.config._masks import DICE_LOSS_COEF, MASK_LOSS_COEF, MASK_STAGES, MASKS, build_mask_head
-from deformdetr.config._parts import BackboneConfig, PositionConfig, ResNetConfig, SinePositionConfig
-from deformdetr.losses import SetCriterion, SoftmaxClassification
-from deformdetr.matching import HungarianMatcher, SoftmaxClassCost
+from deformdetr.config._criterion import AnyCriterionConfig, SoftmaxCriterionConfig
+from deformdetr.config._masks import MASK_STAGES, DiceLossCoef, MaskLossCoef, Masks, build_mask_head
+from deformdetr.config._parts import BackboneConfig, PositionConfig, ResNetConfig, SinePositionConfig, check_d_model
+from deformdetr.losses import SetCriterion
 from deformdetr.models import DETR, SigmoidPostProcess, SoftmaxPostProcess
 from deformdetr.nn import (
     MLP,
@@ -25,61 +23,25 @@ from deformdetr.nn import (
 )
 
 
-class SoftmaxCriterionConfig(Config):
-    """Costs of the matching and weights of the losses, and what "no object" counts among the classes."""
-
-    kind: Literal["softmax"] = "softmax"
-    cost_class: NonNegativeFloat = 1.0
-    cost_bbox: NonNegativeFloat = 5.0
-    cost_giou: NonNegativeFloat = 2.0
-    loss_class: NonNegativeFloat = 1.0
-    loss_bbox: NonNegativeFloat = 5.0
-    loss_giou: NonNegativeFloat = 2.0
-    no_object_weight: NonNegativeFloat = 0.1
-
-    def build(self, *, mask_weights: Mapping[str, float] | None = None) -> SetCriterion:
-        """Build matcher and criterion; `mask_weights` are those of the losses of masks, where there are any."""
-        matcher = HungarianMatcher(
-            cost_class=self.cost_class,
-            cost_bbox=self.cost_bbox,
-            cost_giou=self.cost_giou,
-            class_cost=SoftmaxClassCost(),
-        )
-        return SetCriterion(
-            matcher,
-            classification=SoftmaxClassification(no_object_weight=self.no_object_weight),
-            weights={
-                "loss_ce": self.loss_class,
-                "loss_bbox": self.loss_bbox,
-                "loss_giou": self.loss_giou,
-                **(mask_weights or {}),
-            },
-        )
-
-
-def _usually_softmax(criterion: Any) -> Any:
-    return {"kind": "softmax", **criterion} if isinstance(criterion, Mapping) else criterion
-
-
-AnyCriterionConfig = Annotated[
-    SoftmaxCriterionConfig | CriterionConfig, Field(discriminator="kind"), BeforeValidator(_usually_softmax)
-]
-
-
 class DETRConfig(Config):
-    """DETR; the defaults are those of the published model with a ResNet-50."""
+    """DETR; the defaults are those of the published model with a ResNet-50.
+
+    Example:
+        >>> DETRConfig(num_classes=3).build_criterion().weights
+        {'loss_ce': 1.0, 'loss_bbox': 5.0, 'loss_giou': 2.0}
+    """
 
     kind: Literal["detr"] = "detr"
     num_classes: PositiveInt = Field(
         default=91,
-        description="Classes; COCO's ids run to 90. A query has one more logit, the last, for no object, unless the "
-        "criterion is focal.",
+        description="Number of classes; COCO's ids run to 90. With a softmax criterion, queries have one logit more, "
+        "the last, for no object.",
     )
     num_queries: PositiveInt = 100
     aux_loss: bool = Field(default=True, description="Return, and train, the predictions of every decoder layer.")
-    masks: bool = Field(default=False, description=MASKS)
-    mask_loss_coef: NonNegativeFloat = Field(default=1.0, description=MASK_LOSS_COEF)
-    dice_loss_coef: NonNegativeFloat = Field(default=1.0, description=DICE_LOSS_COEF)
+    masks: Masks = False
+    mask_loss_coef: MaskLossCoef = 1.0
+    dice_loss_coef: DiceLossCoef = 1.0
     d_model: PositiveInt = 256
     n_heads: PositiveInt = 8
     num_encoder_layers: Annotated[int, Field(ge=0)] = 6
@@ -94,20 +56,18 @@ class DETRConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for name, divisor in ((f"n_heads ({self.n_heads})", self.n_heads), ("4", 4)):
-            if self.d_model % divisor:
-                raise ValueError(f"d_model ({self.d_model}) must be divisible by {name}")
+        check_d_model(self.d_model, {"n_heads": self.n_heads})
         return self
 
     def build(self, *, backbone: FeatureBackbone | None = None) -> DETR:
         """Build the model, with weights drawn from PyTorch's global generator.
 
         Args:
-            backbone: Takes the place of the one that is described; its last output counts, and with masks the three
-                before it too.
+            backbone: Replaces the configured one. Its last feature is encoded, and with masks up to three before it
+                refine them.
 
         Raises:
-            ValueError: If masks need finer features than the backbone gives.
+            ValueError: If masks need finer features than the backbone returns.
         """
         features = backbone or self.backbone.build(out_layers=MASK_STAGES if self.masks else (4,))
         return DETR(
@@ -131,7 +91,7 @@ class DETRConfig(Config):
         return self.criterion.build(mask_weights=weights if self.masks else None)
 
     def build_postprocess(self, *, mask_threshold: float | None = None) -> SoftmaxPostProcess | SigmoidPostProcess:
-        """Build what turns outputs into detections; `mask_threshold` is that of `SigmoidPostProcess`."""
+        """Build the post-processing; `mask_threshold` is passed on to it."""
         if self.criterion.kind == "softmax":
             return SoftmaxPostProcess(mask_threshold=mask_threshold)
         return SigmoidPostProcess(mask_threshold=mask_threshold)

@@ -1,19 +1,33 @@
-"""The mask head of either model, from its description."""
+"""Masks in configs: their fields, and the mask head."""
+
+from typing import Annotated, TypeAlias
+
+from pydantic import Field, NonNegativeFloat
 
 from deformdetr.nn import AttentionMaps, ConvBackbone, FeatureBackbone, MaskHead, ResNetBackbone
 
-MASKS = "Predict a mask for every query too, by DETR's head of attention maps and convolutions (DETR, section 4.4)."
-MASK_LOSS_COEF = "Weight of the masks' focal loss, where there are masks."
-DICE_LOSS_COEF = "Weight of the masks' dice loss, where there are masks."
+Masks: TypeAlias = Annotated[
+    bool,
+    Field(
+        description="Predict a mask for every query too, by DETR's head of attention maps and convolutions (DETR, "
+        "section 4.4)."
+    ),
+]
+MaskLossCoef: TypeAlias = Annotated[
+    NonNegativeFloat, Field(description="Weight of the focal loss of masks; unused without masks.")
+]
+DiceLossCoef: TypeAlias = Annotated[
+    NonNegativeFloat, Field(description="Weight of the dice loss of masks; unused without masks.")
+]
 # Stages of a backbone: the last one, and those before it that refine masks.
 MASK_STAGES = (1, 2, 3, 4)
 
 
 def build_mask_head(d_model: int, n_heads: int, backbone: ResNetBackbone | ConvBackbone | FeatureBackbone) -> MaskHead:
-    """Build the head for what a backbone gives before its last feature, at most three of it.
+    """Build the mask head for a backbone, of which it takes up to three features before the last.
 
     Raises:
-        ValueError: If there is nothing before it, or `d_model` is too small.
+        ValueError: If the backbone returns a single feature, or `d_model` is too small.
     """
     laterals = backbone.channels[-len(MASK_STAGES) : -1]
     if not laterals:

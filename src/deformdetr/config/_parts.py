@@ -1,5 +1,6 @@
-"""Descriptions of the parts that models choose from: backbones and position encodings."""
+"""Configs of the parts that models have in common: backbones and position encodings."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Literal, Self
 
@@ -11,19 +12,29 @@ from deformdetr.nn import ConvBackbone, DeformConv2d, LearnedPositionEncoding, R
 
 
 class DeformConvConfig(Config):
-    """Deformable convolutions in place of 3x3 ones; see `deformdetr.nn.DeformConv2d`."""
+    """Deformable convolutions instead of 3x3 convolutions; see `deformdetr.nn.DeformConv2d`.
 
-    version: Literal[1, 2] = Field(default=2, description="1 moves the taps; 2 weighs them too.")
+    Example:
+        >>> ResNetConfig(deform_conv=DeformConvConfig(layers=(4,))).deform_conv.version
+        2
+    """
+
+    version: Literal[1, 2] = Field(default=2, description="1 offsets the sampling points; 2 modulates them too.")
     layers: tuple[Annotated[int, Field(ge=1, le=4)], ...] = Field(
         default=(2, 3, 4),
         min_length=1,
-        description="Stages, 1 to 4, that have them: 2 to 4 (conv3 to conv5) as published for version 2, 4 for 1.",
+        description="Stages that have them, 1 to 4; published are 2 to 4 (conv3 to conv5) for version 2, and 4 for 1.",
     )
-    offset_groups: PositiveInt = Field(default=1, description="Groups of channels that have their own offsets.")
+    offset_groups: PositiveInt = Field(default=1, description="Groups of channels with offsets of their own.")
 
 
 class ResNetConfig(Config):
-    """A torchvision ResNet; see `deformdetr.nn.ResNetBackbone`."""
+    """A torchvision ResNet; see `deformdetr.nn.ResNetBackbone`.
+
+    Example:
+        >>> ResNetConfig(name="resnet18").build(out_layers=(3, 4)).channels
+        (256, 512)
+    """
 
     kind: Literal["resnet"] = "resnet"
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
@@ -34,10 +45,10 @@ class ResNetConfig(Config):
     )
     weights: str | None = Field(
         default=None,
-        description="None: random; DEFAULT: torchvision's ImageNet weights; else the path of a state dict.",
+        description="None: random; DEFAULT: torchvision's ImageNet weights; otherwise the path of a state dict.",
     )
     deform_conv: DeformConvConfig | None = Field(
-        default=None, description="Deformable convolutions in the bottlenecks; the weights are those of plain ones."
+        default=None, description="Deformable convolutions in the bottlenecks; weights of plain ones fit."
     )
 
     @model_validator(mode="after")
@@ -51,7 +62,7 @@ class ResNetConfig(Config):
         return self
 
     def build(self, out_layers: tuple[int, ...]) -> ResNetBackbone:
-        """Build the backbone with the outputs of some of its four stages."""
+        """Build the backbone, which returns the features of the given stages, of 1 to 4."""
         convolutions = {}
         if self.deform_conv is not None:
             deform_conv = partial(
@@ -70,7 +81,12 @@ class ResNetConfig(Config):
 
 
 class ConvBackboneConfig(Config):
-    """A small residual network for demonstrations and tests; see `deformdetr.nn.ConvBackbone`."""
+    """A small residual network for demonstrations and tests; see `deformdetr.nn.ConvBackbone`.
+
+    Example:
+        >>> ConvBackboneConfig().build(out_layers=(3, 4)).channels
+        (128, 256)
+    """
 
     kind: Literal["conv"] = "conv"
     channels: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (32, 64, 128, 256)
@@ -83,17 +99,22 @@ class ConvBackboneConfig(Config):
         return self
 
     def build(self, out_layers: tuple[int, ...]) -> ConvBackbone:
-        """Build the backbone with the outputs of some of its four stages."""
+        """Build the backbone, which returns the features of the given stages, of 1 to 4."""
         return ConvBackbone(self.channels, out_layers=out_layers, dilation=self.dilation)
 
 
 class SinePositionConfig(Config):
-    """Fixed position encodings; see `deformdetr.nn.SinePositionEncoding`."""
+    """Fixed position encodings; see `deformdetr.nn.SinePositionEncoding`.
+
+    Example:
+        >>> SinePositionConfig(offset=0.0).build(d_model=64).offset
+        0.0
+    """
 
     kind: Literal["sine"] = "sine"
     temperature: PositiveFloat = 10000.0
     normalize: bool = True
-    offset: float = Field(default=-0.5, description="-0.5: pixel centres, as Deformable DETR; 0: as DETR.")
+    offset: float = Field(default=-0.5, description="-0.5: pixel centers, as in Deformable DETR; 0: as in DETR.")
 
     def build(self, d_model: int) -> SinePositionEncoding:
         """Build the encoding."""
@@ -101,7 +122,12 @@ class SinePositionConfig(Config):
 
 
 class LearnedPositionConfig(Config):
-    """Learned position encodings; see `deformdetr.nn.LearnedPositionEncoding`."""
+    """Learned position encodings; see `deformdetr.nn.LearnedPositionEncoding`.
+
+    Example:
+        >>> sum(parameter.numel() for parameter in LearnedPositionConfig(max_size=40).build(d_model=64).parameters())
+        2560
+    """
 
     kind: Literal["learned"] = "learned"
     max_size: PositiveInt = Field(default=50, description="Largest height and width of a feature map, in pixels.")
@@ -113,3 +139,13 @@ class LearnedPositionConfig(Config):
 
 BackboneConfig = Annotated[ResNetConfig | ConvBackboneConfig | TimmConfig, Field(discriminator="kind")]
 PositionConfig = Annotated[SinePositionConfig | LearnedPositionConfig, Field(discriminator="kind")]
+
+
+def check_d_model(d_model: int, divisors: Mapping[str, int]) -> None:
+    """Raise `ValueError` unless `d_model` is divisible by all divisors, given by name, and by 4."""
+    for name, divisor in divisors.items():
+        if d_model % divisor:
+            raise ValueError(f"d_model ({d_model}) must be divisible by {name} ({divisor})")
+    # Position encodings have a sine and a cosine for each of x and y.
+    if d_model % 4:
+        raise ValueError(f"d_model ({d_model}) must be divisible by 4")

@@ -1,11 +1,12 @@
-"""The published models, by name."""
+"""Configs of the published models, by name."""
 
 from collections.abc import Mapping
 from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
-from deformdetr.config._deformable_detr import CriterionConfig, DeformableDETRConfig
+from deformdetr.config._criterion import FocalCriterionConfig
+from deformdetr.config._deformable_detr import DeformableDETRConfig
 from deformdetr.config._denoising import ContrastiveDenoisingConfig, DenoisingConfig
 from deformdetr.config._detr import DETRConfig
 from deformdetr.config._parts import ConvBackboneConfig, ResNetConfig, SinePositionConfig
@@ -19,7 +20,7 @@ _DENOISING = DeformableDETRConfig(
     inverse_sigmoid_eps=1e-3,
     d_ffn=2048,
     dropout=0.0,
-    criterion=CriterionConfig(loss_class=1.0),
+    criterion=FocalCriterionConfig(loss_class=1.0),
     top_k=300,
 )
 
@@ -42,7 +43,9 @@ PRESETS: Mapping[str, DeformableDETRConfig | DETRConfig] = {
     ),
     "detr_r50": DETRConfig(),
     "detr_r50_dc5": DETRConfig(backbone=ResNetConfig(dilation=True)),
-    "detr_r50_dc5_plus": DETRConfig(num_queries=300, criterion=CriterionConfig(), backbone=ResNetConfig(dilation=True)),
+    "detr_r50_dc5_plus": DETRConfig(
+        num_queries=300, criterion=FocalCriterionConfig(), backbone=ResNetConfig(dilation=True)
+    ),
     "detr_r101": DETRConfig(backbone=ResNetConfig(name="resnet101")),
     "detr_r101_dc5": DETRConfig(backbone=ResNetConfig(name="resnet101", dilation=True)),
     "demo": DeformableDETRConfig(
@@ -65,7 +68,11 @@ PRESETS: Mapping[str, DeformableDETRConfig | DETRConfig] = {
 
 
 def preset(name: str) -> DeformableDETRConfig | DETRConfig:
-    """Give the description of a published model by its name.
+    """Return the config of a published model.
+
+    Example:
+        >>> preset("deformable_detr_r50_two_stage").two_stage
+        True
 
     Raises:
         ValueError: If there is no such preset.
@@ -76,5 +83,10 @@ def preset(name: str) -> DeformableDETRConfig | DETRConfig:
 
 
 def preset_names() -> list[str]:
-    """List the presets."""
+    """Return the names of the presets.
+
+    Example:
+        >>> "dino_r50_4scale" in preset_names()
+        True
+    """
     return list(PRESETS)

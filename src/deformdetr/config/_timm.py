@@ -1,7 +1,8 @@
-"""Description of backbones from timm."""
+"""Config of backbones from timm."""
 
 from pathlib import Path
 from textwrap import shorten
+from types import ModuleType
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,29 +12,29 @@ from deformdetr._files import expand_path, reading_tensors
 from deformdetr.config._base import Config
 from deformdetr.nn import FeatureBackbone
 
-# Decided by other fields, or able to name files.
+# Set by other fields, or the path of a file.
 _RESERVED = ("checkpoint_path", "feature_cls", "features_only", "out_indices", "pretrained")
 
 
 class TimmConfig(Config):
-    """A network of timm without its classifier; see `deformdetr.nn.FeatureBackbone`."""
+    """A network from timm without its classifier; see `deformdetr.nn.FeatureBackbone`."""
 
     kind: Literal["timm"] = "timm"
-    name: str = Field(pattern=r"^\w[\w.]*$", description="As `timm.list_models` has it.")
+    name: str = Field(pattern=r"^\w[\w.]*$", description="Name of the network in `timm.list_models()`.")
     out_indices: tuple[int, ...] | None = Field(
-        default=None, description="Which of timm's feature maps are given; null: the last, as many as the model takes."
+        default=None, description="Feature maps to take, by timm's indices; null: the last ones that the model needs."
     )
     frozen: tuple[str, ...] = Field(
-        default=(), description="Parts that do not train, by timm's names, such as stem and stages.0."
+        default=(), description="Modules that are not trained, by timm's names, such as stem and stages.0."
     )
     weights: str | None = Field(
         default=None,
-        description="None: random; DEFAULT: timm's pretrained weights; else the path of a state dict in timm's names.",
+        description="None: random; DEFAULT: timm's pretrained weights; otherwise the path of a state dict of timm's.",
     )
     options: dict[str, bool | int | float] = Field(
         default={},
-        description="Numbers and switches for the network's constructor, such as strict_img_size: false, without which "
-        "Swin takes images of one size.",
+        description="Keyword arguments of the network's constructor, such as strict_img_size: false, which lets Swin "
+        "take images of any size.",
     )
 
     @model_validator(mode="after")
@@ -44,27 +45,21 @@ class TimmConfig(Config):
         return self
 
     def build(self, out_layers: tuple[int, ...]) -> FeatureBackbone:
-        """Build the backbone with one output for each of some of four stages, of which 4 is the last.
+        """Build the backbone, which returns the features of the given stages, of 1 to 4.
 
         Raises:
             ImportError: If timm is not installed.
-            FileNotFoundError: If `weights` names no file.
-            ValueError: If timm does not know the network, the outputs are of another number, or the weights cannot be
-                read or do not fit.
+            FileNotFoundError: If the file of `weights` does not exist.
+            ValueError: If timm does not know the network, `out_indices` differ in number from `out_layers`, or the
+                weights cannot be read or do not fit.
         """
-        try:
-            import timm
-        except ImportError as error:
-            raise ImportError(f"the backbone {self.name} needs timm: pip install 'deformdetr[timm]'") from error
-
-        if not timm.is_model(self.name):
-            raise ValueError(f"timm {timm.__version__} has no model {self.name!r}")
+        timm = _import_timm(self.name)
         indices = self.out_indices or tuple(layer - 5 for layer in out_layers)
         if len(indices) != len(out_layers):
             raise ValueError(f"the model takes {len(out_layers)} feature maps, but out_indices are {indices}")
         options: dict[str, Any] = dict(self.options)
         state = None if self.weights in (None, "DEFAULT") else _read_weights(expand_path(self.weights))
-        # The getter keeps the network's own names, and gives channels before height and width whatever the network.
+        # The getter keeps the network's own names, and puts channels before height and width for every network.
         body: Any = timm.create_model(
             self.name,
             pretrained=self.weights == "DEFAULT",
@@ -83,6 +78,17 @@ class TimmConfig(Config):
         )
 
 
+def _import_timm(network: str) -> ModuleType:
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(f"the backbone {network} needs timm: pip install 'deformdetr[timm]'") from error
+    if not timm.is_model(network):
+        raise ValueError(f"timm {timm.__version__} has no model {network!r}")
+    module: ModuleType = timm
+    return module
+
+
 def _read_weights(path: Path) -> dict[str, Tensor]:
     from timm.models import load_state_dict
 
@@ -92,7 +98,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _load_weights(body: nn.Module, refusal: str, state: dict[str, Tensor]) -> None:
-    """Load what the features need; the classifier may be of any size, or absent."""
+    """Load the weights of the features; the classifier may have any size, or be absent."""
     prefix = "model."
     needed = [key.removeprefix(prefix) for key in body.state_dict()]
     missing = [key for key in needed if key not in state]

@@ -1,4 +1,4 @@
-"""The boxes of a dataset as flat arrays, what was counted while reading them, and their COCO form."""
+"""Annotations of a dataset as flat arrays, a report on reading them, and their conversion to COCO format."""
 
 import contextlib
 import io
@@ -10,28 +10,27 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from pycocotools.coco import COCO
 
-from deformdetr.data._config import LabelMap
-from deformdetr.data._segmentations import Segmentations, rasterise
+from deformdetr._coco_types import LabelMap
+from deformdetr.data._segmentations import Segmentations, decode
 
-# COCO's limits between small, medium and large objects, in pixels of the box side.
+# COCO's limits between small, medium and large objects: square root of the area in pixels.
 _SMALL, _LARGE = 32.0, 96.0
 
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What a reader found, kept and skipped.
+    """Counts of what was kept, changed and skipped while reading annotations.
 
     Attributes:
         source: Where the annotations come from.
-        images: All images.
-        empty_images: Images without a box to learn from; they stay in the dataset.
-        boxes: Boxes to learn from.
-        crowd: Crowd boxes: left out of training, ignored regions in evaluation.
-        degenerate: Boxes without width or height: dropped.
-        clipped: Boxes that reached over the edge of their image: cut there for training.
-        unknown_category: Boxes skipped because the label map lacks their category.
-        without_mask: Boxes dropped because their segmentation is no mask, by what is wrong with it; only where masks
-            are read.
+        images: Number of images.
+        empty_images: Images without a training box. They stay in the dataset.
+        boxes: Training boxes.
+        crowd: Crowd boxes, which are left out of training and are ignored regions in evaluation.
+        degenerate: Dropped boxes without width or height.
+        clipped: Boxes that extended beyond their image and were clipped to it for training.
+        unknown_category: Skipped boxes whose category is not in the label map.
+        without_mask: Boxes dropped for an unusable segmentation, counted by reason. Empty unless masks are read.
     """
 
     source: str
@@ -63,21 +62,23 @@ class DatasetReport:
 
 @dataclass(frozen=True)
 class Annotations:
-    """Images and boxes of one split. Boxes are sorted by image; arrays keep loader processes from copying memory.
+    """Images and boxes of one split, with boxes sorted by image.
+
+    Arrays instead of lists of objects keep data-loader workers from copying memory.
 
     Attributes:
-        file_names: As in the annotation file, one per image.
-        image_ids: As in the annotation file.
+        file_names: File name of each image, as in the annotation file.
+        image_ids: Id of each image, as in the annotation file.
         sizes: (height, width) of each image in pixels.
-        image_index: Which image each box belongs to, counting from 0.
-        labels: The label of each box.
-        boxes: Corners (left, top, right, bottom) in pixels, clipped to the image.
-        published: (left, top, width, height) in pixels, as the annotation file has it.
-        areas: Area of each object in square pixels, as the annotation file has it.
-        is_crowd: Whether the box covers a crowd.
-        label_map: Which category each label means.
-        report: What was kept and skipped.
-        segmentations: Of each box, where masks are read.
+        image_index: Position of each box's image, from 0.
+        labels: Label of each box.
+        boxes: (left, top, right, bottom) in pixels, clipped to the image.
+        published: (left, top, width, height) in pixels, as in the annotation file.
+        areas: Area of each object in square pixels, as in the annotation file.
+        is_crowd: Whether each box surrounds a crowd.
+        label_map: The category of each label.
+        report: What was kept, changed and skipped.
+        segmentations: Segmentation of each box, or `None` if masks are not read.
     """
 
     file_names: tuple[str, ...]
@@ -94,27 +95,27 @@ class Annotations:
     segmentations: Segmentations | None = None
 
     def of_image(self, index: int) -> tuple[Float32[np.ndarray, "n 4"], Int64[np.ndarray, " n"]]:
-        """Give the boxes (corners in pixels) and labels of one image to learn from, without crowds."""
+        """Return the training boxes (xyxy in pixels) and labels of one image. Crowds are left out."""
         start, stop = np.searchsorted(self.image_index, (index, index + 1))
         keep = ~self.is_crowd[start:stop]
         return self.boxes[start:stop][keep], self.labels[start:stop][keep]
 
     def masks_of_image(self, index: int) -> UInt8[np.ndarray, "n height width"] | None:
-        """Give the masks of the same boxes, 1 inside the objects, where masks are read."""
+        """Return the masks of the same boxes, 1 inside the object, or `None` if masks are not read."""
         if self.segmentations is None:
             return None
         start, stop = np.searchsorted(self.image_index, (index, index + 1))
         height, width = self.sizes[index].tolist()
         masks = [
-            rasterise(self.segmentations.of_box(box), height, width)
+            decode(self.segmentations.of_box(box), height, width)
             for box in range(start, stop)
             if not self.is_crowd[box]
         ]
         return np.stack(masks) if masks else np.zeros((0, height, width), dtype=np.uint8)
 
     def to_coco(self) -> dict[str, Any]:
-        """Give images, boxes (crowds included), masks where they are read, and categories in COCO's format."""
-        # Boxes are numbered anew, from 1: pycocotools takes a matched box of id 0 for an unmatched one.
+        """Return images, boxes including crowds, masks if they are read, and categories in COCO format."""
+        # Ids are renumbered from 1, because pycocotools treats a match with id 0 as no match.
         annotations: list[dict[str, Any]] = [
             {
                 "id": number,
@@ -150,7 +151,7 @@ class Annotations:
         return {"images": images, "annotations": annotations, "categories": categories}
 
     def ground_truth(self) -> COCO:
-        """Give pycocotools' view of the dataset for evaluation."""
+        """Return the dataset as a pycocotools object, for evaluation."""
         coco = COCO()
         coco.dataset = self.to_coco()
         with contextlib.redirect_stdout(io.StringIO()):
@@ -158,7 +159,7 @@ class Annotations:
         return coco
 
     def summary(self) -> str:
-        """Describe the dataset in a few lines: the report, boxes per class, and how large they are."""
+        """Return a few lines of text: the report, the boxes per class and the distribution of their sizes."""
         keep = ~self.is_crowd
         labels, images, boxes = self.labels[keep], self.image_index[keep], self.boxes[keep].astype(np.float64)
         width = max(len("class"), *(len(name) for name in self.label_map.names))

@@ -1,4 +1,4 @@
-"""The whole check of a dataset before anything is trained on it."""
+"""Checking a dataset before training on it."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +10,7 @@ from deformdetr.data._errors import DatasetError, dataset_error
 
 
 class CheckReport(NamedTuple):
-    """What a check found in a dataset that can be trained on; printed, it describes both splits."""
+    """Summaries of both splits and the number of images decoded. `str()` returns the whole report."""
 
     train: str
     val: str
@@ -28,16 +28,21 @@ def check(
     masks: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
-    """Check both splits of a dataset, and refuse it with everything that is wrong.
+    """Check both splits of a dataset and report every problem at once.
 
     Args:
         config: The dataset.
-        decode: Whether every image file is decoded to its end, and its size compared with the annotated one.
-        masks: Whether objects need masks, as they do for a model with masks.
-        progress: Called with the number of images decoded so far and of all images.
+        decode: Whether to decode every image file and compare its size with the annotated one.
+        masks: Whether to read masks, which a model with a mask head needs.
+        progress: Called with the number of images decoded so far and the total.
 
     Raises:
-        DatasetError: With one line per problem, naming file, id and value.
+        DatasetError: If the dataset has problems. The message has one line per problem, with file, id and value.
+
+    Example:
+        >>> from deformdetr.data import ShapesConfig, check
+        >>> check(ShapesConfig(num_train=4, num_val=2), decode=True).decoded
+        6
     """
     datasets = build_datasets(config, masks=masks)
     decoded = _decode(list(datasets), progress) if decode else 0

@@ -1,13 +1,14 @@
-"""Reading annotation files in COCO's format, and the rules of what is kept, skipped and refused."""
+"""Reading annotation files in COCO format: what is kept, changed, skipped and refused."""
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Shaped
+from jaxtyping import Float32
 
+from deformdetr._coco_types import LabelMap
 from deformdetr.data._annotations import Annotations, DatasetReport
-from deformdetr.data._config import LabelMap
 from deformdetr.data._entries import (
     ImageTable,
     Rows,
@@ -29,33 +30,34 @@ def read_coco(
     ignore_unknown_categories: bool = False,
     masks: bool = False,
 ) -> Annotations:
-    """Read an annotation file, and refuse it, with everything that is wrong with it, unless it can be trained on.
+    """Read an annotation file in COCO format and check that it can be trained on.
 
-    Skipped or changed, and counted in the report:
+    The following entries are skipped or changed, and counted in the report:
 
-    * a box without width or height (0, negative, or vanishing at float32 precision once clipped) is dropped;
-    * a box that reaches over the edge of its image is clipped there for training; evaluation uses the published box;
-    * a crowd box (`iscrowd` 1) is left out of training and stays an ignored region in evaluation;
-    * with `ignore_unknown_categories`, a box whose category the label map lacks is skipped;
-    * with `masks`, a box without a usable segmentation is dropped: one that is missing or empty, neither polygons nor
-      RLE, has a polygon of fewer than three points, of something else than pairs of finite numbers or more than the
-      image's size outside of it, or RLE of another size than the image's, of wrong counts or without a pixel;
-    * an image without boxes stays, with an empty target.
+    * A box without width or height is dropped. So is one whose width or height vanishes when it is clipped, in float32.
+    * A box that extends beyond its image is clipped for training. Evaluation uses the published box.
+    * A crowd box (`iscrowd` 1) is left out of training and is an ignored region in evaluation.
+    * With `ignore_unknown_categories`, a box whose category is not in the label map is skipped.
+    * With `masks`, a box without a usable segmentation is dropped. Unusable are: a missing or empty segmentation;
+      neither polygons nor RLE; a polygon of fewer than three points, with values that are not pairs of finite numbers,
+      or extending beyond the image by more than its size; RLE of a different size than the image, with invalid counts,
+      or of an empty mask.
+    * An image without boxes stays in the dataset, with an empty target.
 
-    Refused: a file that is missing, empty, no JSON or not COCO's; no image; an image without integer id, file name,
-    width or height; an image id or box id used twice; an image file that is missing or holds no bytes; a box of an
-    unknown image or category; a box that is not four finite numbers; a box entirely outside its image; a negative or
-    non-finite area; a category whose name or id contradicts the label map.
+    The following problems raise an error: a file that is missing, empty, not JSON or not in COCO format; no image; an
+    image without an integer id, file name, width or height; a repeated image or annotation id; a missing or empty image
+    file; a box of an unknown image or category; a box that is not four finite numbers; a box entirely outside its
+    image; a negative or non-finite area; a category whose name or id contradicts the label map.
 
     Args:
-        images: Folder that the `file_name`s are relative to.
+        images: Folder that the file names are relative to.
         annotations: The JSON file.
-        label_map: Which category each label means; `None` numbers the categories in the order of their ids.
-        ignore_unknown_categories: Whether boxes of a category outside the label map are skipped and not refused.
-        masks: Whether segmentations are read; otherwise nothing looks at them.
+        label_map: The category of each label. `None` numbers the categories in ascending order of their ids.
+        ignore_unknown_categories: Whether to skip boxes whose category is not in the label map, instead of raising.
+        masks: Whether to read segmentations. They are not checked otherwise.
 
     Raises:
-        DatasetError: With one line per problem, naming file, id and value.
+        DatasetError: If there are problems. The message has one line per problem, with file, id and value.
     """
     problems: list[str] = []
     document = load_document(annotations)
@@ -64,8 +66,8 @@ def read_coco(
     if label_map is None and categories:
         label_map = LabelMap.contiguous(categories)
     if label_map is None:
-        # Every annotation would be reported for its unknown category: the cause is enough.
-        problems.append("there is no category to learn")
+        # Otherwise every annotation would be reported for its unknown category.
+        problems.append("there are no categories")
         raise _in_file(annotations, problems)
     _compare_categories(categories, label_map, problems)
     rows = read_rows(
@@ -83,13 +85,13 @@ def read_coco(
     if problems:
         raise _in_file(annotations, problems)
     counts["unknown_category"] = int(unmapped.sum())
-    if not masks:
-        return _assemble(str(annotations), table, rows, boxes, label_map, counts, None, {})
-    flaws = _flaws_of_masks(rows, table)
-    keep = np.array([not flaw for flaw in flaws], dtype=np.bool_)
-    without = Counter(sorted(filter(None, flaws)))
-    rows, boxes = rows.select(keep), boxes[keep]
-    return _assemble(str(annotations), table, rows, boxes, label_map, counts, rows.segmentations, without)
+    if masks:
+        sizes = table.sizes[rows.image_index].tolist()
+        flaws = [flaw(each, height, width) for each, (height, width) in zip(rows.segmentations, sizes, strict=True)]
+        keep = np.array([not each for each in flaws], dtype=np.bool_)
+        rows, boxes = rows.select(keep), boxes[keep]
+        counts["without_mask"] = Counter(sorted(filter(None, flaws)))
+    return _assemble(str(annotations), table, rows, boxes, label_map, counts, masks=masks)
 
 
 def _in_file(annotations: Path, problems: list[str]) -> DatasetError:
@@ -101,23 +103,23 @@ def _compare_categories(categories: dict[int, str], label_map: LabelMap, problem
     ids_by_name = {name: number for number, name in known.items()}
     for number, name in categories.items():
         if number in known and known[number] != name:
-            problems.append(f"category {number} is {name!r} here and {known[number]!r} in the label map")
+            problems.append(f"category {number} is {name!r} here but {known[number]!r} in the label map")
         elif number not in known and name in ids_by_name:
-            problems.append(f"category {name!r} has the id {number} here and {ids_by_name[name]} in the label map")
+            problems.append(f"category {name!r} has the id {number} here but {ids_by_name[name]} in the label map")
 
 
 def _refuse_unmapped(rows: Rows, categories: dict[int, str], problems: list[str]) -> None:
     for number in np.unique(rows.category_ids).tolist():
         users = np.flatnonzero(rows.category_ids == number)
         problems.append(
-            f"category {number} ({categories.get(number)!r}) is not in the label map, and {len(users):,} annotations "
+            f"category {number} ({categories.get(number)!r}) is not in the label map, but {len(users):,} annotations "
             f"have it, the first being {rows.ids[users[0]]}; add it, or set ignore_unknown_categories to skip them"
         )
 
 
 def _apply_rules(
     rows: Rows, table: ImageTable, problems: list[str]
-) -> tuple[Rows, Float32[np.ndarray, "kept 4"], dict[str, int]]:
+) -> tuple[Rows, Float32[np.ndarray, "kept 4"], dict[str, Any]]:
     limits = table.sizes[rows.image_index][:, ::-1].astype(np.float64)
     with np.errstate(over="ignore"):
         low, high = rows.bbox[:, :2], rows.bbox[:, :2] + rows.bbox[:, 2:]
@@ -127,7 +129,7 @@ def _apply_rules(
         image = rows.image_index[row]
         problems.append(
             f"annotation {rows.ids[row]}: 'bbox' {rows.bbox[row].tolist()} lies outside its image "
-            f"{table.file_names[image]}, which is {table.sizes[image, 1]} x {table.sizes[image, 0]} (width x height)"
+            f"{table.file_names[image]} of {table.sizes[image, 1]} x {table.sizes[image, 0]} (width x height)"
         )
     boxes = np.concatenate([low.clip(0, limits), high.clip(0, limits)], axis=1).astype(np.float32)
     has_extent &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
@@ -137,20 +139,15 @@ def _apply_rules(
     return rows.select(keep), boxes[keep], counts
 
 
-def _flaws_of_masks(rows: Rows, table: ImageTable) -> list[str | None]:
-    sizes = table.sizes[rows.image_index].tolist()
-    return [flaw(each, height, width) for each, (height, width) in zip(rows.segmentations, sizes, strict=True)]
-
-
 def _assemble(
     source: str,
     table: ImageTable,
     rows: Rows,
     boxes: Float32[np.ndarray, "boxes 4"],
     label_map: LabelMap,
-    counts: dict[str, int],
-    segmentations: Shaped[np.ndarray, " boxes"] | None,
-    without_mask: dict[str, int],
+    counts: dict[str, Any],
+    *,
+    masks: bool,
 ) -> Annotations:
     label_of = label_map.labels()
     labels = np.array([label_of[number] for number in rows.category_ids.tolist()], dtype=np.int64)
@@ -161,10 +158,7 @@ def _assemble(
         empty_images=len(table.ids) - len(np.unique(rows.image_index[~rows.is_crowd])),
         boxes=int((~rows.is_crowd).sum()),
         crowd=int(rows.is_crowd.sum()),
-        degenerate=counts["degenerate"],
-        clipped=counts["clipped"],
-        unknown_category=counts["unknown_category"],
-        without_mask=without_mask,
+        **counts,
     )
     return Annotations(
         file_names=tuple(table.file_names),
@@ -178,5 +172,5 @@ def _assemble(
         is_crowd=rows.is_crowd[order],
         label_map=label_map,
         report=report,
-        segmentations=None if segmentations is None else Segmentations.pack(segmentations[order]),
+        segmentations=Segmentations.pack(rows.segmentations[order]) if masks else None,
     )

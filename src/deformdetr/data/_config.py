@@ -1,86 +1,53 @@
-"""Typed descriptions of datasets, their augmentation and the meaning of their labels."""
+"""Configs of datasets and their augmentation."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from deformdetr._coco_types import LabelMap
 from deformdetr.config import Config
 from deformdetr.models import IMAGENET_MEAN, IMAGENET_STD
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Split = Literal["train", "val"]
-Channels = tuple[float, float, float]
-PositiveChannels = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
-
-class LabelMap(Config):
-    """Which category each label of a model means: label `i` is the category `category_ids[i]`, called `names[i]`.
-
-    Labels count from 0 without holes; category ids are whatever integers the annotation file uses.
-    """
-
-    names: tuple[str, ...] = Field(min_length=1)
-    category_ids: tuple[int, ...] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _check_pairs(self) -> Self:
-        if len(self.names) != len(self.category_ids):
-            raise ValueError(f"{len(self.names)} names for {len(self.category_ids)} category ids: they go in pairs")
-        repeated = sorted({number for number in self.category_ids if self.category_ids.count(number) > 1})
-        if repeated:
-            raise ValueError(f"category ids must be different, but these occur more than once: {repeated}")
-        return self
-
-    @classmethod
-    def contiguous(cls, categories: Mapping[int, str]) -> Self:
-        """Give labels to categories, which map id to name, in the order of their ids."""
-        ids = tuple(sorted(categories))
-        return cls(names=tuple(categories[number] for number in ids), category_ids=ids)
-
-    @classmethod
-    def sparse(cls, categories: Mapping[int, str]) -> Self:
-        """Let every label equal its category id, as the published COCO checkpoints do; holes are called "N/A".
-
-        Raises:
-            ValueError: If an id is negative.
-        """
-        if categories and min(categories) < 0:
-            raise ValueError(f"category id {min(categories)} cannot be a label: labels are not negative")
-        ids = tuple(range(max(categories, default=-1) + 1))
-        return cls(names=tuple(categories.get(number, "N/A") for number in ids), category_ids=ids)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of labels."""
-        return len(self.names)
-
-    def labels(self) -> dict[int, int]:
-        """Give the label of each category id."""
-        return {number: label for label, number in enumerate(self.category_ids)}
+# Fields of both kinds of datasets.
+_ImageMean = Annotated[
+    tuple[float, float, float],
+    Field(description="Subtracted from red, green and blue, on a scale of 0 to 1."),
+]
+_ImageStd = Annotated[
+    tuple[PositiveFloat, PositiveFloat, PositiveFloat], Field(description="Red, green and blue are divided by this.")
+]
+_NumWorkers = Annotated[
+    NonNegativeInt,
+    Field(description="Processes that load images beside the training process; 0 loads in it."),
+]
 
 
 class AugmentConfig(Config):
-    """How training images are varied; the defaults are the recipe of DETR and Deformable DETR for COCO.
+    """Augmentation of training images. The defaults are the recipe of DETR and Deformable DETR for COCO.
 
-    An image is flipped, then resized. With `crop`, half of the images (`crop_probability`) are first resized to a
-    `crop_resize` side and cut to a random rectangle whose sides lie between `crop_min` and `crop_max`.
+    An image is flipped, then resized. With `crop`, half of the images (`crop_probability`) are first resized so that
+    their shorter side is one of `crop_resize`, and cropped to a random rectangle with sides from `crop_min` to
+    `crop_max`.
     """
 
     flip: Probability = Field(default=0.5, description="Probability of a horizontal flip.")
     short_sides: tuple[PositiveInt, ...] = Field(
         default=tuple(range(480, 801, 32)),
-        description="The shorter side after resizing, in pixels, drawn from these; empty keeps the size.",
+        description="The shorter side after resizing, in pixels, is drawn from these; empty keeps the size.",
     )
     max_size: PositiveInt = Field(
-        default=1333, description="Limit of the longer side in pixels, to which the shorter side gives way."
+        default=1333,
+        description="Limit of the longer side in pixels; the shorter side shrinks to keep the aspect ratio.",
     )
-    crop: bool = Field(default=True, description="Whether the branch with the random crop is ever taken.")
-    crop_probability: Probability = Field(default=0.5, description="Probability of the branch with the random crop.")
+    crop: bool = Field(default=True, description="Whether to crop images at random.")
+    crop_probability: Probability = Field(default=0.5, description="Probability that an image is cropped.")
     crop_resize: tuple[PositiveInt, ...] = Field(
         default=(400, 500, 600),
-        description="The shorter side before the crop, in pixels, drawn from these; empty keeps the size.",
+        description="The shorter side before the crop, in pixels, is drawn from these; empty keeps the size.",
     )
     crop_min: PositiveInt = Field(
         default=384, description="Smallest side of the crop in pixels; a smaller image keeps its side."
@@ -101,8 +68,19 @@ class AugmentConfig(Config):
 class DataConfig(Config):
     """A dataset in COCO format: two folders of images and two annotation files.
 
-    Paths may hold `~`, `$VARIABLE` and `${VARIABLE}`, which are replaced when the files are read, not before: a saved
+    Paths may contain `~`, `$VARIABLE` and `${VARIABLE}`. They are expanded when the files are read, so that a saved
     config keeps them as written. Relative paths are relative to the current directory.
+
+    Example:
+        >>> from deformdetr.data import DataConfig
+        >>> config = DataConfig(
+        ...     train_images="$COCO/train2017",
+        ...     train_annotations="$COCO/annotations/instances_train2017.json",
+        ...     val_images="$COCO/val2017",
+        ...     val_annotations="$COCO/annotations/instances_val2017.json",
+        ... )
+        >>> config.eval_short_side
+        800
     """
 
     kind: Literal["coco"] = "coco"
@@ -112,27 +90,24 @@ class DataConfig(Config):
     val_annotations: Path = Field(description="COCO JSON file of the evaluation images.")
     label_map: LabelMap | None = Field(
         default=None,
-        description="Which category each label means. None: the categories of the training annotations by rising id. "
-        "A map with fewer categories than the files selects those.",
+        description="The category of each label. None: the categories of the training annotations by ascending id. A "
+        "map with fewer categories than the files selects those.",
     )
     ignore_unknown_categories: bool = Field(
         default=False,
-        description="Skip and count boxes of a category that the label map lacks, instead of refusing them.",
+        description="Skip and count boxes whose category is not in the label map, instead of raising an error.",
     )
     augment: AugmentConfig = AugmentConfig()
     eval_short_side: PositiveInt | None = Field(
         default=800, description="The shorter side of an image in evaluation, in pixels; None keeps the size."
     )
     eval_max_size: PositiveInt = Field(
-        default=1333, description="Limit of the longer side in evaluation, to which the shorter side gives way."
+        default=1333,
+        description="Limit of the longer side in evaluation; the shorter side shrinks to keep the aspect ratio.",
     )
-    image_mean: Channels = Field(
-        default=IMAGENET_MEAN, description="Subtracted from red, green and blue, on a scale of 0 to 1."
-    )
-    image_std: PositiveChannels = Field(default=IMAGENET_STD, description="Red, green and blue are divided by this.")
-    num_workers: NonNegativeInt = Field(
-        default=2, description="Processes that load images beside the training process; 0 loads in it."
-    )
+    image_mean: _ImageMean = IMAGENET_MEAN
+    image_std: _ImageStd = IMAGENET_STD
+    num_workers: _NumWorkers = 2
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -142,38 +117,34 @@ class DataConfig(Config):
 
 
 class ShapesConfig(Config):
-    """Pictures of circles, rectangles and triangles on noise, drawn from a seed when the dataset is built."""
+    """Images of circles, rectangles and triangles on noise, drawn from a seed when the dataset is built."""
 
     kind: Literal["shapes"] = "shapes"
-    seed: NonNegativeInt = Field(default=0, description="A picture depends on this, its split and its number alone.")
-    num_train: PositiveInt = Field(default=2000, description="Pictures to train on.")
-    num_val: PositiveInt = Field(default=200, description="Pictures to evaluate on.")
+    seed: NonNegativeInt = Field(default=0, description="An image depends only on this, its split and its index.")
+    num_train: PositiveInt = Field(default=2000, description="Training images.")
+    num_val: PositiveInt = Field(default=200, description="Evaluation images.")
     image_size: int = Field(default=128, ge=32, description="Height and width in pixels.")
-    min_objects: NonNegativeInt = Field(
-        default=1, description="Fewest shapes per picture; 0 allows pictures without any."
-    )
+    min_objects: NonNegativeInt = Field(default=1, description="Fewest shapes per image; 0 allows empty images.")
     max_objects: PositiveInt = Field(
-        default=5, description="Most shapes per picture; one that finds no free place is left out."
+        default=5, description="Most shapes per image; a shape that finds no free place is left out."
     )
     min_size: float = Field(
-        default=0.1, gt=0, le=1, description="Smallest longer side of a shape, as a fraction of the picture's."
+        default=0.1, gt=0, le=1, description="Smallest longer side of a shape, as a fraction of the image's."
     )
     max_size: float = Field(
-        default=0.85, gt=0, le=0.95, description="Largest longer side of a shape, as a fraction of the picture's."
+        default=0.85, gt=0, le=0.95, description="Largest longer side of a shape, as a fraction of the image's."
     )
-    noise: int = Field(default=20, ge=0, le=100, description="Amplitude of the noise on every channel, of 255.")
+    noise: int = Field(
+        default=20, ge=0, le=100, description="Amplitude of the noise on every channel, on a scale of 0 to 255."
+    )
     augment: AugmentConfig = AugmentConfig(short_sides=(), crop=False)
     eval_short_side: PositiveInt | None = Field(
-        default=None, description="Side of a picture in evaluation, in pixels; None keeps the size."
+        default=None, description="Side of an image in evaluation, in pixels; None keeps the size."
     )
     eval_max_size: PositiveInt = Field(default=1333, description="Limit of the side in evaluation, in pixels.")
-    image_mean: Channels = Field(
-        default=IMAGENET_MEAN, description="Subtracted from red, green and blue, on a scale of 0 to 1."
-    )
-    image_std: PositiveChannels = Field(default=IMAGENET_STD, description="Red, green and blue are divided by this.")
-    num_workers: NonNegativeInt = Field(
-        default=0, description="Processes that load images beside the training process; 0 loads in it."
-    )
+    image_mean: _ImageMean = IMAGENET_MEAN
+    image_std: _ImageStd = IMAGENET_STD
+    num_workers: _NumWorkers = 0
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Self:

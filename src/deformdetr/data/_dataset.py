@@ -1,6 +1,6 @@
-"""Annotated images as a PyTorch dataset."""
+"""Annotated images as a PyTorch dataset, and its batches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,35 +9,35 @@ from pycocotools.coco import COCO
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from deformdetr._coco_types import LabelMap
 from deformdetr._files import FileError, expand_path
 from deformdetr.data._annotations import Annotations, DatasetReport
 from deformdetr.data._coco import read_coco
-from deformdetr.data._config import AnyDataConfig, DataConfig, LabelMap, ShapesConfig, Split
+from deformdetr.data._config import AnyDataConfig, DataConfig, ShapesConfig, Split
 from deformdetr.data._errors import DatasetError, dataset_error
-from deformdetr.data._images import ImageArray, ImageFiles
+from deformdetr.data._images import ImageFiles
 from deformdetr.data._sampler import SeededIndex
 from deformdetr.data._shapes import draw_shapes
 from deformdetr.data._transforms import (
-    Sample,
     SampleTransform,
     eval_transforms,
     make_sample,
     split_sample,
     train_transforms,
 )
-from deformdetr.structures import Target
+from deformdetr.structures import ImageBatch, Target
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
-    """Give each image, transformed, with its target: boxes cxcywh as fractions of the transformed image.
+    """Dataset of transformed images and their targets.
 
-    A target also holds `image_id`, `orig_size` (height, width of the file) and `size` (after the transforms), and
-    `masks` where the annotations have them.
+    Target boxes are cxcywh, as fractions of the transformed image. A target also has `image_id`, `orig_size` ((height,
+    width) of the file), `size` ((height, width) after the transforms), and `masks` if they are read.
 
     Args:
-        annotations: The boxes.
-        images: Loads the image at a position, as 8-bit red, green and blue.
-        transforms: From 8-bit sample to normalised sample.
+        annotations: Boxes, labels and masks.
+        images: Function that returns the image at an index, as 8-bit RGB.
+        transforms: Function from an 8-bit sample to a normalized one.
     """
 
     def __init__(
@@ -53,82 +53,96 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     @property
     def label_map(self) -> LabelMap:
-        """Which category each label means."""
+        """The category of each label."""
         return self.annotations.label_map
 
     @property
     def report(self) -> DatasetReport:
-        """What was kept, skipped and changed while reading."""
+        """What was kept, changed and skipped while reading."""
         return self.annotations.report
 
     def coco_ground_truth(self) -> COCO:
-        """Give pycocotools' view of the dataset: published boxes, crowds as ignored regions, no degenerate boxes."""
+        """Return a pycocotools object with published boxes, crowds as ignored regions, and no degenerate boxes."""
         return self.annotations.ground_truth()
 
     def summary(self) -> str:
-        """Describe the dataset in a few lines: the report, boxes per class, and how large they are."""
+        """Return a few lines of text: the report, the boxes per class and the distribution of their sizes."""
         return self.annotations.summary()
 
     def __len__(self) -> int:
         return len(self.annotations.image_ids)
 
     def __getitem__(self, index: int | SeededIndex) -> tuple[Float[Tensor, "3 height width"], Target]:
-        """Load one sample; a `SeededIndex` fixes its augmentation and leaves the global generator as it was.
+        """Return one sample. A `SeededIndex` seeds its augmentation, without changing the global generator.
 
         Raises:
             IndexError: If there is no such sample.
-            DatasetError: If the image file cannot be decoded, or its size is not the annotated one.
+            DatasetError: If the image file cannot be decoded, or its size differs from the annotated one.
         """
         if isinstance(index, SeededIndex):
-            # `torch.manual_seed` would also restart the GPU's generator, and dropout with it.
+            # `torch.manual_seed` would also seed the GPU's generator, which dropout uses.
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(index.seed)
-                return self._load(index.position)
-        return self._load(index)
+                return self._load(index.position, self._transforms)
+        return self._load(index, self._transforms)
 
     def untransformed(self, index: int) -> tuple[UInt8[Tensor, "3 height width"], Target]:
-        """Give the 8-bit image as stored, with its target: what one draws."""
-        position = range(len(self))[index]
-        image, target = split_sample(self._sample(position))
-        return image, self._identify(target, position)
+        """Return the 8-bit image as stored, and its target, for drawing."""
+        return self._load(index, lambda sample: sample)
 
-    def _load(self, index: int) -> tuple[Tensor, Target]:
+    def _load(self, index: int, transforms: SampleTransform) -> tuple[Tensor, Target]:
         position = range(len(self))[index]
-        image, target = split_sample(self._transforms(self._sample(position)))
-        return image, self._identify(target, position)
-
-    def _sample(self, position: int) -> Sample:
         boxes, labels = self.annotations.of_image(position)
         masks = self.annotations.masks_of_image(position)
-        return make_sample(
+        sample = make_sample(
             self._images(position),
             torch.from_numpy(boxes),
             torch.from_numpy(labels),
             None if masks is None else torch.from_numpy(masks),
         )
-
-    def _identify(self, target: Target, position: int) -> Target:
+        image, target = split_sample(transforms(sample))
         target["image_id"] = self.annotations.image_ids[position]
         target["orig_size"] = torch.from_numpy(self.annotations.sizes[position].copy())
-        return target
+        return image, target
+
+
+def collate(samples: Sequence[tuple[Tensor, Target]]) -> tuple[ImageBatch, list[Target]]:
+    """Pad images to one batch. Targets stay a list, with boxes as fractions of each image without its padding.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> from deformdetr.data import ShapesConfig, build_dataset, collate
+        >>> dataset = build_dataset(ShapesConfig(num_train=4, image_size=64), "train")
+        >>> images, targets = next(iter(DataLoader(dataset, batch_size=2, collate_fn=collate)))
+        >>> images.images.shape, len(targets)
+        (torch.Size([2, 3, 64, 64]), 2)
+    """
+    images, targets = zip(*samples, strict=True)
+    return ImageBatch.from_images(images), list(targets)
 
 
 class Datasets(NamedTuple):
-    """The two splits of a dataset; their labels mean the same."""
+    """Both splits of a dataset, with the same label map."""
 
     train: DetectionDataset
     val: DetectionDataset
 
 
 def build_datasets(config: AnyDataConfig, *, masks: bool = False) -> Datasets:
-    """Read and check both splits; image files are looked for, but not decoded.
+    """Read and check both splits. Image files must exist, but are not decoded.
 
     Args:
         config: The dataset.
-        masks: Whether targets have masks; boxes without one are then left out.
+        masks: Whether targets have masks. Boxes without one are then left out.
 
     Raises:
-        DatasetError: With everything that is wrong with either split.
+        DatasetError: If there are problems. The message lists those of both splits.
+
+    Example:
+        >>> from deformdetr.data import ShapesConfig, build_datasets
+        >>> train, val = build_datasets(ShapesConfig(num_train=4, num_val=2))
+        >>> len(train), len(val)
+        (4, 2)
     """
     if isinstance(config, ShapesConfig):
         return Datasets(build_dataset(config, "train", masks=masks), build_dataset(config, "val", masks=masks))
@@ -150,22 +164,28 @@ def build_datasets(config: AnyDataConfig, *, masks: bool = False) -> Datasets:
 
 
 def build_dataset(config: AnyDataConfig, split: Split, *, masks: bool = False) -> DetectionDataset:
-    """Read and check one split; image files are looked for, but not decoded.
+    """Read and check one split. Image files must exist, but are not decoded.
 
-    Without a `label_map` in the config the labels of both splits follow from the training annotations, which are then
-    read for either.
+    Without a `label_map` in the config, the training annotations determine the labels, and are read for either split.
 
     Args:
         config: The dataset.
-        split: Which part of it.
-        masks: Whether targets have masks; boxes without one are then left out.
+        split: "train" or "val".
+        masks: Whether targets have masks. Boxes without one are then left out.
 
     Raises:
-        DatasetError: With everything that is wrong with the split; also if there is no box to train on.
+        DatasetError: If there are problems, or no box to train on. The message lists all problems.
+
+    Example:
+        >>> from deformdetr.data import ShapesConfig, build_dataset
+        >>> dataset = build_dataset(ShapesConfig(num_train=4, image_size=64), "train")
+        >>> image, target = dataset[0]
+        >>> image.shape
+        torch.Size([3, 64, 64])
     """
     if isinstance(config, ShapesConfig):
         annotations, images = draw_shapes(config, split, masks=masks)
-        return DetectionDataset(annotations, ImageArray(images), transforms=_transforms(config, split))
+        return DetectionDataset(annotations, images.__getitem__, transforms=_transforms(config, split))
     label_map = config.label_map
     if label_map is None and split == "val":
         label_map = build_dataset(config, "train").label_map
@@ -173,13 +193,10 @@ def build_dataset(config: AnyDataConfig, split: Split, *, masks: bool = False) -
 
 
 def _coco_dataset(config: DataConfig, split: Split, label_map: LabelMap | None, *, masks: bool) -> DetectionDataset:
-    written = (
-        (config.train_images, config.train_annotations)
-        if split == "train"
-        else (config.val_images, config.val_annotations)
-    )
+    is_train = split == "train"
     try:
-        folder, file = (expand_path(path) for path in written)
+        folder = expand_path(config.train_images if is_train else config.val_images)
+        file = expand_path(config.train_annotations if is_train else config.val_annotations)
     except FileError as error:
         raise DatasetError(str(error)) from error
     annotations = read_coco(
@@ -189,8 +206,8 @@ def _coco_dataset(config: DataConfig, split: Split, label_map: LabelMap | None, 
         ignore_unknown_categories=config.ignore_unknown_categories,
         masks=masks,
     )
-    if split == "train" and not annotations.report.boxes:
-        raise DatasetError(f"{annotations.report}: there is no box to train on")
+    if is_train and not annotations.report.boxes:
+        raise DatasetError(f"{annotations.report}: there are no boxes to train on")
     images = ImageFiles([folder / name for name in annotations.file_names], annotations.sizes)
     return DetectionDataset(annotations, images, transforms=_transforms(config, split))
 

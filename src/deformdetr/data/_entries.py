@@ -1,4 +1,4 @@
-"""The entries of a COCO annotation file, checked one by one."""
+"""Reading and checking the entries of a COCO annotation file."""
 
 import math
 import os
@@ -16,12 +16,12 @@ from deformdetr.data._errors import DatasetError
 _INT64 = range(-(2**63), 2**63)
 
 
-class _RefusedError(ValueError):
-    """One entry of the file is wrong."""
+class _InvalidEntryError(ValueError):
+    """An entry of the file is not valid."""
 
 
 class ImageTable(NamedTuple):
-    """The images of a file; sizes are (height, width) in pixels."""
+    """The images of a file. Sizes are (height, width) in pixels."""
 
     ids: list[int]
     file_names: list[str]
@@ -29,7 +29,7 @@ class ImageTable(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The annotations of a file; boxes are (left, top, width, height) in pixels."""
+    """The annotations of a file. Boxes are (left, top, width, height) in pixels."""
 
     ids: list[int]
     image_index: Int64[np.ndarray, " rows"]
@@ -38,62 +38,60 @@ class Rows(NamedTuple):
     areas: Float64[np.ndarray, " rows"]
     is_crowd: Bool[np.ndarray, " rows"]
     segmentations: Shaped[np.ndarray, " rows"]
-    """Objects as the file has them; None where they are not wanted."""
+    """Python objects as in the file; `None` if masks are not read."""
 
     def select(self, keep: Bool[np.ndarray, " rows"]) -> "Rows":
-        """Give the annotations for which `keep` is True."""
+        """Return the annotations for which `keep` is True."""
         chosen = np.flatnonzero(keep)
         return Rows([self.ids[row] for row in chosen], *(column[chosen] for column in self[1:]))
 
 
 def load_document(path: Path) -> dict[str, Any]:
-    """Read the file and check that it has COCO's three lists.
+    """Return the content of a COCO annotation file.
 
     Raises:
-        DatasetError: If it cannot be read, is empty, no JSON or not COCO's, or lists no images.
+        DatasetError: If the file cannot be read, is empty, is not JSON or not in COCO format, or has no images.
     """
     try:
         document = read_json(path)
     except (FileError, FileNotFoundError) as error:
         raise DatasetError(str(error)) from error
     if not isinstance(document, dict):
-        raise DatasetError(
-            f"{path}: is not a COCO annotation file: it holds a {type(document).__name__}, not an object"
-        )
+        raise DatasetError(f"{path} is not a COCO annotation file: it holds a {type(document).__name__}, not an object")
     for key in ("images", "annotations", "categories"):
         if not isinstance(document.get(key), list):
             found = f"{key!r} is {document[key]!r:.60}" if key in document else f"it has no {key!r}"
-            raise DatasetError(f"{path}: is not a COCO annotation file: {found}, and a list is needed")
+            raise DatasetError(f"{path} is not a COCO annotation file: {found}, and a list is needed")
     if not document["images"]:
-        raise DatasetError(f"{path}: lists no images")
+        raise DatasetError(f"{path} has no images")
     return document
 
 
-def _each(entries: list[Any], kind: str, read: Callable[[dict[str, Any]], None], problems: list[str]) -> None:
+def _read_each(entries: list[Any], kind: str, read: Callable[[dict[str, Any]], None], problems: list[str]) -> None:
     for number, entry in enumerate(entries):
         try:
             if not isinstance(entry, dict):
-                raise _RefusedError(f"{kind} number {number + 1} of the list is {entry!r:.60}, not an object")
-            identifier = _integer(entry, "id", f"{kind} number {number + 1} of the list")
+                raise _InvalidEntryError(f"{kind} number {number + 1} is {entry!r:.60}, not an object")
+            identifier = _integer(entry, "id", f"{kind} number {number + 1}")
             if identifier not in _INT64:
-                raise _RefusedError(f"{kind} {identifier}: its id does not fit 64 bits")
+                raise _InvalidEntryError(f"{kind} {identifier}: its id does not fit 64 bits")
             read(entry)
-        except _RefusedError as error:
+        except _InvalidEntryError as error:
             problems.append(str(error))
 
 
-def _integer(entry: dict[str, Any], key: str, who: str) -> int:
+def _integer(entry: dict[str, Any], key: str, name: str) -> int:
     value = entry.get(key)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise _RefusedError(
-            f"{who}: {key!r} is {value!r:.60}, not an integer" if key in entry else f"{who} has no {key!r}"
+        raise _InvalidEntryError(
+            f"{name}: {key!r} is {value!r:.60}, not an integer" if key in entry else f"{name} has no {key!r}"
         )
     return value
 
 
 def _number(value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise _RefusedError(f"{value!r:.60} is not a number")
+        raise _InvalidEntryError(f"{value!r:.60} is not a number")
     try:
         return float(value)
     except OverflowError:
@@ -101,13 +99,13 @@ def _number(value: Any) -> float:
 
 
 def listed_ids(entries: list[Any]) -> set[int]:
-    """Give the ids of all entries, those of wrong entries included."""
+    """Return the ids of all entries, including those that are not valid."""
     ids = (entry.get("id") for entry in entries if isinstance(entry, dict))
     return {number for number in ids if isinstance(number, int) and number in _INT64}
 
 
 def read_images(entries: list[Any], folder: Path, problems: list[str]) -> ImageTable:
-    """Read the images and look for their files; what is wrong is appended to `problems`."""
+    """Read the images and check that their files exist. Problems are appended to `problems`."""
     index: dict[int, int] = {}
     file_names: list[str] = []
     sizes: list[tuple[int, int]] = []
@@ -119,49 +117,48 @@ def read_images(entries: list[Any], folder: Path, problems: list[str]) -> ImageT
         identifier = entry["id"]
         name = entry.get("file_name")
         if identifier in index:
-            raise _RefusedError(f"image id {identifier} is used twice: {file_names[index[identifier]]!r} and {name!r}")
+            first = file_names[index[identifier]]
+            raise _InvalidEntryError(f"image id {identifier} is used twice: {first!r} and {name!r}")
         if not isinstance(name, str) or not name or "\0" in name:
-            raise _RefusedError(f"image {identifier}: 'file_name' is {name!r:.60}, not the name of a file")
-        size = (
-            _integer(entry, "height", f"image {identifier} ({name})"),
-            _integer(entry, "width", f"image {identifier} ({name})"),
-        )
-        if not all(0 < side < 2**31 for side in size):
-            raise _RefusedError(f"image {identifier} ({name}): width {size[1]} and height {size[0]} must be positive")
+            raise _InvalidEntryError(f"image {identifier}: 'file_name' is {name!r:.60}, not the name of a file")
+        image = f"image {identifier} ({name})"
+        height, width = (_integer(entry, key, image) for key in ("height", "width"))
+        if not all(0 < side < 2**31 for side in (height, width)):
+            raise _InvalidEntryError(f"{image}: width {width} and height {height} must be positive")
         index[identifier] = len(file_names)
         file_names.append(name)
-        sizes.append(size)
+        sizes.append((height, width))
         if folder_exists:
             _check_file(folder / name, identifier)
 
-    _each(entries, "image", read, problems)
+    _read_each(entries, "image", read, problems)
     return ImageTable(list(index), file_names, np.array(sizes, dtype=np.int64).reshape(-1, 2))
 
 
 def _check_file(path: Path, identifier: int) -> None:
     try:
-        found = os.stat(path)  # noqa: PTH116 (of a hundred thousand files, half the time of Path.stat)
+        found = os.stat(path)  # noqa: PTH116 (for 100,000 files, it takes half the time of Path.stat)
     except OSError as error:
-        raise _RefusedError(f"image {identifier}: {path}: {error.strerror or error}") from error
+        raise _InvalidEntryError(f"image {identifier}: {path}: {error.strerror or error}") from error
     if not stat.S_ISREG(found.st_mode):
-        raise _RefusedError(f"image {identifier}: {path}: is not a file")
+        raise _InvalidEntryError(f"image {identifier}: {path}: is not a file")
     if found.st_size == 0:
-        raise _RefusedError(f"image {identifier}: {path}: the file is empty")
+        raise _InvalidEntryError(f"image {identifier}: {path}: the file is empty")
 
 
 def read_categories(entries: list[Any], problems: list[str]) -> dict[int, str]:
-    """Give the name of each category id; what is wrong is appended to `problems`."""
+    """Return the name of each category id. Problems are appended to `problems`."""
     categories: dict[int, str] = {}
 
     def read(entry: dict[str, Any]) -> None:
         identifier, name = entry["id"], entry.get("name")
         if identifier in categories:
-            raise _RefusedError(f"category id {identifier} is used twice: {categories[identifier]!r} and {name!r}")
+            raise _InvalidEntryError(f"category id {identifier} is used twice: {categories[identifier]!r} and {name!r}")
         if not isinstance(name, str):
-            raise _RefusedError(f"category {identifier}: 'name' is {name!r:.60}, not a string")
+            raise _InvalidEntryError(f"category {identifier}: 'name' is {name!r:.60}, not a string")
         categories[identifier] = name
 
-    _each(entries, "category", read, problems)
+    _read_each(entries, "category", read, problems)
     return categories
 
 
@@ -174,15 +171,15 @@ def read_rows(
     *,
     masks: bool = False,
 ) -> Rows:
-    """Read the annotations; what is wrong is appended to `problems`.
+    """Read the annotations. Problems are appended to `problems`.
 
     Args:
         entries: As in the file.
-        image_index: The position of each usable image, by id.
-        listed_images: Ids of all images, usable or not: an image that was refused is not reported once per box.
+        image_index: Position of each valid image, by id.
+        listed_images: Ids of all images, valid or not, so that an invalid image is not reported again for each box.
         listed_categories: Ids of all categories.
-        problems: Grows.
-        masks: Whether segmentations are kept; they are not checked here.
+        problems: List to append to.
+        masks: Whether to keep segmentations. They are not checked here.
     """
     seen: set[int] = set()
     ids: list[int] = []
@@ -191,28 +188,28 @@ def read_rows(
     segmentations: list[Any] = []
 
     def read(entry: dict[str, Any]) -> None:
-        who = f"annotation {entry['id']}"
+        name = f"annotation {entry['id']}"
         if entry["id"] in seen:
-            raise _RefusedError(f"annotation id {entry['id']} is used twice")
+            raise _InvalidEntryError(f"annotation id {entry['id']} is used twice")
         seen.add(entry["id"])
-        image = _integer(entry, "image_id", who)
-        category = _integer(entry, "category_id", who)
+        image = _integer(entry, "image_id", name)
+        category = _integer(entry, "category_id", name)
         if image not in listed_images:
-            raise _RefusedError(f"{who}: its image {image} is not among the images")
+            raise _InvalidEntryError(f"{name}: image {image} is not in the list of images")
         if category not in listed_categories:
-            raise _RefusedError(f"{who}: its category {category} is not among the categories")
-        box = _read_box(entry, who)
+            raise _InvalidEntryError(f"{name}: category {category} is not in the list of categories")
+        box = _read_box(entry, name)
         crowd = entry.get("iscrowd", 0)
         if crowd not in (0, 1):
-            raise _RefusedError(f"{who}: 'iscrowd' is {crowd!r:.60}, neither 0 nor 1")
-        area = _read_area(entry, who, box)
+            raise _InvalidEntryError(f"{name}: 'iscrowd' is {crowd!r:.60}, neither 0 nor 1")
+        area = _read_area(entry, name, box)
         if image in image_index:
             ids.append(entry["id"])
             columns.append((image_index[image], category, bool(crowd), area))
             boxes.append(box)
             segmentations.append(entry.get("segmentation") if masks else None)
 
-    _each(entries, "annotation", read, problems)
+    _read_each(entries, "annotation", read, problems)
     images, categories, crowds, areas = zip(*columns, strict=True) if columns else ((), (), (), ())
     return Rows(
         ids,
@@ -226,36 +223,36 @@ def read_rows(
 
 
 def _as_objects(values: list[Any]) -> Shaped[np.ndarray, " rows"]:
-    """Put anything into an array one by one, which `np.array` would make several axes of."""
+    """Return an array of objects. `np.array` would turn nested lists into more axes."""
     objects = np.empty(len(values), dtype=object)
     for index, value in enumerate(values):
         objects[index] = value
     return objects
 
 
-def _read_box(entry: dict[str, Any], who: str) -> list[float]:
+def _read_box(entry: dict[str, Any], name: str) -> list[float]:
     value = entry.get("bbox")
     if not isinstance(value, list) or len(value) != 4:
-        raise _RefusedError(f"{who}: 'bbox' is {value!r:.60}, not [left, top, width, height]")
+        raise _InvalidEntryError(f"{name}: 'bbox' is {value!r:.60}, not [left, top, width, height]")
     try:
         box = [_number(side) for side in value]
-    except _RefusedError as error:
-        raise _RefusedError(f"{who}: 'bbox' is {value!r:.80}: {error}") from error
+    except _InvalidEntryError as error:
+        raise _InvalidEntryError(f"{name}: 'bbox' is {value!r:.80}: {error}") from error
     if not all(map(math.isfinite, box)):
-        raise _RefusedError(f"{who}: 'bbox' is {value!r:.80}, which is not finite")
+        raise _InvalidEntryError(f"{name}: 'bbox' is {value!r:.80}, which is not finite")
     return box
 
 
-def _read_area(entry: dict[str, Any], who: str, box: list[float]) -> float:
+def _read_area(entry: dict[str, Any], name: str, box: list[float]) -> float:
     box_area = box[2] * box[3]
     value = entry.get("area")
     if value is None:
         return box_area
     try:
         area = _number(value)
-    except _RefusedError as error:
-        raise _RefusedError(f"{who}: 'area': {error}") from error
-    # A box that will be dropped for its negative side may well state a negative area.
+    except _InvalidEntryError as error:
+        raise _InvalidEntryError(f"{name}: 'area': {error}") from error
+    # A box with a negative side is dropped later, and may have a negative area.
     if not math.isfinite(area) or (area < 0 and min(box[2:]) > 0):
-        raise _RefusedError(f"{who}: 'area' is {value!r:.60}, which is not a finite number of at least 0")
+        raise _InvalidEntryError(f"{name}: 'area' is {value!r:.60}, which is not a finite number of at least 0")
     return area

@@ -1,4 +1,4 @@
-"""The one exception of this package: it lists everything found wrong with a dataset, not only the first thing."""
+"""An exception that lists all problems of a dataset."""
 
 from collections.abc import Sequence
 
@@ -6,28 +6,28 @@ _SHOWN = 20
 
 
 class DatasetError(ValueError):
-    """Say what is wrong with a dataset; every problem names its file, and the id and value where there is one.
+    """A dataset has problems. Each names its file and, if there are any, the id and the value.
 
     Attributes:
-        problems: All problems. The message shows the first 20 and counts the rest.
+        problems: All problems. The message shows the first 20 and the number of others.
     """
 
     problems: tuple[str, ...]
 
-    # One string must be enough to build it: a data loader rebuilds its workers' exceptions from their message.
+    # The constructor takes only a message, because DataLoader rebuilds exceptions of its workers from theirs.
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.problems = (message,)
 
 
 def dataset_error(problems: Sequence[str]) -> DatasetError:
-    """Gather problems into one exception.
+    """Combine problems into one exception.
 
     Raises:
-        ValueError: If there is no problem to report.
+        ValueError: If `problems` is empty.
     """
     if not problems:
-        raise ValueError("an error needs at least one problem, got none")
+        raise ValueError("problems must not be empty")
     if len(problems) == 1:
         return DatasetError(problems[0])
     lines = [f"{len(problems):,} problems in the dataset:", *(f"  {problem}" for problem in problems[:_SHOWN])]

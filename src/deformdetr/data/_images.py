@@ -1,4 +1,4 @@
-"""Image files as tensors."""
+"""Reading image files as tensors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,20 +15,20 @@ _EXIF_ORIENTATION = 0x0112
 
 
 def load_image(path: Path) -> UInt8[Tensor, "3 height width"]:
-    """Decode a whole image file to red, green and blue.
+    """Read an image file as 8-bit RGB.
 
-    Grey, palette and CMYK images are converted, transparency is dropped, 16-bit grey keeps its upper 8 bits. The EXIF
-    orientation is not applied: COCO boxes refer to the pixels as stored.
+    Grayscale, palette and CMYK images are converted. Transparency is dropped, and 16-bit grayscale keeps its upper 8
+    bits. The EXIF orientation is ignored, because COCO boxes refer to the pixels as stored.
 
     Raises:
-        DatasetError: If the file is missing, truncated or no image; it names the file.
+        DatasetError: If the file is missing, truncated or not an image. The message names the file.
     """
     try:
         with Image.open(path) as image:
             image.load()
             return torch.from_numpy(_to_rgb(image)).permute(2, 0, 1).contiguous()
     except Exception as error:
-        # Broken files make decoders raise OSError, SyntaxError, ValueError, struct.error and more.
+        # On broken files, decoders raise OSError, SyntaxError, ValueError, struct.error and others.
         raise DatasetError(f"{path}: cannot be read as an image: {error}") from error
 
 
@@ -37,33 +37,30 @@ def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
         upper = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(upper[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
-        raise ValueError(f"32-bit grey (mode {image.mode!r}) has no known range; convert it to 8 or 16 bits")
+        raise ValueError(f"32-bit grayscale (mode {image.mode!r}) has no defined range; convert it to 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.array(image.convert("RGB"))
 
 
 class ImageFiles:
-    """Load images by their position in a list, and hold each against the size that its annotations state.
+    """Read images by index, and check each size against the annotations.
 
     Args:
-        paths: One file per image.
-        sizes: (height, width) of each in pixels.
+        paths: File of each image.
+        sizes: Annotated (height, width) of each image in pixels.
     """
 
     def __init__(self, paths: Sequence[Path], sizes: Int64[np.ndarray, "images 2"]) -> None:
-        # One array instead of many strings: reading it does not copy pages into every loader process.
+        # An array instead of a list of strings: reading it does not copy memory into data-loader workers.
         self._paths = np.array([str(path) for path in paths])
         self._sizes = sizes
 
-    def __len__(self) -> int:
-        return len(self._paths)
-
     def __call__(self, index: int) -> UInt8[Tensor, "3 height width"]:
-        """Load one image.
+        """Return one image.
 
         Raises:
-            DatasetError: If the file cannot be decoded, or its size is not the annotated one.
+            DatasetError: If the file cannot be decoded, or its size differs from the annotated one.
         """
         path = Path(str(self._paths[index]))
         image = load_image(path)
@@ -71,7 +68,7 @@ class ImageFiles:
         if image.shape[1:] != (height, width):
             raise DatasetError(
                 f"{path}: the file holds {image.shape[2]} x {image.shape[1]} pixels (width x height), "
-                f"its annotations say {width} x {height}{_orientation_hint(path)}"
+                f"but its annotations say {width} x {height}{_orientation_hint(path)}"
             )
         return image
 
@@ -82,17 +79,3 @@ def _orientation_hint(path: Path) -> str:
     if orientation in (5, 6, 7, 8):
         return f"; its EXIF orientation is {orientation}, and boxes must refer to the pixels as stored, not rotated"
     return ""
-
-
-class ImageArray:
-    """Give images of one size from memory, by their position."""
-
-    def __init__(self, images: UInt8[Tensor, "images 3 height width"]) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __call__(self, index: int) -> UInt8[Tensor, "3 height width"]:
-        """Give one image."""
-        return self._images[index]

@@ -1,6 +1,7 @@
-"""An order of samples, and a seed for each, that follow from seed and epoch alone."""
+"""A reproducible order of samples, with one random seed for each."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -9,45 +10,59 @@ from torch.utils.data import Sampler
 
 
 class SeededIndex(NamedTuple):
-    """Which sample to load, and the seed of everything random about it."""
+    """Index of a sample, and the seed of its augmentation."""
 
     position: int
     seed: int
 
 
 class SeededSampler(Sampler[SeededIndex]):
-    """Go through a dataset once per epoch.
+    """Iterate over a dataset once per epoch, or over one process's share of it.
 
-    Order and augmentation depend on `seed` and the epoch alone: not on the number of loader processes, and not on how
-    many epochs ran before, so that a resumed run sees what an uninterrupted one would have seen.
+    Order and augmentation depend only on `seed` and the epoch, not on the number of data-loader workers or on earlier
+    epochs. A resumed run therefore sees the same samples as an uninterrupted one.
+
+    Shares are equal. If the dataset does not divide evenly, some samples are left out; shuffling changes which ones
+    from epoch to epoch.
 
     Args:
-        length: Number of samples.
-        shuffle: Whether the order is random.
-        seed: Not negative.
+        length: Number of samples in the dataset.
+        shuffle: Whether to draw a new random order for each epoch.
+        seed: Seed of order and augmentation; not negative.
+        rank: Index of this process.
+        world_size: Number of processes.
 
     Raises:
         ValueError: If `seed` is negative.
+
+    Example:
+        >>> from deformdetr.data import SeededSampler
+        >>> sampler = SeededSampler(4, shuffle=False, seed=0)
+        >>> [index.position for index in sampler]
+        [0, 1, 2, 3]
     """
 
-    def __init__(self, length: int, *, shuffle: bool, seed: int) -> None:
+    def __init__(self, length: int, *, shuffle: bool, seed: int, rank: int = 0, world_size: int = 1) -> None:
         if seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}")
         self._length = length
         self._shuffle = shuffle
         self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration goes through."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self._length
+        return self._length // self._world_size
 
     def __iter__(self) -> Iterator[SeededIndex]:
         mixed = int(np.random.SeedSequence([self._seed, self.epoch]).generate_state(1, np.uint64)[0])
         generator = torch.Generator().manual_seed(mixed >> 1)
         seeds = torch.randint(2**63 - 1, (self._length,), generator=generator).tolist()
         order = torch.randperm(self._length, generator=generator).tolist() if self._shuffle else range(self._length)
-        return (SeededIndex(position, seeds[position]) for position in order)
+        samples = (SeededIndex(position, seeds[position]) for position in order)
+        return islice(samples, self._rank, len(self) * self._world_size, self._world_size)

@@ -1,4 +1,4 @@
-"""Segmentations in COCO's forms: polygons, and run lengths as numbers or as a string."""
+"""Segmentations in COCO format: polygons, or run-length encoding (RLE) as a list or a string."""
 
 import json
 from collections.abc import Iterable
@@ -10,26 +10,29 @@ from pycocotools import mask as coco_mask
 
 
 class Segmentations(NamedTuple):
-    """One segmentation per box, as JSON in one array: reading it does not copy pages into every loader process."""
+    """One segmentation per box, packed as JSON into one array.
+
+    Reading an array, unlike Python objects, does not copy memory into data-loader workers.
+    """
 
     content: UInt8[np.ndarray, " bytes"]
     starts: Int64[np.ndarray, " boxes_and_one"]
-    """Where each one's bytes start, and where the last one's end."""
+    """Offset of the first byte of each segmentation, and the total number of bytes."""
 
     @classmethod
     def pack(cls, segmentations: Iterable[Any]) -> "Segmentations":
-        """Store segmentations."""
+        """Pack segmentations of any COCO form."""
         texts = [json.dumps(each, separators=(",", ":")).encode() for each in segmentations]
         starts = np.cumsum([0, *map(len, texts)], dtype=np.int64)
         return cls(np.frombuffer(b"".join(texts), dtype=np.uint8), starts)
 
     def of_box(self, index: int) -> Any:
-        """Give one as the annotation file has it."""
+        """Return the segmentation of a box as in the annotation file."""
         return json.loads(self.content[self.starts[index] : self.starts[index + 1]].tobytes())
 
 
 def flaw(segmentation: Any, height: int, width: int) -> str | None:
-    """Say in a few words why a segmentation is no mask of an image of that size, or give None if it is one."""
+    """Return why a segmentation is not a mask for an image of this size, or `None` if it is one."""
     if segmentation is None or segmentation in ([], {}):
         return "missing"
     if isinstance(segmentation, dict):
@@ -40,40 +43,33 @@ def flaw(segmentation: Any, height: int, width: int) -> str | None:
     return next((found for found in flaws if found), None)
 
 
-def rasterise(segmentation: Any, height: int, width: int) -> UInt8[np.ndarray, "{height} {width}"]:
-    """Give the mask of a segmentation, 1 inside the object; several polygons are parts of one.
+def decode(segmentation: Any, height: int, width: int) -> UInt8[np.ndarray, "{height} {width}"]:
+    """Return the mask of a segmentation, 1 inside the object. Several polygons form one object.
 
     Raises:
-        ValueError: If the segmentation has a flaw in its counts.
+        ValueError: If the counts of an RLE are not valid.
     """
-    is_drawn = isinstance(segmentation, list)
-    counts = _counts_of(
-        coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)) if is_drawn else segmentation
-    )
+    if isinstance(segmentation, list):
+        segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    counts = _counts_of(segmentation)
     if counts is None or sum(counts) != height * width:
         raise ValueError(f"not the counts of a mask of {height} x {width} pixels: {segmentation!r:.80}")
-    # Not by pycocotools, whose decoder gives a warning with numpy 2.
+    # pycocotools' own decoder issues a DeprecationWarning with NumPy 2.
     values = (np.arange(len(counts)) % 2).astype(np.uint8)
     return np.repeat(values, counts).reshape(width, height).T
 
 
-def encode(mask: UInt8[np.ndarray, "height width"]) -> dict[str, Any]:
-    """Give a mask as RLE with a string of counts, which JSON can hold."""
-    runs = coco_mask.encode(np.asfortranarray(mask))
-    return {"size": list(mask.shape), "counts": runs["counts"].decode("ascii")}
-
-
 def _flaw_of_polygon(polygon: list[Any], height: int, width: int) -> str | None:
-    # Four numbers would be taken for a box.
+    # pycocotools would read four numbers as a box.
     if len(polygon) < 6:
         return "polygon of fewer than three points"
     try:
         points = np.array(polygon, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
-        return "polygon of something else than numbers"
+        return "polygon with values that are not numbers"
     if points.ndim != 1 or len(points) % 2 or not np.isfinite(points).all():
         return "polygon that is not pairs of finite numbers"
-    # Drawing takes memory in proportion to a polygon's outline, wherever that lies.
+    # The memory for drawing a polygon grows with its outline, even outside the image.
     size = np.array([width, height])
     if ((points.reshape(-1, 2) < -size) | (points.reshape(-1, 2) > 2 * size)).any():
         return "polygon far outside its image"
@@ -82,16 +78,16 @@ def _flaw_of_polygon(polygon: list[Any], height: int, width: int) -> str | None:
 
 def _flaw_of_runs(runs: dict[str, Any], height: int, width: int) -> str | None:
     if runs.get("size") != [height, width]:
-        return "RLE of another size than the image"
+        return "RLE of a different size than the image"
     counts = _counts_of(runs)
-    # Checked here, because pycocotools, which evaluates with them, trusts counts and writes past the mask's end.
+    # pycocotools does not check counts, and would write past the end of the mask during evaluation.
     if counts is None or sum(counts) != height * width:
-        return "RLE whose counts are not those of its size"
-    return None if any(counts[1::2]) else "RLE without a pixel"
+        return "RLE with counts that do not fit its size"
+    return None if any(counts[1::2]) else "RLE of an empty mask"
 
 
 def _counts_of(runs: dict[str, Any]) -> list[int] | None:
-    """Give the lengths of the runs, or None if they are not whole numbers of at least 0."""
+    """Return the run lengths, or `None` if they are not non-negative integers."""
     counts = runs.get("counts")
     if isinstance(counts, str):
         counts = counts.encode("ascii", errors="replace")
@@ -102,7 +98,11 @@ def _counts_of(runs: dict[str, Any]) -> list[int] | None:
 
 
 def _parse_counts(text: bytes) -> list[int] | None:
-    """Read COCO's compressed counts: 5 bits a character from the low end, from the fourth on less that two before."""
+    """Decode COCO's compressed counts, or return `None` if they are malformed.
+
+    Each character holds 5 bits, lowest first. From the fourth count on, the difference from the count two before is
+    stored.
+    """
     counts: list[int] = []
     value = shift = 0
     for character in text:

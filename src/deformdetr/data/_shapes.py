@@ -4,7 +4,7 @@ import colorsys
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +12,11 @@ from jaxtyping import Bool, Float64, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from deformdetr._coco_types import LabelMap, RunLengths, encode_masks
 from deformdetr._files import replacing, write_text
 from deformdetr.data._annotations import Annotations, DatasetReport
-from deformdetr.data._config import DataConfig, LabelMap, ShapesConfig, Split
-from deformdetr.data._segmentations import Segmentations, encode
+from deformdetr.data._config import DataConfig, ShapesConfig, Split
+from deformdetr.data._segmentations import Segmentations
 
 SHAPES_LABEL_MAP = LabelMap(names=("circle", "rectangle", "triangle"), category_ids=(1, 2, 3))
 
@@ -34,22 +35,28 @@ class _Shape(NamedTuple):
 def draw_shapes(
     config: ShapesConfig, split: Split, *, masks: bool = False
 ) -> tuple[Annotations, UInt8[Tensor, "images 3 height width"]]:
-    """Draw all pictures of a split; each depends on the seed, the split and its own number alone.
+    """Draw all images of a split. Each depends only on the seed, the split and its index.
 
-    Boxes are tight around the drawn pixels. Shapes may overlap a little; the smaller one is in front. Masks, which the
-    annotations hold if asked for, are what is left to be seen of each shape.
+    Boxes are tight around the drawn pixels. Shapes may overlap a little, with the smaller one in front. With `masks`,
+    the annotations also have the visible pixels of each shape.
+
+    Example:
+        >>> from deformdetr.data import ShapesConfig, draw_shapes
+        >>> annotations, images = draw_shapes(ShapesConfig(num_val=2, image_size=64), "val")
+        >>> images.shape
+        torch.Size([2, 3, 64, 64])
     """
     count, stream = (config.num_train, 0) if split == "train" else (config.num_val, 1)
     side = config.image_size
     pictures = np.empty((count, side, side, 3), dtype=np.uint8)
     found: list[tuple[int, int, _Box]] = []
-    segmentations: list[dict[str, Any]] = []
+    segmentations: list[RunLengths] = []
     for number in range(count):
         generator = np.random.default_rng([config.seed, stream, number])
         pictures[number], shapes = _draw_picture(generator, config)
         found.extend((number, shape.label, shape.box) for shape in shapes)
         if masks:
-            segmentations.extend(encode(mask) for mask in _visible(shapes))
+            segmentations += _encode_visible(shapes)
     boxes = np.array([box for _, _, box in found], dtype=np.float64).reshape(-1, 4)
     published = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     image_index = np.array([number for number, _, _ in found], dtype=np.int64)
@@ -76,9 +83,9 @@ def draw_shapes(
 
 
 def write_shapes(config: ShapesConfig, folder: Path) -> DataConfig:
-    """Write both splits as PNG files and COCO annotations with masks, and give the config that reads them back.
+    """Write both splits as PNG files and COCO annotations with masks, and return the config that reads them.
 
-    The files are `train/*.png`, `train.json`, `val/*.png` and `val.json`; existing ones are replaced.
+    The files are `train/*.png`, `train.json`, `val/*.png` and `val.json`. Existing ones are replaced.
 
     Raises:
         OSError: If a file cannot be written.
@@ -90,7 +97,7 @@ def write_shapes(config: ShapesConfig, folder: Path) -> DataConfig:
         for name, picture in zip(annotations.file_names, pictures, strict=True):
             with replacing(folder / split / name) as unfinished:
                 Image.fromarray(picture.permute(1, 2, 0).numpy()).save(unfinished, format="png", compress_level=1)
-        # Last, so that an interrupted run leaves no annotations of pictures that are not there.
+        # Annotations come last, so that an interrupted run leaves none without their images.
         write_text(folder / f"{split}.json", json.dumps(annotations.to_coco()))
     return DataConfig(
         train_images=folder / "train",
@@ -115,36 +122,36 @@ def _draw_picture(
     draw = ImageDraw.Draw(canvas)
     for _ in range(int(generator.integers(_DISTRACTOR_LINES + 1))):
         ends = generator.uniform(0, side, 4).tolist()
-        draw.line(ends, fill=_contrasting_colour(generator, ground), width=max(1, side // 96))
+        draw.line(ends, fill=_contrasting_color(generator, ground), width=max(1, side // 96))
     count = int(generator.integers(config.min_objects, config.max_objects + 1))
     smallest, largest = math.log(config.min_size * side), math.log(config.max_size * side)
-    # Large shapes are placed and drawn first: small ones then find room, and are never hidden.
+    # Large shapes come first, so that small ones find room and are never hidden.
     sizes = sorted(np.exp(generator.uniform(smallest, largest, count)).tolist(), reverse=True)
     drawn: list[_Shape] = []
     for size in sizes:
         label = int(generator.integers(SHAPES_LABEL_MAP.num_classes))
         mask = _place(generator, _outline(generator, label) * size, side, [shape.box for shape in drawn])
         if mask is not None:
-            canvas.paste(_contrasting_colour(generator, ground), mask=mask)
+            canvas.paste(_contrasting_color(generator, ground), mask=mask)
             drawn.append(_Shape(label, _tight_box(mask), np.asarray(mask)))
     picture = np.asarray(canvas, dtype=np.int16)
     noise = generator.integers(-config.noise, config.noise, picture.shape, dtype=np.int8, endpoint=True)
     return (picture + noise).clip(0, 255).astype(np.uint8), drawn
 
 
-def _visible(shapes: list[_Shape]) -> list[UInt8[np.ndarray, "height width"]]:
-    """Give the pixels of every shape that none drawn after it covers."""
-    visible = []
+def _encode_visible(shapes: list[_Shape]) -> list[RunLengths]:
+    """Encode the pixels of each shape that no later shape covers."""
+    encoded: list[RunLengths] = []
     for index, shape in enumerate(shapes):
-        later = [other.mask for other in shapes[index + 1 :]]
-        visible.append((shape.mask & ~np.any(later, axis=0)).astype(np.uint8))
-    return visible
+        visible = shape.mask & ~np.any([other.mask for other in shapes[index + 1 :]], axis=0)
+        encoded += encode_masks(torch.from_numpy(visible)[None, None])
+    return encoded
 
 
 def _background(
     generator: np.random.Generator, ground: Float64[np.ndarray, "3"], side: int
 ) -> UInt8[np.ndarray, "side side 3"]:
-    """Shade one colour from one end of a random direction to the other."""
+    """Shade one color along a random direction."""
     angle = generator.uniform(0, 2 * math.pi)
     axis = np.linspace(-1, 1, side)
     ramp = 0.5 * (math.cos(angle) * axis[None, :] + math.sin(angle) * axis[:, None])
@@ -152,19 +159,19 @@ def _background(
     return (ground + ramp[..., None] * shade).clip(0, 255).astype(np.uint8)
 
 
-def _contrasting_colour(generator: np.random.Generator, ground: Float64[np.ndarray, "3"]) -> tuple[int, int, int]:
-    colour = ground
+def _contrasting_color(generator: np.random.Generator, ground: Float64[np.ndarray, "3"]) -> tuple[int, int, int]:
+    color = ground
     for _ in range(_PLACES_TRIED):
         hue, saturation, value = generator.uniform((0, 0.5, 0.3), (1, 1, 1)).tolist()
-        colour = 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value))
-        if np.abs(colour - ground).max() > 90:
+        color = 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value))
+        if np.abs(color - ground).max() > 90:
             break
-    red, green, blue = (int(channel) for channel in colour)
+    red, green, blue = (int(channel) for channel in color)
     return red, green, blue
 
 
 def _outline(generator: np.random.Generator, label: int) -> Float64[np.ndarray, "points 2"]:
-    """Give the corners of a shape as (x, y) from 0, its longer side being 1; a circle has 64."""
+    """Return the corners of a shape as (x, y), starting at 0, with a longer side of 1. A circle has 64 corners."""
     turn = generator.uniform(0, 2 * math.pi)
     if label == 0:
         angles = np.arange(64) * (2 * math.pi / 64)
@@ -184,7 +191,7 @@ def _outline(generator: np.random.Generator, label: int) -> Float64[np.ndarray, 
 def _place(
     generator: np.random.Generator, outline: Float64[np.ndarray, "points 2"], side: int, others: list[_Box]
 ) -> Image.Image | None:
-    """Draw a shape where it hardly overlaps others; `None` if no such place is found."""
+    """Draw a shape at a random place where it hardly overlaps others, or return `None` if none is found."""
     room = side - 1 - outline.max(axis=0)
     for _ in range(_PLACES_TRIED):
         corner = generator.uniform(0, 1, 2) * room
@@ -197,7 +204,7 @@ def _place(
 
 
 def _overlap(low: Float64[np.ndarray, "2"], high: Float64[np.ndarray, "2"], other: _Box) -> float:
-    """Give the common area as a fraction of the smaller of the two boxes."""
+    """Return the intersection as a fraction of the smaller box."""
     left, top, right, bottom = other
     width = min(high[0], right) - max(low[0], left)
     height = min(high[1], bottom) - max(low[1], top)

@@ -1,7 +1,7 @@
-"""Augmentation and resizing, from torchvision's v2 operations on images, boxes and masks together.
+"""Augmentation and resizing of images, boxes and masks together, with torchvision's v2 transforms.
 
-A sample is a dictionary of an image, its boxes and their labels, and masks if they are wanted. Any of torchvision's v2
-transforms takes one, so they mix with those of this module.
+A sample is a dictionary of an image, boxes, labels and, optionally, masks. torchvision's v2 transforms take one too,
+and can be combined with those of this module.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +21,10 @@ from deformdetr.structures import Target
 
 
 class Sample(TypedDict):
-    """What transforms take and give: `tv_tensors.Image`, `tv_tensors.BoundingBoxes` (corners in pixels) and labels.
+    """Input and output of transforms.
 
-    Masks are `tv_tensors.Mask`, 1 inside the objects.
+    Images are `tv_tensors.Image`. Boxes are `tv_tensors.BoundingBoxes`, xyxy in pixels. Masks are `tv_tensors.Mask`, 1
+    inside the object.
     """
 
     image: Any
@@ -41,7 +42,19 @@ def make_sample(
     labels: Int64[Tensor, " n"],
     masks: UInt8[Tensor, "n height width"] | None = None,
 ) -> Sample:
-    """Mark image, boxes (corners in pixels) and masks as what they are, so that transforms move them together."""
+    """Wrap an image, boxes (xyxy in pixels) and masks for torchvision's transforms.
+
+    Example:
+        >>> import torch
+        >>> from deformdetr.data import ResizeShortSide, make_sample, split_sample
+        >>> image = torch.zeros(3, 40, 80, dtype=torch.uint8)
+        >>> sample = make_sample(image, torch.tensor([[0.0, 0.0, 40.0, 20.0]]), torch.tensor([1]))
+        >>> image, target = split_sample(ResizeShortSide([20])(sample))
+        >>> image.shape
+        torch.Size([3, 20, 40])
+        >>> target["boxes"]
+        tensor([[0.2500, 0.2500, 0.5000, 0.5000]])
+    """
     height, width = image.shape[1:]
     corners = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
     sample: Sample = {"image": tv_tensors.Image(image), "boxes": corners, "labels": labels}
@@ -51,7 +64,7 @@ def make_sample(
 
 
 def split_sample(sample: Sample) -> tuple[Real[Tensor, "3 height width"], Target]:
-    """Give a transformed sample as plain tensors, its boxes as fractions of the transformed image."""
+    """Return the image and target of a sample as plain tensors, with boxes as fractions of the image."""
     image = sample["image"].as_subclass(Tensor)
     height, width = image.shape[1:]
     boxes = sample["boxes"].as_subclass(Tensor) / torch.tensor([width, height, width, height], dtype=torch.float32)
@@ -66,19 +79,20 @@ def split_sample(sample: Sample) -> tuple[Real[Tensor, "3 height width"], Target
 
 
 class ResizeShortSide:
-    """Resize to a shorter side drawn from `short_sides`: images with antialiasing, masks by the nearest pixel.
+    """Resize so that the shorter side is one of `short_sides`: images with antialiasing, masks by nearest pixel.
 
     Args:
-        short_sides: In pixels, equally likely.
-        max_size: Limit of the longer side, up to rounding, to which the shorter side gives way; `None` sets none.
+        short_sides: Sizes in pixels, drawn with equal probability.
+        max_size: Limit of the longer side, up to rounding. The shorter side shrinks to keep the aspect ratio. `None`
+            sets no limit.
 
     Raises:
-        ValueError: If there is no side to draw.
+        ValueError: If `short_sides` is empty.
     """
 
     def __init__(self, short_sides: Sequence[int], max_size: int | None = None) -> None:
         if not short_sides:
-            raise ValueError("short_sides is empty: there is no size to resize to")
+            raise ValueError("short_sides must not be empty")
         self.short_sides = tuple(short_sides)
         self.max_size = max_size
 
@@ -97,9 +111,9 @@ class ResizeShortSide:
 
 
 class RandomSizeCrop:
-    """Cut out a rectangle of random size and place; boxes are clipped to it, and those left without area dropped.
+    """Crop a random rectangle. Boxes are clipped to it, and those without any area in it are dropped.
 
-    Each side is drawn between `min_size` and `max_size` pixels, both included, and never exceeds the image's.
+    Each side is drawn from `min_size` to `max_size` pixels, both included, and never exceeds the image's.
 
     Raises:
         ValueError: Unless 0 < `min_size` <= `max_size`.
@@ -133,7 +147,17 @@ class RandomSizeCrop:
 
 
 def train_transforms(augment: AugmentConfig, mean: Sequence[float], std: Sequence[float]) -> SampleTransform:
-    """Flip, resize or crop, and normalise: the training recipe of DETR and Deformable DETR with their sizes as data.
+    """Return the training transforms of DETR and Deformable DETR: flip, resize or crop, and normalize.
+
+    Example:
+        >>> import torch
+        >>> from deformdetr.data import AugmentConfig, make_sample, split_sample, train_transforms
+        >>> transforms = train_transforms(AugmentConfig(short_sides=(32,), crop=False), mean=(0, 0, 0), std=(1, 1, 1))
+        >>> image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+        >>> sample = make_sample(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+        >>> image, target = split_sample(transforms(sample))
+        >>> image.shape
+        torch.Size([3, 32, 32])
 
     References:
         Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020, section 4 and appendix A.4.
@@ -156,13 +180,13 @@ def train_transforms(augment: AugmentConfig, mean: Sequence[float], std: Sequenc
 def eval_transforms(
     short_side: int | None, max_size: int, mean: Sequence[float], std: Sequence[float]
 ) -> SampleTransform:
-    """Resize to one shorter side (`None` keeps the size) and normalise."""
+    """Return the evaluation transforms: resize to a shorter side (`None` keeps the size) and normalize."""
     resize = _resize(() if short_side is None else (short_side,), max_size)
     return v2.Compose([*resize, _Normalize(mean, std)])  # type: ignore[no-any-return]
 
 
 def prepare_for_evaluation(image: UInt8[Tensor, "3 _height _width"], config: AnyDataConfig) -> Float32[Tensor, "3 _ _"]:
-    """Return an image as `eval_transforms` with a dataset's settings makes it."""
+    """Resize and normalize an image as `eval_transforms` does with the settings of a dataset."""
     return prepare_image(
         image,
         short_side=config.eval_short_side,

@@ -1,4 +1,4 @@
-"""What a run saves: everything to predict with, and for the last one everything to go on training with."""
+"""Checkpoints of training runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ _FORMAT = 1
 
 
 class _Content(BaseModel):
-    """What a file holds; fields are those of `Checkpoint`."""
+    """The content of a file, with the fields of `Checkpoint`."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, strict=True)
 
@@ -32,17 +32,17 @@ class _Content(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A trained model with its meaning.
+    """A trained model, with its experiment and labels.
 
     Attributes:
-        model: State dict.
-        experiment: How it was trained; complete, with the number of classes.
-        label_map: Which category each label means.
-        epoch: Finished epochs.
-        step: Finished optimiser steps.
-        metrics: The last evaluation's numbers; empty before the first.
-        training: What else training needs to go on: state of the optimiser and of the gradient scaler, the best AP so
-            far. `None` in a checkpoint that is only for use.
+        model: State dict of the model.
+        experiment: The experiment, complete with the number of classes.
+        label_map: The category of each label.
+        epoch: Number of finished epochs.
+        step: Number of finished optimizer steps.
+        metrics: Metrics of the last evaluation. Empty before the first.
+        training: State for resuming: that of the optimizer and the gradient scaler, and the best AP so far. `None` in a
+            checkpoint for inference only.
     """
 
     model: dict[str, Tensor]
@@ -54,10 +54,10 @@ class Checkpoint:
     training: dict[str, Any] | None = None
 
     def save(self, path: Path) -> None:
-        """Write the file atomically; it holds tensors and plain values only, so that it loads with `weights_only`.
+        """Write the file atomically. It holds only tensors and plain values, and loads with `weights_only=True`.
 
         Raises:
-            OSError: If the file cannot be written; an older one is left as it was.
+            OSError: If the file cannot be written. An existing file is then unchanged.
         """
         content = {
             "format": _FORMAT,
@@ -73,10 +73,10 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
-        """Read a file that `save` wrote, onto the CPU.
+        """Return the checkpoint in a file that `save` wrote, on the CPU.
 
         Raises:
-            RunError: If it cannot be read, or is not such a file.
+            RunError: If the file cannot be read, or is not such a checkpoint.
         """
         try:
             content = read_tensor_file(path)
@@ -84,8 +84,7 @@ class Checkpoint:
             raise RunError(str(error)) from error
         if not isinstance(content, dict) or "experiment" not in content:
             raise RunError(
-                f"{path}: is not the checkpoint of a run; to train from the weights of another, name it in "
-                "train.init_checkpoint"
+                f"{path}: is not the checkpoint of a run; to start training from its weights, set train.init_checkpoint"
             )
         version = content.get("format")
         if not isinstance(version, int) or version != _FORMAT:
@@ -104,12 +103,12 @@ class Checkpoint:
         return cls(**fields)
 
     def build(self) -> DeformableDETR | DETR:
-        """Build the model with the saved weights, in evaluation mode.
+        """Return the model with the saved weights, in evaluation mode.
 
         Raises:
-            RunError: If the weights are not those of the model that `experiment` describes.
+            RunError: If the weights do not fit the model that `experiment` describes.
         """
-        # The weights that the backbone started from are replaced anyway, and may be gone.
+        # The backbone's initial weights would be replaced anyway, and their file may not exist any more.
         config = self.experiment.model
         if getattr(config.backbone, "weights", None) is not None:
             config = config.replace(backbone=config.backbone.replace(weights=None))

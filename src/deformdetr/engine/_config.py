@@ -1,4 +1,4 @@
-"""Typed descriptions of a training run."""
+"""Configs of training runs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,23 +8,21 @@ from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, P
 
 from deformdetr.config import Config, DeformableDETRConfig, DETRConfig, ModelConfig, preset
 from deformdetr.data import AnyDataConfig
-from deformdetr.engine._overrides import merge
+from deformdetr.engine._settings import merge
 
 
 class StepSchedule(Config):
-    """A constant learning rate that drops after given epochs."""
+    """A constant learning rate with drops after given epochs."""
 
     kind: Literal["step"] = "step"
     drop_epochs: tuple[PositiveInt, ...] = Field(
         default=(40,), description="Finished epochs after which the learning rate drops."
     )
-    drop_factor: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.1, description="What each drop multiplies it by."
-    )
+    drop_factor: Annotated[float, Field(gt=0, le=1)] = Field(default=0.1, description="Factor of each drop.")
 
 
 class CosineSchedule(Config):
-    """A learning rate that falls along half a cosine over the whole run."""
+    """A learning rate that falls along a half cosine over the whole run."""
 
     kind: Literal["cosine"] = "cosine"
     final_factor: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -33,7 +31,7 @@ class CosineSchedule(Config):
 
 
 def _default_kind(kind: str) -> BeforeValidator:
-    """Let settings that do not say which kind they are be of the usual one."""
+    """Set the default `kind` of settings that do not name one."""
 
     def fill(settings: Any) -> Any:
         return {"kind": kind, **settings} if isinstance(settings, Mapping) else settings
@@ -45,17 +43,20 @@ Schedule = Annotated[StepSchedule | CosineSchedule, Field(discriminator="kind"),
 
 
 class TrainConfig(Config):
-    """How a model is trained; the defaults are those of Deformable DETR on COCO."""
+    """Settings of training. The defaults are those of Deformable DETR on COCO."""
 
     epochs: PositiveInt = Field(default=50, description="Passes over the training images.")
     max_steps: PositiveInt | None = Field(
-        default=None, description="Stop after this many optimiser steps, even within an epoch."
+        default=None, description="Stop after this many optimizer steps, even within an epoch."
     )
     batch_size: PositiveInt = Field(default=2, description="Images per process and forward pass.")
-    accumulate_steps: PositiveInt = Field(default=1, description="Batches whose gradients make one optimiser step.")
+    accumulate_steps: PositiveInt = Field(
+        default=1, description="Batches whose gradients are accumulated for one optimizer step."
+    )
     lr: PositiveFloat = Field(default=2e-4, description="Learning rate of AdamW.")
     lr_backbone_multiplier: NonNegativeFloat = Field(
-        default=0.1, description="Learning rate of the backbone relative to `lr`; 1 suits one with random weights."
+        default=0.1,
+        description="Learning rate of the backbone relative to `lr`; 1 suits a backbone with random weights.",
     )
     lr_sampling_multiplier: NonNegativeFloat = Field(
         default=0.1, description="The same for the layers that predict sampling offsets and reference points."
@@ -63,37 +64,43 @@ class TrainConfig(Config):
     weight_decay: NonNegativeFloat = 1e-4
     schedule: Schedule = Field(default=StepSchedule(), description="How the learning rate changes.")
     warmup_steps: NonNegativeInt = Field(
-        default=0, description="Optimiser steps in which the learning rate rises from 0."
+        default=0, description="Optimizer steps in which the learning rate rises from 0."
     )
     max_grad_norm: PositiveFloat | None = Field(
-        default=0.1, description="Gradients with a larger L2 norm are scaled down to it; null leaves them."
+        default=0.1,
+        description="Limit of the gradient's L2 norm, to which larger gradients are scaled; null sets no limit.",
     )
     precision: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="Of the model's matrix products and convolutions; weights stay float32."
+        default="float32", description="Precision of matrix products and convolutions; weights stay float32."
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="Recompute backbone, encoder and decoder in the backward pass, to save memory."
+        default=False, description="Recompute backbone, encoder and decoder in the backward pass to save memory."
     )
     seed: NonNegativeInt = 42
-    eval_every: PositiveInt = Field(default=1, description="Evaluate after every so many epochs, and after the last.")
-    save_every: PositiveInt = Field(default=1, description="Save after every so many epochs, and after the last.")
-    log_every: PositiveInt = Field(default=50, description="Steps per line of output where there is no progress bar.")
+    eval_every: PositiveInt = Field(
+        default=1, description="Epochs between evaluations; the last epoch is always evaluated."
+    )
+    save_every: PositiveInt = Field(
+        default=1, description="Epochs between checkpoints; the last epoch is always saved."
+    )
+    log_every: PositiveInt = Field(
+        default=50, description="Optimizer steps per line of output if there is no progress bar."
+    )
     init_checkpoint: Path | None = Field(
         default=None,
-        description="Start from these weights, of any format that load_checkpoint reads; class heads may differ, and a "
+        description="Weights to start from, in any format that load_checkpoint reads; class heads may differ, and a "
         "mask head may be missing.",
     )
     trainable: tuple[str, ...] = Field(
         default=(),
-        description="Parts of the model that train, such as mask_head, while all others stay as they are; none means "
-        "all.",
+        description="Parts of the model to train, such as mask_head; others are frozen. Empty trains all.",
     )
 
 
 def _complete_model(model: Any) -> Any:
-    """Put the given fields over those of the preset that the key `preset` names, or over the defaults.
+    """Fill in missing fields from the preset that the key `preset` names, or from the defaults.
 
-    The number of classes is left out where it is not given, because a dataset decides it.
+    A missing number of classes stays missing, because the dataset determines it.
     """
     if not isinstance(model, Mapping):
         return model
@@ -105,15 +112,21 @@ def _complete_model(model: Any) -> Any:
 
 
 class Experiment(Config):
-    """A model, the dataset it learns from, and how.
+    """A model, a dataset and the settings of training.
 
-    `model` may name a preset to start from: `{"preset": "deformable_detr_r50", "num_queries": 100}`. Where
-    `model.num_classes` is not given, the dataset decides it when training starts.
+    `model` may name a preset whose fields are the defaults: `{"preset": "deformable_detr_r50", "num_queries": 100}`.
+    Without `model.num_classes`, the dataset determines it when training starts.
+
+    Example:
+        >>> from deformdetr.engine import Experiment
+        >>> experiment = Experiment(model={"preset": "demo"}, data={"kind": "shapes"}, train={"epochs": 2})
+        >>> experiment.train.lr
+        0.0002
     """
 
     model: Annotated[ModelConfig, BeforeValidator(_complete_model)] = Field(
         default_factory=lambda: DeformableDETRConfig.model_validate(_complete_model({})),
-        description="The model; `preset` names the one whose fields are the defaults.",
+        description="The model; `preset` names the preset whose fields are the defaults.",
     )
-    data: Annotated[AnyDataConfig, _default_kind("coco")] = Field(description="What it learns from.")
-    train: TrainConfig = Field(default=TrainConfig(), description="How it learns.")
+    data: Annotated[AnyDataConfig, _default_kind("coco")] = Field(description="The dataset.")
+    train: TrainConfig = Field(default=TrainConfig(), description="Settings of training.")

@@ -1,4 +1,4 @@
-"""A whole run in minutes on two CPU cores: train on synthetic shapes, evaluate, draw."""
+"""A demonstration in minutes on two CPU cores: training on synthetic shapes, evaluation and pictures."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,8 @@ from deformdetr.config import DeformableDETRConfig, preset
 from deformdetr.data import DetectionDataset, ShapesConfig, build_dataset
 from deformdetr.engine._config import CosineSchedule, Experiment, TrainConfig
 from deformdetr.engine._errors import RunError
-from deformdetr.engine._evaluate import MASK_THRESHOLD, Evaluation, detect, evaluate_run
+from deformdetr.engine._evaluate import Evaluation, evaluate_run
+from deformdetr.engine._inference import MASK_THRESHOLD, detect
 from deformdetr.engine._run_directory import RunDirectory, load_run
 from deformdetr.engine._train import TrainResult, train
 from deformdetr.models import PostProcess
@@ -25,7 +26,7 @@ _ROWS = 3
 
 
 class DemoResult(NamedTuple):
-    """The trained run, its evaluation, and the two pictures."""
+    """The training run, its evaluation, and the paths of two pictures."""
 
     training: TrainResult
     evaluation: Evaluation
@@ -34,9 +35,14 @@ class DemoResult(NamedTuple):
 
 
 def demo_experiment(*, masks: bool = False) -> Experiment:
-    """Describe the demonstration: the preset `demo` on synthetic shapes, for two CPU cores.
+    """Return the experiment of the demonstration: the preset `demo` on synthetic shapes.
 
-    With masks it runs for twice as many epochs, because they learn from the last decoder layer alone.
+    With masks, it trains for twice as many epochs, because only the last decoder layer predicts masks.
+
+    Example:
+        >>> from deformdetr.engine import demo_experiment
+        >>> demo_experiment().train.epochs
+        7
     """
     epochs = 14 if masks else 7
     return Experiment(
@@ -57,19 +63,19 @@ def demo_experiment(*, masks: bool = False) -> Experiment:
 
 
 def run_demo(out_dir: str | Path, experiment: Experiment | None = None) -> DemoResult:
-    """Train, evaluate, and draw detections beside ground truth, with any masks, and the sampling points of one query.
+    """Train, evaluate, and draw detections beside the ground truth, and the sampling points of one query.
 
     Args:
-        out_dir: The run directory, where the pictures go too; an earlier demonstration in it is replaced.
-        experiment: What to run; by default `demo_experiment()`.
+        out_dir: Run directory, also for the pictures. An earlier demonstration in it is replaced.
+        experiment: Experiment to run, by default `demo_experiment()`.
 
     Raises:
-        RunError: If the directory holds anything but an earlier demonstration, or the model is no Deformable DETR.
+        RunError: If the directory holds other files, or the model is not a Deformable DETR.
     """
     experiment = demo_experiment() if experiment is None else experiment
     if not isinstance(experiment.model, DeformableDETRConfig):
         kind = experiment.model.kind
-        raise RunError(f"the demonstration draws sampling points, which a model of kind {kind!r} has not")
+        raise RunError(f"the demonstration draws sampling points, which a model of kind {kind!r} does not have")
     run = RunDirectory(Path(out_dir))
     _clear(run)
     with _one_thread():
@@ -89,7 +95,7 @@ def run_demo(out_dir: str | Path, experiment: Experiment | None = None) -> DemoR
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    # Tensors this small gain a quarter from a second thread, and take forty times as long where the other core is busy.
+    # For tensors this small, a second thread saves a quarter of the time, but costs 40 times as much on a busy core.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -102,7 +108,7 @@ def _clear(run: RunDirectory) -> None:
     """Remove the files of an earlier demonstration.
 
     Raises:
-        RunError: If there are others.
+        RunError: If there are other files.
     """
     if not run.path.exists():
         return
@@ -110,7 +116,8 @@ def _clear(run: RunDirectory) -> None:
     found = {each.name for each in run.path.iterdir()}
     if found - own:
         raise RunError(
-            f"{run.path} holds {', '.join(sorted(found - own)[:5])}, which no demonstration made: name another"
+            f"{run.path} holds {', '.join(sorted(found - own)[:5])}, which are not from a demonstration; name "
+            "another directory"
         )
     for name in found:
         (run.path / name).unlink()
@@ -137,7 +144,7 @@ def _draw_detections(
 
 
 def _draw_sampling_points(model: nn.Module, dataset: DetectionDataset, index: int) -> Image.Image:
-    """Show where the surest query of one picture looks in the last decoder layer."""
+    """Plot where the query with the highest score samples in the last decoder layer."""
     picture, _ = dataset.untransformed(index)
     image, _ = dataset[index]
     sampled: dict[str, Tensor] = {}
@@ -163,7 +170,7 @@ def _draw_sampling_points(model: nn.Module, dataset: DetectionDataset, index: in
         picture,
         sampled["locations"][0, query],
         sampled["weights"][0, query],
-        # Without padding, fractions of every level are fractions of the image.
+        # Without padding, fractions of a level are fractions of the image.
         reference=sampled["references"][0, query, 0],
         title=f"query {query}, {name} {float(scores[query]):.2f}: what the last decoder layer samples",
     )

@@ -1,78 +1,32 @@
-"""Average precision of a model on a dataset, and of a finished run."""
+"""Evaluation of models and of finished runs."""
 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deformdetr._files import write_text
 from deformdetr.data import AnyDataConfig, DataConfig, DetectionDataset, LabelMap, build_dataset
 from deformdetr.engine._errors import RunError
 from deformdetr.engine._experiment import validate_experiment
-from deformdetr.engine._learner import autocast
-from deformdetr.engine._overrides import merge
+from deformdetr.engine._inference import MASK_THRESHOLD, detect
+from deformdetr.engine._loaders import batches, eval_loader
 from deformdetr.engine._processes import Processes
 from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._run_directory import load_run
-from deformdetr.engine._sharding import batches, eval_loader
+from deformdetr.engine._settings import merge
 from deformdetr.evaluation import CocoEvaluator, CocoMetrics
-from deformdetr.structures import Detections, ImageBatch
-
-# The probability above which a pixel counts as the object's.
-MASK_THRESHOLD = 0.5
+from deformdetr.structures import Detections
 
 
 class Evaluation(NamedTuple):
-    """COCO's numbers, and the tables in which pycocotools and this library print them."""
+    """COCO's metrics, pycocotools' table of them, and a table by category."""
 
     metrics: CocoMetrics
     table: str
     class_table: str
-
-
-def detect(
-    model: nn.Module,
-    postprocess: Callable[..., list[Detections]],
-    images: ImageBatch,
-    sizes: list[tuple[int, int]],
-    *,
-    num_labels: int,
-    precision: str = "float32",
-) -> list[Detections]:
-    """Detect objects, with tensors on the CPU.
-
-    Args:
-        model: In evaluation mode; called with images (batch, 3, height, width) and their padding mask.
-        postprocess: Turns its predictions and the sizes of images into detections.
-        images: Moved to the model's device.
-        sizes: (height, width) to which boxes and masks are scaled, in pixels.
-        num_labels: Detections of labels from this on, which a model may have and its dataset not, are left out.
-        precision: As in `TrainConfig`.
-    """
-    device = next(model.parameters()).device
-    images = images.to(device, non_blocking=True)
-    with torch.inference_mode(), autocast(device, precision):
-        found = postprocess(model(images.images, images.padding_mask), sizes)
-    return [_on_host(detections, num_labels) for detections in found]
-
-
-def _on_host(detections: Detections, num_labels: int) -> Detections:
-    keep = detections["labels"] < num_labels
-
-    def move(values: Tensor) -> Tensor:
-        return values[keep].cpu()
-
-    moved: Detections = {
-        "boxes": move(detections["boxes"]),
-        "scores": move(detections["scores"]),
-        "labels": move(detections["labels"]),
-    }
-    if "masks" in detections:
-        moved["masks"] = move(detections["masks"])
-    return moved
 
 
 def evaluate(
@@ -86,17 +40,17 @@ def evaluate(
     precision: str = "float32",
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Evaluate a model with pycocotools, each process on its share of the images; all of them get the result.
+    """Evaluate a model with pycocotools. Each process evaluates its share of the images and returns the result of all.
 
     Args:
-        model: Evaluated in evaluation mode, and left in its own.
-        postprocess: Turns its predictions and the sizes of images into detections; masks must be boolean.
-        dataset: Of validation; if it has masks, they are evaluated too.
-        processes: Those that call this together.
+        model: Model to evaluate. It is switched to evaluation mode, and back to its mode afterwards.
+        postprocess: Function from predictions and image sizes to detections. Masks must be boolean.
+        dataset: Validation dataset. Its masks, if it has any, are evaluated too.
+        processes: The processes that call this function together.
         batch_size: Images per forward pass.
         num_workers: Processes that load images.
         precision: As in `TrainConfig`.
-        progress: Called with the number of batches done and of all.
+        progress: Called with the number of batches done and the total.
     """
     loader = eval_loader(
         dataset,
@@ -130,19 +84,19 @@ def evaluate_run(
     batch_size: int | None = None,
     output: Path | None = None,
 ) -> Evaluation:
-    """Evaluate a run's best checkpoint, or its last where none is best, on its validation images.
+    """Evaluate a run on its validation images, with its best checkpoint or, if there is none, its last one.
 
     Args:
         run: A run directory, or one of its checkpoints.
-        data_changes: Settings in place of those of the run's dataset, which must still mean the same by its categories.
-        batch_size: Images per forward pass; by default as in training.
-        output: Where to write the numbers as JSON; by default `evaluation.json` in the run directory. An older one is
+        data_changes: Settings that replace those of the run's dataset. Its categories must stay the same.
+        batch_size: Images per forward pass, by default as in training.
+        output: JSON file for the metrics, by default `evaluation.json` in the run directory. An existing file is
             replaced.
 
     Raises:
         ConfigError: If the changed settings are not valid.
-        RunError: If there is no such run, or the dataset's categories are others.
-        DatasetError: If the dataset cannot be evaluated on.
+        RunError: If the run does not exist, or the categories of the dataset differ.
+        DatasetError: If the dataset has problems.
     """
     path, checkpoint = load_run(run)
     processes = Processes()
@@ -154,7 +108,7 @@ def evaluate_run(
     dataset = build_dataset(data, "val", masks=experiment.model.masks)
     if dataset.label_map != checkpoint.label_map:
         raise RunError(
-            f"{path} knows the labels {', '.join(checkpoint.label_map.names)}, but the dataset has "
+            f"{path} has the labels {', '.join(checkpoint.label_map.names)}, but the dataset has "
             f"{', '.join(dataset.label_map.names)}"
         )
     model = checkpoint.build().to(processes.device)

@@ -1,4 +1,4 @@
-"""Reading experiments from files, and completing them with what their dataset decides."""
+"""Reading experiments from files, and completing them with the labels of their dataset."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,19 +11,18 @@ from deformdetr.config import preset, preset_names
 from deformdetr.data import DataConfig, LabelMap
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import ConfigError
-from deformdetr.engine._overrides import differences, merge
-from deformdetr.engine._settings import describe
+from deformdetr.engine._settings import describe, differences, merge
 
 
 def read_experiment(path: Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
-    """Read an experiment from a YAML or JSON file, put overrides over it, and validate the result.
+    """Read an experiment from a YAML or JSON file, and apply overrides to it.
 
     Args:
-        path: The file, by its suffix `.yaml`, `.yml` or `.json`.
-        overrides: Nested mappings like the file's; they take precedence.
+        path: File ending in `.yaml`, `.yml` or `.json`.
+        overrides: Nested settings that take precedence over those of the file.
 
     Raises:
-        ConfigError: If the file cannot be read, or the settings are not valid; the message names every wrong one.
+        ConfigError: If the file cannot be read, or settings are not valid. The message names each of them.
     """
     try:
         settings = read_mapping(path)
@@ -33,10 +32,10 @@ def read_experiment(path: Path, overrides: Mapping[str, Any] | None = None) -> E
 
 
 def validate_experiment(settings: Mapping[str, Any], *, source: str) -> Experiment:
-    """Validate settings that came from `source`.
+    """Return the experiment with these settings. `source` names their origin in errors.
 
     Raises:
-        ConfigError: With one line per wrong setting.
+        ConfigError: If settings are not valid. The message has one line for each.
     """
     try:
         return Experiment.model_validate(settings)
@@ -45,10 +44,17 @@ def validate_experiment(settings: Mapping[str, Any], *, source: str) -> Experime
 
 
 def resolve(experiment: Experiment, label_map: LabelMap) -> Experiment:
-    """Write the dataset's labels, and their number where the model leaves it open, into the experiment.
+    """Return the experiment with the dataset's label map and, unless it is given, the model's number of classes.
 
     Raises:
         ConfigError: If the model has fewer classes than there are labels.
+
+    Example:
+        >>> from deformdetr.data import LabelMap
+        >>> from deformdetr.engine import demo_experiment, resolve
+        >>> label_map = LabelMap.contiguous({1: "circle", 2: "rectangle", 3: "triangle"})
+        >>> resolve(demo_experiment(), label_map).model.num_classes
+        3
     """
     model = experiment.model
     if "num_classes" not in model.model_fields_set:
@@ -66,10 +72,10 @@ def resolve(experiment: Experiment, label_map: LabelMap) -> Experiment:
 
 
 def changes_that_matter(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
-    """Give the settings that differ so that one run cannot be the continuation of the other, by dotted name.
+    """Return the old and new values of settings that must not change when a run is resumed, by dotted name.
 
-    How often a run evaluates, saves and reports, and how many processes load its images, changes nothing else. The
-    number of epochs may change as well, unless the learning rate depends on it.
+    The intervals of evaluation, saving and logging and the number of workers may change. So may the number of epochs,
+    unless the learning rate depends on it.
     """
     harmless = {"train.eval_every", "train.save_every", "train.log_every", "train.init_checkpoint", "data.num_workers"}
     if old.train.schedule.kind == "step":
@@ -79,7 +85,13 @@ def changes_that_matter(old: Experiment, new: Experiment) -> dict[str, tuple[Any
 
 
 def experiment_schema() -> dict[str, Any]:
-    """Give the JSON schema of experiment files, with which editors complete and check them."""
+    """Return the JSON schema of experiment files, for completion and checks in editors.
+
+    Example:
+        >>> from deformdetr.engine import experiment_schema
+        >>> sorted(experiment_schema()["properties"])
+        ['data', 'model', 'train']
+    """
     schema = Experiment.model_json_schema()
     for model in ("DeformableDETRConfig", "DETRConfig"):
         schema["$defs"][model]["properties"]["preset"] = {

@@ -1,4 +1,4 @@
-"""Trading time for memory: activations of layers are computed again in the backward pass."""
+"""Gradient checkpointing, which recomputes activations in the backward pass to save memory."""
 
 from functools import partial
 
@@ -11,12 +11,20 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
 
 def enable_gradient_checkpointing(model: DeformableDETR | DETR) -> None:
-    """Keep only the inputs of the backbone's blocks and of encoder and decoder layers for the backward pass.
+    """Recompute the activations of backbone blocks and of encoder and decoder layers in the backward pass.
 
-    That pass runs each of them again, and the convolutions of a mask head, a few queries at a time. Parameters, their
-    names and the results stay the same; dropout draws the same numbers both times. Of backbones, this is for those that
-    have `blocks`, as ours do, or `set_grad_checkpointing`, as timm's do. One with batch norms stays as it is, because
-    they would count every batch twice; frozen ones do not.
+    Only their inputs are kept. The convolutions of a mask head are recomputed too, a few queries at a time. Results,
+    parameters and their names stay the same, and dropout draws the same numbers both times.
+
+    Backbones are supported if they have `blocks`, as those of this library, or `set_grad_checkpointing`, as those of
+    timm. A backbone with batch normalization is left unchanged, because its running statistics would count every batch
+    twice. Frozen batch normalization has none.
+
+    Example:
+        >>> from deformdetr.config import preset
+        >>> from deformdetr.engine import enable_gradient_checkpointing
+        >>> model = preset("demo").build()
+        >>> enable_gradient_checkpointing(model)
     """
     for layer in (*model.encoder.layers, *model.decoder.layers):
         _checkpoint(layer)
@@ -33,5 +41,5 @@ def enable_gradient_checkpointing(model: DeformableDETR | DETR) -> None:
 
 
 def _checkpoint(layer: nn.Module) -> None:
-    # Set on the instance: a wrapping module would change the names of the parameters.
+    # Patched on the instance, because a wrapping module would change the names of parameters.
     layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

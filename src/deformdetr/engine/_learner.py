@@ -1,4 +1,4 @@
-"""Forward, backward and optimiser step, with everything around them that keeps a run alive."""
+"""Training steps: forward, backward and optimizer, with checks that losses and gradients are finite."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from deformdetr.engine._config import TrainConfig
 from deformdetr.engine._errors import TrainingError
 from deformdetr.engine._gradient_checkpointing import enable_gradient_checkpointing
+from deformdetr.engine._inference import autocast
 from deformdetr.engine._optimizer import build_optimizer, set_learning_rate
 from deformdetr.engine._processes import Processes
 from deformdetr.engine._trainable import freeze_all_but
@@ -17,23 +18,21 @@ from deformdetr.losses import SetCriterion
 from deformdetr.models import DETR, DeformableDETR, needs_targets
 from deformdetr.structures import ImageBatch, Target
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 class Learner:
-    """A model and what makes it learn.
+    """A model with its criterion, optimizer and gradient scaler.
 
-    A loss or gradient that is not finite stops training. Both are read with the loss, the one transfer to the host per
-    batch beside the matcher's; a gradient is therefore judged with the next batch, or by `check_gradient`.
+    A loss or gradient that is not finite stops training. The norm of a gradient is read together with the next loss,
+    because each transfer from a GPU makes it wait. `check_gradient` reads it at once.
 
     Args:
-        model: Moved to the device of this process.
-        criterion: Judges its predictions.
-        config: How to train it.
-        processes: Those that train together.
+        model: Model to train. It is moved to the device of this process.
+        criterion: Criterion of its predictions.
+        config: Settings of training.
+        processes: The processes that train together.
 
     Attributes:
-        module: The model itself, not wrapped for several processes.
+        module: The model, without the wrapper for several processes.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class Learner:
         self._where = ""
 
     def start_epoch(self) -> None:
-        """Switch to training mode, apart from what is frozen."""
+        """Switch to training mode, except for frozen modules."""
         self._model.train()
         for module in self._frozen:
             module.training = False
@@ -62,20 +61,20 @@ class Learner:
     def learn(
         self, images: ImageBatch, targets: Sequence[Target], *, step: int, group_size: int, is_last: bool
     ) -> dict[str, float]:
-        """Add a batch's gradient to those of its group.
+        """Run forward and backward, adding to the accumulated gradient.
 
         Args:
-            images: A batch.
-            targets: Of each image.
-            step: Counts optimiser steps from 1, for messages.
-            group_size: Batches whose mean loss one optimiser step lowers.
-            is_last: Whether this batch completes the group, so that processes exchange their gradients.
+            images: Batch of images.
+            targets: Target of each image.
+            step: Number of the optimizer step, from 1, for messages.
+            group_size: Number of batches that are accumulated for the optimizer step.
+            is_last: Whether this batch is the last of them, so that processes exchange their gradients.
 
         Returns:
-            The total as `loss`, and its parts unweighted.
+            The total as `loss`, and its unweighted parts.
 
         Raises:
-            TrainingError: If a loss, or a gradient of the step before, is not finite.
+            TrainingError: If a loss, or the gradient of the previous step, is not finite.
         """
         where = f"step {step}, images {[target.get('image_id', '?') for target in targets]}"
         images = images.to(self.device, non_blocking=True)
@@ -96,7 +95,7 @@ class Learner:
         return values
 
     def step(self, learning_rate_factor: float) -> None:
-        """Clip the gradient and let the optimiser step."""
+        """Clip the gradient and run the optimizer."""
         set_learning_rate(self._optimizer, learning_rate_factor)
         self._scaler.unscale_(self._optimizer)
         limit = math.inf if self._config.max_grad_norm is None else self._config.max_grad_norm
@@ -106,24 +105,24 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)
 
     def check_gradient(self) -> None:
-        """Wait for the newest gradient and check it; to be called before anything is saved.
+        """Check the latest gradient. Call this before saving.
 
         Raises:
             TrainingError: If it is not finite.
         """
         if self._gradient_norm is not None:
-            self._judge_gradient(float(self._gradient_norm))
+            self._check_norm(float(self._gradient_norm))
 
     def learning_rates(self) -> dict[str, float]:
-        """Give the learning rate of each parameter group."""
+        """Return the learning rate of each parameter group."""
         return {group["name"]: group["lr"] for group in self._optimizer.param_groups}
 
     def state(self) -> dict[str, Any]:
-        """Give what `load_state` needs to go on as if nothing had happened; the model's weights are not part of it."""
+        """Return the state for resuming, apart from the weights of the model."""
         return {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave."""
+        """Restore a state that `state` returned."""
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
 
@@ -135,25 +134,20 @@ class Learner:
         numbers = torch.stack(tensors).tolist()
         values = dict(zip(names, numbers, strict=False))
         if self._gradient_norm is not None:
-            self._judge_gradient(numbers[-1])
+            self._check_norm(numbers[-1])
         wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
         if wrong:
             raise TrainingError(f"{where}: the loss is not finite: {wrong}")
         return values
 
-    def _judge_gradient(self, norm: float) -> None:
-        # The gradient scaler skips such steps, and lowers its scale until there are none.
+    def _check_norm(self, norm: float) -> None:
+        # The gradient scaler skips steps with an infinite gradient, and lowers its scale.
         if not math.isfinite(norm) and not self._scaler.is_enabled():
-            raise TrainingError(f"{self._where}: the norm of the gradient is {norm}, while the loss is finite")
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Let matrix products and convolutions run in a precision of `TrainConfig`."""
-    return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "float32")
+            raise TrainingError(f"{self._where}: the norm of the gradient is {norm}, although the loss is finite")
 
 
 def to_device(target: Target, device: torch.device) -> Target:
-    """Move what the criterion reads; sizes and ids stay where they are."""
+    """Move the tensors that the criterion reads to a device."""
     moved: Target = {
         **target,
         "boxes": target["boxes"].to(device, non_blocking=True),

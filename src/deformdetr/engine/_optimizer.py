@@ -1,29 +1,36 @@
-"""AdamW with the parameter groups of Deformable DETR."""
+"""AdamW with the parameter groups and learning rates of Deformable DETR."""
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
-from deformdetr.engine._config import TrainConfig
+from deformdetr.engine._config import CosineSchedule, TrainConfig
 
 
 def parameter_groups(
     model: nn.Module, *, lr: float, lr_backbone_multiplier: float = 0.1, lr_sampling_multiplier: float = 0.1
 ) -> list[dict[str, Any]]:
-    """Sort a model's trainable parameters into groups for an optimiser, each with its `name` and learning rate.
+    """Return the optimizer's parameter groups of a model, each with a `name` and a learning rate.
 
-    `backbone` are the parameters of the module of that name; `sampling` those of layers that predict sampling offsets
-    and reference points; `main` are all others. A group without parameters is left out.
+    Group `backbone` has the parameters of the module of that name. Group `sampling` has those of layers that predict
+    sampling offsets and reference points. Group `main` has all others. Frozen parameters and empty groups are left out.
 
     Args:
-        model: A detector of this library, or another whose parameters are named alike.
+        model: A detector of this library, or another one with the same parameter names.
         lr: Learning rate of the main group.
-        lr_backbone_multiplier: Learning rate of the backbone relative to it.
-        lr_sampling_multiplier: Learning rate of the sampling group relative to it.
+        lr_backbone_multiplier: Learning rate of the backbone, relative to `lr`.
+        lr_sampling_multiplier: Learning rate of the sampling group, relative to `lr`.
 
     References:
         Zhu et al., "Deformable DETR", ICLR 2021, appendix A.4.
+
+    Example:
+        >>> from deformdetr.config import preset
+        >>> from deformdetr.engine import parameter_groups
+        >>> {group["name"]: group["lr"] for group in parameter_groups(preset("demo").build(), lr=1e-3)}
+        {'main': 0.001, 'backbone': 0.0001, 'sampling': 0.0001}
     """
     groups: dict[str, list[nn.Parameter]] = {"main": [], "backbone": [], "sampling": []}
     for name, parameter in model.named_parameters():
@@ -44,10 +51,15 @@ def _group_of(name: str) -> str:
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Build AdamW; weight decay applies to every parameter, as in the original.
+    """Return AdamW for a model. Weight decay applies to all parameters, as in the original.
 
     Raises:
-        ValueError: If the model has no parameter that trains.
+        ValueError: If the model has no trainable parameter.
+
+    Example:
+        >>> from deformdetr.config import preset
+        >>> from deformdetr.engine import TrainConfig, build_optimizer
+        >>> optimizer = build_optimizer(preset("demo").build(), TrainConfig(lr=1e-3))
     """
     groups = parameter_groups(
         model,
@@ -60,7 +72,33 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
+def learning_rate_factor(config: TrainConfig, step: int, *, steps_per_epoch: int, total_steps: int) -> float:
+    """Return the factor of the learning rates in a step.
+
+    It depends only on the step, so that the schedule has no state to save.
+
+    Args:
+        config: Settings of training, with schedule and warm-up.
+        step: Number of optimizer steps before this one.
+        steps_per_epoch: Number of optimizer steps in an epoch.
+        total_steps: Number of optimizer steps in the run.
+
+    Example:
+        >>> from deformdetr.engine import TrainConfig, learning_rate_factor
+        >>> learning_rate_factor(TrainConfig(warmup_steps=3), 1, steps_per_epoch=10, total_steps=500)
+        0.5
+    """
+    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    schedule = config.schedule
+    if isinstance(schedule, CosineSchedule):
+        progress = min(1.0, step / max(1, total_steps - 1))
+        final = schedule.final_factor
+        return warmup * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
+    drops = sum(step >= epoch * steps_per_epoch for epoch in schedule.drop_epochs)
+    return warmup * schedule.drop_factor**drops
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set every group's learning rate to a multiple of its first one."""
+    """Set the learning rate of each group to its initial one times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor

@@ -1,14 +1,18 @@
-"""Detections in pictures from files."""
+"""Detection in image files."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict
 
+from jaxtyping import Bool, UInt8
+from PIL import Image
+from torch import Tensor
+
 from deformdetr._files import write_text
 from deformdetr.data import DatasetError, LabelMap, load_image, prepare_for_evaluation
 from deformdetr.engine._errors import PredictionError
-from deformdetr.engine._evaluate import MASK_THRESHOLD, detect
+from deformdetr.engine._inference import MASK_THRESHOLD, detect
 from deformdetr.engine._processes import Processes
 from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._run_directory import load_run
@@ -20,9 +24,9 @@ _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 class ImageDetections(TypedDict):
-    """What was found in one file, best first: boxes are (left, top, right, bottom) in pixels.
+    """Detections in one file, in descending order of scores.
 
-    A model with masks gives them at the size of the image, as COCO's compressed run lengths.
+    Boxes are (left, top, right, bottom) in pixels. Masks of a model with a mask head have the size of the image.
     """
 
     file: str
@@ -37,7 +41,7 @@ class ImageDetections(TypedDict):
 
 
 class PredictResult(NamedTuple):
-    """All detections, and why files were skipped, by their path."""
+    """Detections of all images, and the reasons for skipped files by path."""
 
     images: list[ImageDetections]
     skipped: dict[str, str]
@@ -46,23 +50,23 @@ class PredictResult(NamedTuple):
 def predict(
     run: str | Path, images: Sequence[str | Path], out_dir: str | Path, *, threshold: float = 0.5
 ) -> PredictResult:
-    """Detect objects in image files, draw them, and list them in `predictions.json`.
+    """Detect objects in image files, draw them, and write `predictions.json`.
 
-    The JSON holds every detection that the model's post-processing keeps; a picture shows those of at least
-    `threshold`. Pictures are PNG files named after their images, numbered where names collide. A file that cannot be
-    read as an image is skipped, with its reason in the result and in the JSON. Images are shown and measured as their
-    pixels are stored, without their EXIF orientation.
+    The JSON file has all detections that post-processing keeps. Pictures show those with a score of at least
+    `threshold`. They are PNG files named after their images, with a number if names collide. A file that cannot be read
+    as an image is skipped, and the result and the JSON file have the reason. Pixels are used as stored: the EXIF
+    orientation is ignored.
 
     Args:
-        run: A run directory, whose best checkpoint is taken, or one of its checkpoints.
-        images: Files, and folders, of which every file with the suffix of an image is taken.
-        out_dir: Where to write; it is made, and pictures of an earlier call are replaced.
-        threshold: Lowest score to be drawn.
+        run: A run directory, whose best checkpoint is used, or one of its checkpoints.
+        images: Image files, and folders whose image files are used.
+        out_dir: Folder to write to. It is created, and pictures of an earlier call are replaced.
+        threshold: Lowest score to draw.
 
     Raises:
-        RunError: If there is no such run.
-        PredictionError: Before anything is written, if a path does not exist, there is no image, or a picture would
-            replace one of the images.
+        RunError: If the run does not exist.
+        PredictionError: If a path does not exist, there are no images, or a picture would replace one of the images.
+            Nothing is written then.
     """
     files = find_images([Path(image) for image in images])
     out_dir = Path(out_dir)
@@ -92,17 +96,9 @@ def predict(
                 num_labels=len(names),
                 precision=checkpoint.experiment.train.precision,
             )
-            result.images.append(_listed(file, (height, width), found, checkpoint.label_map))
+            result.images.append(_to_json(file, (height, width), found, checkpoint.label_map))
             keep = found["scores"] >= threshold
-            drawn = draw_boxes(
-                image,
-                found["boxes"][keep],
-                found["labels"][keep],
-                names,
-                scores=found["scores"][keep],
-                masks=found["masks"][keep, 0] if "masks" in found else None,
-            )
-            save_image(drawn, picture)
+            save_image(_draw(image, found, keep, names), picture)
             display.update(done, status=f"{int(keep.sum())} in {file.name}")
     content = {"run": str(run), "threshold": threshold, "images": result.images, "skipped": result.skipped}
     write_text(out_dir / "predictions.json", json.dumps(content, indent=1) + "\n")
@@ -110,10 +106,10 @@ def predict(
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """List files, and the images of folders by name; a file given twice comes once.
+    """Return the files, and the image files in folders sorted by name, without repetitions.
 
     Raises:
-        PredictionError: If a path does not exist, or there is no image at all.
+        PredictionError: If a path does not exist, or there are no images.
     """
     absent = [str(path) for path in paths if not path.exists()]
     if absent:
@@ -131,10 +127,10 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def _name_pictures(files: Sequence[Path], out_dir: Path) -> list[Path]:
-    """Choose where to draw each image.
+    """Return the path of the picture of each image.
 
     Raises:
-        PredictionError: If that is where one of the images lies.
+        PredictionError: If it is the path of one of the images.
     """
     taken: set[Path] = set()
     pictures = []
@@ -151,7 +147,20 @@ def _name_pictures(files: Sequence[Path], out_dir: Path) -> list[Path]:
     return pictures
 
 
-def _listed(file: Path, size: tuple[int, int], found: Detections, label_map: LabelMap) -> ImageDetections:
+def _draw(
+    image: UInt8[Tensor, "3 height width"], found: Detections, keep: Bool[Tensor, " n"], names: Sequence[str]
+) -> Image.Image:
+    return draw_boxes(
+        image,
+        found["boxes"][keep],
+        found["labels"][keep],
+        names,
+        scores=found["scores"][keep],
+        masks=found["masks"][keep, 0] if "masks" in found else None,
+    )
+
+
+def _to_json(file: Path, size: tuple[int, int], found: Detections, label_map: LabelMap) -> ImageDetections:
     labels = found["labels"].tolist()
     listed: ImageDetections = {
         "file": str(file),

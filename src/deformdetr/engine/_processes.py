@@ -1,4 +1,4 @@
-"""The processes that train together, through accelerate; one process is the ordinary case."""
+"""Communication between training processes, with accelerate."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext
@@ -7,24 +7,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deformdetr.engine._errors import ConfigError
-from deformdetr.engine._extras import require_train_extra
+from deformdetr.engine._errors import ConfigError, require_train_extra
 
 
 class Processes:
-    """This process among those that `accelerate launch` or `torchrun` started.
+    """The processes that `accelerate launch` or `torchrun` started, or a single one.
 
     Args:
-        has_unused_parameters: Whether some trainable parameters have no influence on the loss.
+        has_unused_parameters: Whether some trainable parameters do not affect the loss.
 
     Attributes:
-        device: Where this process computes.
-        rank: Number of this process.
+        device: Device of this process.
+        rank: Index of this process.
         world_size: Number of processes.
 
     Raises:
         ModuleNotFoundError: If accelerate is not installed.
-        ConfigError: If the launcher asks for anything but data parallelism.
+        ConfigError: If the launcher requests anything but data parallelism.
+
+    Example:
+        >>> from deformdetr.engine import Processes
+        >>> processes = Processes()
+        >>> processes.is_main, processes.world_size
+        (True, 1)
     """
 
     def __init__(self, *, has_unused_parameters: bool = False) -> None:
@@ -32,21 +37,21 @@ class Processes:
         from accelerate import Accelerator, DistributedDataParallelKwargs
 
         launched = int(os.environ.get("WORLD_SIZE", "1"))
-        # Precision is a matter of the config, and autocast and gradient scaler are the learner's.
+        # The config sets the precision, and `Learner` applies it.
         self._accelerator: Any = Accelerator(
             mixed_precision="no",
-            # Without GPUs accelerate lets the processes of torchrun run side by side unless it is told of CPUs.
+            # Without GPUs, accelerate connects the processes of torchrun only if `cpu` is set.
             cpu=launched > 1 and not torch.cuda.is_available(),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=has_unused_parameters)],
         )
         kind = self._accelerator.distributed_type.value
         if kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
             raise ConfigError(
-                f"the launcher asks for {kind}, but only data parallelism on CPUs or CUDA GPUs is supported"
+                f"the launcher requests {kind}, but only data parallelism on CPUs or CUDA GPUs is supported"
             )
         if self._accelerator.num_processes != launched:
             raise ConfigError(
-                f"{launched} processes were launched, but {self._accelerator.num_processes} found each other"
+                f"{launched} processes were launched, but only {self._accelerator.num_processes} are connected"
             )
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
@@ -54,16 +59,16 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks to people."""
+        """Whether this is the process that writes files and output."""
         return self.rank == 0
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Let backward passes of the returned module average gradients over the processes."""
+        """Return the model wrapped so that backward passes average gradients over the processes."""
         prepared: nn.Module = self._accelerator.prepare_model(model)
         return prepared
 
     def exchange(self, model: nn.Module, enabled: bool) -> AbstractContextManager[Any]:  # noqa: FBT001
-        """Say whether the backward pass of the forward pass within exchanges gradients."""
+        """Return a context for a forward and backward pass, in which gradients are exchanged if `enabled`."""
         context: AbstractContextManager[Any] = nullcontext() if enabled else self._accelerator.no_sync(model)
         return context
 
@@ -72,7 +77,7 @@ class Processes:
         self._accelerator.backward(loss)
 
     def main_first(self) -> AbstractContextManager[Any]:
-        """Let the main process go first, the others after it: what it downloads, they find."""
+        """Return a context that the main process runs first, so that others find the files that it downloads."""
         context: AbstractContextManager[Any] = self._accelerator.main_process_first()
         return context
 
@@ -81,20 +86,20 @@ class Processes:
         self._accelerator.wait_for_everyone()
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """Average numbers over the processes, which must have the same names."""
+        """Return the means over all processes, which must pass the same names."""
         numbers = torch.tensor(list(values.values()), dtype=torch.float32, device=self.device)
         averaged = self._accelerator.reduce(numbers, reduction="mean").tolist()
         return dict(zip(values, averaged, strict=True))
 
     def gather(self, value: Any) -> list[Any]:
-        """Give the values of all processes to all of them."""
+        """Return the values of all processes."""
         from accelerate.utils import gather_object
 
         gathered: list[Any] = gather_object([value])
         return gathered
 
     def broadcast(self, value: Any) -> Any:
-        """Give the main process's value to all of them."""
+        """Return the value of the main process."""
         from accelerate.utils import broadcast_object_list
 
         return broadcast_object_list([value])[0]

@@ -1,28 +1,36 @@
-"""What a person sees while a run goes on: a progress bar on a terminal, now and then a line elsewhere."""
+"""Display of progress: a bar on a terminal, or else a line from time to time."""
 
 import time
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
-from deformdetr.engine._extras import require_train_extra
+from deformdetr.engine._errors import require_train_extra
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 class ProgressDisplay:
-    """Report one main task, and short ones within it.
+    """Show the progress of a task, and of short tasks within it.
 
     Args:
-        description: What is going on.
-        total: Steps of the main task.
-        done: Steps that an earlier run has done already.
-        log_every: Steps per line where there is no terminal; at most one line comes in ten seconds.
-        console: A console of rich; by default one on standard output.
-        is_silent: Whether to show nothing, as all processes but one do.
+        description: Description of the task.
+        total: Number of steps.
+        done: Number of steps done in an earlier run.
+        log_every: Steps per line if there is no terminal. There is at most one line every ten seconds.
+        console: A console of rich, by default for standard output.
+        is_silent: Whether to show nothing.
 
     Raises:
         ModuleNotFoundError: If rich is not installed.
+
+    Example:
+        >>> from deformdetr.engine import ProgressDisplay
+        >>> with ProgressDisplay("counting", 3) as display:
+        ...     for number in range(3):
+        ...         display.update(number + 1)
+        ...     display.say("counted to three")
+        counted to three
     """
 
     def __init__(
@@ -79,7 +87,7 @@ class ProgressDisplay:
         self._progress.stop()
 
     def update(self, done: int, *, total: int | None = None, description: str | None = None, status: str = "") -> None:
-        """Show how many steps of the main task are done, and what there is to say about the newest."""
+        """Show the number of steps done, and a status."""
         self._total = self._total if total is None else total
         self._description = self._description if description is None else description
         self._progress.update(
@@ -93,10 +101,10 @@ class ProgressDisplay:
             self.say(f"{self._description}  {done}/{self._total}  {status}  left: {timedelta(seconds=round(left))}")
 
     def within(self, description: str, done: int, total: int) -> None:
-        """Show a short task in place of the main one's description; it writes no lines."""
+        """Show a short task in place of the description. It writes no lines."""
         shown = f"{description} {done}/{total}" if done < total else self._description
         self._progress.update(self._main, description=shown)
 
     def say(self, line: str) -> None:
-        """Write a line that stays."""
+        """Write a line above the progress bar."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The directory of a training run."""
+"""Directories of training runs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,23 @@ from deformdetr.engine._experiment import changes_that_matter
 
 
 class RunDirectory:
-    """Where a run keeps what it makes.
+    """The files of a run.
 
     Attributes:
         path: The directory.
         config: The complete experiment, as YAML.
-        metrics: One JSON object per finished epoch and line.
-        curves: Losses and precision over the epochs, as a picture.
-        last: The newest checkpoint, from which training goes on.
+        metrics: Metrics with one JSON object per line and finished epoch.
+        curves: Plot of losses and precision over the epochs.
+        last: The latest checkpoint, for resuming.
         best: The checkpoint with the highest AP.
-        evaluation: The newest result of `deformdetr eval`, as JSON.
-        environment: The command, versions and device of the newest start, as JSON.
+        evaluation: The latest result of `deformdetr eval`, as JSON.
+        environment: The command, versions and device of the latest start, as JSON.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from deformdetr.engine import RunDirectory
+        >>> RunDirectory(Path("runs/demo")).best.name
+        'best.pt'
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,28 +43,28 @@ class RunDirectory:
         self.environment = path / "environment.json"
 
     def file_names(self) -> set[str]:
-        """Give the names of all files that a run may have."""
+        """Return the names of all files that a run may have."""
         files = (self.config, self.metrics, self.curves, self.last, self.best, self.evaluation, self.environment)
         return {file.name for file in files}
 
     def open(self, experiment: Experiment, *, resume: bool) -> Checkpoint | None:
-        """Check that the run may be kept here, without changing anything, and give the checkpoint to go on from.
+        """Check that the directory fits the experiment, and return the checkpoint to resume from, if any.
 
-        Without `resume` the directory must be empty or absent. With it, a run of the same experiment goes on; one that
-        has not saved a checkpoint yet, or an empty directory, starts from the beginning.
+        Without `resume`, the directory must be empty or absent. With it, the directory may hold a run of the same
+        experiment. A run that has not saved a checkpoint yet starts from the beginning. Nothing is changed.
 
         Raises:
-            RunError: If something else is in the directory, or the experiment is another one.
+            RunError: If the directory holds other files or a run of another experiment.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path} is a file; a directory is needed for the run")
+            raise RunError(f"{self.path} is a file, not a directory")
         content = sorted(each.name for each in self.path.iterdir()) if self.path.exists() else []
         if not content:
             return None
         if not resume:
             names = ", ".join(content[:5]) + (", ..." if len(content) > 5 else "")
             raise RunError(
-                f"{self.path} is not empty (it holds {names}), and nothing is overwritten: name another directory, or "
+                f"{self.path} is not empty (it holds {names}), and is not overwritten: name another directory, or "
                 "resume the run"
             )
         if not self.last.exists():
@@ -67,18 +73,18 @@ class RunDirectory:
             raise RunError(f"{self.path} holds no run to resume (neither {self.last.name} nor {self.config.name})")
         checkpoint = Checkpoint.load(self.last)
         if checkpoint.training is None:
-            raise RunError(f"{self.last}: holds a model without the state of its training")
+            raise RunError(f"{self.last}: has no state for resuming")
         changed = changes_that_matter(checkpoint.experiment, experiment)
         if changed:
             rows = "\n".join(f"  {name}: {old!r} before, {new!r} now" for name, (old, new) in changed.items())
-            raise RunError(f"{self.path} cannot be resumed with another config, and these settings differ:\n{rows}")
+            raise RunError(f"{self.path} cannot be resumed with a different config; these settings differ:\n{rows}")
         return checkpoint
 
     def create(self, experiment: Experiment, environment: Mapping[str, Any], *, epoch: int) -> None:
-        """Make the directory with config and environment; drop metrics of epochs after `epoch`, which run again.
+        """Create the directory with config and environment.
 
-        Checkpoints that a killed process has not finished are removed: one for each time it was killed would fill the
-        disk.
+        Metrics of epochs after `epoch`, which will run again, are dropped. Unfinished files of killed processes are
+        removed, because they would fill the disk over time.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         remove_unfinished(self.path)
@@ -87,14 +93,14 @@ class RunDirectory:
         self._write_metrics([row for row in self.read_metrics() if row["epoch"] <= epoch])
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Add one line."""
+        """Append one line to the metrics."""
         self._write_metrics([*self.read_metrics(), row])
 
     def _write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return all lines up to the first that is no epoch's: other software may have cut or changed the file."""
+        """Return all metrics up to the first damaged line, since other software may have changed the file."""
         if not self.metrics.exists():
             return []
         rows = []
@@ -110,11 +116,11 @@ class RunDirectory:
 
 
 def load_run(run: Path, *, prefer: Sequence[str] = ("best.pt", "last.pt")) -> tuple[Path, Checkpoint]:
-    """Give the checkpoint of a run, and its path.
+    """Return the path of a run's checkpoint, and the checkpoint.
 
     Args:
         run: A run directory, or one of its checkpoints.
-        prefer: Names of checkpoints in a directory; the first that exists is taken.
+        prefer: File names of checkpoints in order of preference. The first that exists is loaded.
 
     Raises:
         RunError: If there is none.
@@ -123,6 +129,6 @@ def load_run(run: Path, *, prefer: Sequence[str] = ("best.pt", "last.pt")) -> tu
         return run, Checkpoint.load(run)
     found = next((run / name for name in prefer if (run / name).exists()), None)
     if found is None:
-        why = f"holds neither of {', '.join(prefer)}" if run.is_dir() else "does not exist"
+        why = f"holds none of {', '.join(prefer)}" if run.is_dir() else "does not exist"
         raise RunError(f"{run} {why}; a run directory of `deformdetr train` or one of its checkpoints is needed")
     return found, Checkpoint.load(found)

@@ -1,7 +1,4 @@
-"""Random numbers that follow from seed, process and epoch alone.
-
-A resumed run therefore draws what an uninterrupted one does.
-"""
+"""Seeding of random numbers by seed, process and epoch, so that resumed runs equal uninterrupted ones."""
 
 import random
 
@@ -10,14 +7,14 @@ import torch
 
 
 def seed_everything(seed: int, *, rank: int, epoch: int) -> None:
-    """Seed Python's, NumPy's and PyTorch's generators, the GPUs' included.
+    """Seed the generators of Python, NumPy and PyTorch, including those of GPUs.
 
     Args:
-        seed: Of the run; not negative.
-        rank: Processes draw different numbers.
-        epoch: So do epochs.
+        seed: Seed of the run; not negative.
+        rank: Index of this process. Processes draw different numbers.
+        epoch: Epoch. Epochs draw different numbers.
     """
     first, second = np.random.SeedSequence([seed, rank, epoch]).generate_state(2, np.uint32).tolist()
     random.seed(first)
-    np.random.seed(first)  # noqa: NPY002 - transforms of other libraries draw from the global generator.
+    np.random.seed(first)  # noqa: NPY002 - transforms of other libraries use the global generator.
     torch.manual_seed((first << 31) ^ second)

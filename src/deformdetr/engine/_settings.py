@@ -1,16 +1,58 @@
-"""The names of settings, and messages about wrong ones that name those that may have been meant."""
+"""Settings as nested mappings: merging, comparing, and error messages with suggestions."""
 
 import difflib
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 _Models = Sequence[type[BaseModel]]
 
 
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with changes applied, level by level. Settings of another `kind` are replaced as a whole."""
+    merged = dict(base)
+    for name, change in changes.items():
+        current = merged.get(name)
+        if isinstance(current, Mapping) and isinstance(change, Mapping) and _same_kind(current, change):
+            merged[name] = merge(current, change)
+        else:
+            merged[name] = change
+    return merged
+
+
+def _same_kind(current: Mapping[str, Any], change: Mapping[str, Any]) -> bool:
+    return "kind" not in change or "kind" not in current or current["kind"] == change["kind"]
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the value of each leaf."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the old and new values of leaves that differ, by dotted name. A missing leaf counts as `None`."""
+    before, after = dict(flatten(old)), dict(flatten(new))
+    return {
+        name: (before.get(name), after.get(name))
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    }
+
+
 def setting_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Give the dotted name of every leaf, those of all kinds where there are several."""
+    """Yield the dotted name of every setting, for all kinds of nested settings.
+
+    Example:
+        >>> from deformdetr.engine import CosineSchedule, setting_names
+        >>> list(setting_names(CosineSchedule, "train.schedule."))
+        ['train.schedule.kind', 'train.schedule.final_factor']
+    """
     for name, field in model.model_fields.items():
         nested = models_in(field.annotation)
         if nested:
@@ -21,9 +63,14 @@ def setting_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
-    """Name what an unknown setting may have meant, to be appended to a message.
+    """Return the end of an error message, with suggestions for an unknown setting.
 
-    That is a setting of this name in another section, else those spelt alike, else all of the section.
+    These are settings of the same name in other sections, else those of similar spelling, else all of the section.
+
+    Example:
+        >>> from deformdetr.engine import suggest
+        >>> suggest("train.epoch", ["train.epochs", "train.lr"])
+        '; did you mean train.epochs?'
     """
     section, _, leaf = name.rpartition(".")
     candidates = [each for each in dict.fromkeys(known) if each.rpartition(".")[2] == leaf]
@@ -35,7 +82,17 @@ def suggest(name: str, known: Sequence[str]) -> str:
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
-    """Say in one line per problem which setting is wrong, and what an unknown name may have meant."""
+    """Return an error message with one line per invalid setting, and suggestions for unknown names.
+
+    Example:
+        >>> from pydantic import ValidationError
+        >>> from deformdetr.engine import TrainConfig, describe
+        >>> try:
+        ...     TrainConfig(epoch=3)
+        ... except ValidationError as error:
+        ...     describe(error, TrainConfig)
+        "there is no setting 'epoch'; did you mean epochs?"
+    """
     known = list(setting_names(model))
     lines = []
     for problem in error.errors(include_url=False):
@@ -47,11 +104,11 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
         else:
             given = "" if isinstance(problem["input"], dict | BaseModel) else f", got {problem['input']!r:.60}"
             lines.append(f"{name or 'settings'}: {problem['msg'].removeprefix('Value error, ')}{given}")
-    return lines[0] if len(lines) == 1 else "\n  ".join([f"{len(lines)} settings are wrong:", *lines])
+    return lines[0] if len(lines) == 1 else "\n  ".join([f"{len(lines)} settings are not valid:", *lines])
 
 
 def _dotted(loc: Sequence[int | str], model: type[BaseModel]) -> str:
-    """Join the names on the way to a value; pydantic also puts the kind of each union's member there."""
+    """Return the dotted name of a location, without the kinds of union members that pydantic adds to it."""
     names: list[str] = []
     models: _Models = [model]
     for part in loc:
@@ -75,7 +132,13 @@ def _kinds(model: type[BaseModel]) -> tuple[object, ...]:
 
 
 def models_in(annotation: object) -> _Models:
-    """Give the models among the members of an annotation."""
+    """Return the pydantic models in an annotation.
+
+    Example:
+        >>> from deformdetr.engine import CosineSchedule, models_in
+        >>> [model.__name__ for model in models_in(CosineSchedule | None)]
+        ['CosineSchedule']
+    """
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [each for member in typing.get_args(annotation) if not isinstance(member, str) for each in models_in(member)]

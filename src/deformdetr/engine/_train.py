@@ -1,4 +1,4 @@
-"""Training a detector from an experiment to its best checkpoint."""
+"""Training of detectors."""
 
 import platform
 import sys
@@ -15,24 +15,25 @@ from deformdetr.data import Datasets, build_datasets
 from deformdetr.engine._checkpoint import Checkpoint
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import ConfigError, RunError
-from deformdetr.engine._evaluate import MASK_THRESHOLD, Evaluation, evaluate
+from deformdetr.engine._evaluate import Evaluation, evaluate
 from deformdetr.engine._experiment import resolve
+from deformdetr.engine._inference import MASK_THRESHOLD
 from deformdetr.engine._learner import Learner
+from deformdetr.engine._loaders import batches, train_loader
+from deformdetr.engine._optimizer import learning_rate_factor
 from deformdetr.engine._processes import Processes
 from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._run_directory import RunDirectory
-from deformdetr.engine._schedule import learning_rate_factor
 from deformdetr.engine._seeds import seed_everything
-from deformdetr.engine._sharding import batches, train_loader
 from deformdetr.integrations import load_checkpoint
 from deformdetr.models import DETR, DeformableDETR
 from deformdetr.visualize import plot_curves
 
 
 class TrainResult(NamedTuple):
-    """What a training run came to.
+    """The result of a training run.
 
-    `metrics` are COCO's numbers of the last epoch; `best` is the highest AP of any, `None` where there is no object.
+    `metrics` are COCO's metrics of the last epoch. `best` is the highest AP, or `None` if there are no objects.
     """
 
     run: Path
@@ -43,24 +44,24 @@ class TrainResult(NamedTuple):
 
 
 def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = False) -> TrainResult:
-    """Train a model, evaluate it on the way, and keep everything in a run directory.
+    """Train and evaluate a model, and write checkpoints, metrics and curves to a run directory.
 
-    Every process of `accelerate launch` or `torchrun` calls this with the same arguments. Epochs are seeded one by one,
-    so that a resumed run continues as if it had never stopped, bit for bit on a CPU.
+    Each process of `accelerate launch` or `torchrun` calls this function with the same arguments. Random numbers are
+    seeded in each epoch, so that a resumed run equals an uninterrupted one, bit for bit on a CPU.
 
     Args:
-        experiment: What to train, on what, and how.
-        output_dir: The run directory: empty or absent, unless `resume` is given.
-        resume: Whether to go on with the run in the directory, after its last saved epoch; without one, from the start.
+        experiment: Model, dataset and settings of training.
+        output_dir: Run directory. It must be empty or absent unless `resume` is True.
+        resume: Whether to continue the run in the directory after its last saved epoch, or start one if there is none.
 
     Raises:
         ConfigError: If model and dataset do not fit together, or a variable in `train.init_checkpoint` is not set.
-        DatasetError: If the dataset cannot be trained on, or an image turns out to be unreadable.
-        RunError: If the directory holds something else.
+        DatasetError: If the dataset has problems, or an image cannot be read.
+        RunError: If the directory holds other files or another run.
         TrainingError: If a loss or a gradient is not finite.
         CheckpointError: If `train.init_checkpoint` does not fit the model.
-        FileNotFoundError: If there is no such file.
-        OSError: If the run cannot be written; what was saved before is intact.
+        FileNotFoundError: If `train.init_checkpoint` does not exist.
+        OSError: If a file of the run cannot be written. Files that were saved before are intact.
     """
     processes = Processes(has_unused_parameters=not experiment.model.aux_loss)
     datasets = build_datasets(experiment.data, masks=experiment.model.masks)
@@ -75,7 +76,7 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
 
 
 class _Training:
-    """The state of a run, and its epochs."""
+    """The state of a run."""
 
     def __init__(
         self,
@@ -105,7 +106,7 @@ class _Training:
         self._step = 0 if checkpoint is None else checkpoint.step
         self._metrics: dict[str, Any] = {} if checkpoint is None else checkpoint.metrics
         self._best: tuple[float, float] | None = None
-        # Every process starts from the same weights.
+        # All processes start from the same weights.
         seed_everything(self._config.seed, rank=0, epoch=0)
         with processes.main_first():
             model, self._notes = _build(experiment, checkpoint)
@@ -116,10 +117,10 @@ class _Training:
                 self._learner.load_state(checkpoint.training["learner"])
                 self._best = checkpoint.training["best"]
             except (LookupError, TypeError, ValueError) as error:
-                raise RunError(f"{run.last}: does not hold the state of this run's training: {error}") from error
+                raise RunError(f"{run.last}: does not hold the state for resuming this run: {error}") from error
 
     def run(self) -> TrainResult:
-        """Go through the epochs that are left."""
+        """Run the remaining epochs."""
         with ProgressDisplay(
             "starting",
             self._total_steps,
@@ -160,7 +161,7 @@ class _Training:
         self._processes.wait()
 
     def _learn(self, display: ProgressDisplay) -> tuple[dict[str, float], int]:
-        """Train for an epoch; give the mean losses and the number of images, over all processes."""
+        """Train for an epoch, and return the mean losses and the number of images over all processes."""
         seed_everything(self._config.seed, rank=self._processes.rank, epoch=self.epoch + 1)
         self._sampler.set_epoch(self.epoch)
         self._learner.start_epoch()
@@ -180,7 +181,8 @@ class _Training:
             if completes_group:
                 self._learner.step(self._learning_rate_factor())
                 self._step += 1
-                display.update(self._step, description=self._epoch_name(), status=self._status(totals["loss"] / done))
+                description = f"epoch {self.epoch + 1}/{self._config.epochs}"
+                display.update(self._step, description=description, status=self._status(totals["loss"] / done))
             if self._step == self._total_steps:
                 break
         self._learner.check_gradient()
@@ -210,7 +212,7 @@ class _Training:
             step=self._step,
             metrics=self._metrics,
         )
-        # The best first: a run that stops in between repeats the epoch, and saves the same again.
+        # The best checkpoint comes first: a run that stops in between repeats the epoch and saves the same again.
         if is_best:
             checkpoint.save(self._run.best)
         if is_due:
@@ -221,9 +223,6 @@ class _Training:
         return learning_rate_factor(
             self._config, self._step, steps_per_epoch=self._steps_per_epoch, total_steps=self._total_steps
         )
-
-    def _epoch_name(self) -> str:
-        return f"epoch {self.epoch + 1}/{self._config.epochs}"
 
     def _status(self, loss: float) -> str:
         precision = self._metrics.get("AP")
@@ -242,7 +241,7 @@ class _Training:
 
 
 def _build(experiment: Experiment, checkpoint: Checkpoint | None) -> tuple[DeformableDETR | DETR, list[str]]:
-    """Build the model with the weights to start from; give what there is to say about those."""
+    """Return the model with its initial weights, and messages about loading them."""
     if checkpoint is not None:
         return checkpoint.build(), []
     model = experiment.model.build()
@@ -258,7 +257,7 @@ def _build(experiment: Experiment, checkpoint: Checkpoint | None) -> tuple[Defor
 
 
 def _score(metrics: dict[str, Any]) -> tuple[float, float] | None:
-    """Give what tells the better of two checkpoints: the AP of boxes, and of equal ones that of masks."""
+    """Return the score of a checkpoint: the AP of boxes, then that of masks to decide between equal ones."""
     if metrics["AP"] is None:
         return None
     return metrics["AP"], metrics.get("segm", {}).get("AP") or 0.0

@@ -1,4 +1,4 @@
-"""Training parts of a model, and leaving the others as they are."""
+"""Freezing parts of a model."""
 
 from collections.abc import Sequence
 
@@ -8,17 +8,17 @@ from deformdetr.engine._errors import ConfigError
 
 
 def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> list[nn.Module]:
-    """Take the gradients from all parameters outside the parts.
+    """Freeze all parameters outside the given parts.
 
     Args:
-        model: What to freeze.
-        parts: Names of submodules, as in `get_submodule`; without any, nothing is frozen.
+        model: Model to change.
+        parts: Names of submodules, as in `get_submodule`. If empty, nothing is frozen.
 
     Returns:
-        The modules that have to stay in evaluation mode, so that neither dropout nor statistics change what they do.
+        The frozen modules, which must stay in evaluation mode because of dropout and batch statistics.
 
     Raises:
-        ConfigError: If a part does not exist, or has no parameter that trains.
+        ConfigError: If a part does not exist, or has no trainable parameter.
     """
     if not parts:
         return []
@@ -28,7 +28,7 @@ def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> list[nn.Module]:
             known = ", ".join(name for name, _ in model.named_children())
             raise ConfigError(f"train.trainable: the model has no part {part!r}; its parts are {known}")
         if not any(parameter.requires_grad for parameter in modules[part].parameters()):
-            raise ConfigError(f"train.trainable: {part!r} has no parameter that trains")
+            raise ConfigError(f"train.trainable: {part!r} has no trainable parameter")
 
     def trains(name: str) -> bool:
         return any(name == part or name.startswith(f"{part}.") for part in parts)
@@ -36,6 +36,6 @@ def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> list[nn.Module]:
     for name, parameter in model.named_parameters():
         if not trains(name):
             parameter.requires_grad_(False)
-    # What is around a part, the model itself for one, does not belong to the frozen ones.
-    around = {"", *(part[:end] for part in parts for end, letter in enumerate(part) if letter == ".")}
-    return [module for name, module in modules.items() if not trains(name) and name not in around]
+    # Modules that contain a trainable part, such as the model itself, are not frozen.
+    containing = {"", *(part[:end] for part in parts for end, letter in enumerate(part) if letter == ".")}
+    return [module for name, module in modules.items() if not trains(name) and name not in containing]

@@ -1,20 +1,26 @@
-"""Bridges to other code: checkpoints of other implementations, and, in submodules, code that calls their operator.
+"""Checkpoints of other implementations, and other code that runs this library's operator.
 
-The submodules are imported at their first use.
+* Checkpoints: the functions of this module (private package `_checkpoints`, whose docstring shows the way through it),
+  and `hub` for the Hugging Face Hub.
+* Deformable attention of other packages run by this library's operator: `extension` replaces the compiled extension
+  that repositories vendor, `mmcv` and `detrex` the functions of these packages, `transformers` accelerates its models.
+  They share `_sampling` (the operator under other signatures), `_attention_module` and `_replacements` (putting
+  functions into foreign modules and back).
+* `export`: models as exported programs and ONNX files (private package `_export`).
+
+Submodules are imported at their first use.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from deformdetr.integrations._checkpoints import load_checkpoint
-from deformdetr.integrations._classes import COCO_CATEGORY_IDS, select_classes
-from deformdetr.integrations._conversion import convert_checkpoint, save_checkpoint, translate_state_dict
-from deformdetr.integrations._files import CheckpointError
-from deformdetr.integrations._hugging_face import from_hugging_face, to_hugging_face
-from deformdetr.integrations._lineage import CheckpointFormat
-from deformdetr.integrations._original import from_original, to_original
-from deformdetr.integrations._reports import CheckpointReport, ConversionReport
-from deformdetr.integrations._wrappers import recognise
+from deformdetr.integrations._checkpoints._classes import COCO_CATEGORY_IDS, select_classes
+from deformdetr.integrations._checkpoints._convert import convert_checkpoint, save_checkpoint, translate_state_dict
+from deformdetr.integrations._checkpoints._format import CheckpointFormat
+from deformdetr.integrations._checkpoints._formats import from_hugging_face, from_original, to_hugging_face, to_original
+from deformdetr.integrations._checkpoints._load import load_checkpoint
+from deformdetr.integrations._checkpoints._reports import CheckpointReport, ConversionReport
+from deformdetr.integrations._checkpoints._weights import CheckpointError, recognize
 
 if TYPE_CHECKING:
     from deformdetr.integrations import detrex as detrex
@@ -34,7 +40,7 @@ __all__ = [
     "from_hugging_face",
     "from_original",
     "load_checkpoint",
-    "recognise",
+    "recognize",
     "save_checkpoint",
     "select_classes",
     "to_hugging_face",
@@ -44,7 +50,7 @@ __all__ = [
 
 _SUBMODULES = ("detrex", "export", "extension", "hub", "mmcv", "transformers")
 
-# Not for type checkers, to which a module with this function has every name.
+# Hidden from type checkers, for which a module with this function has every name.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
@@ -55,5 +61,5 @@ if not TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
-    """List what is offered, and not what this file imports for itself."""
+    """List public names and submodules, without this file's own imports."""
     return sorted({*__all__, *_SUBMODULES, *(name for name in globals() if name.startswith("__"))})

@@ -1,4 +1,4 @@
-"""Modules with the two functions of mmcv's attention, one for GPUs and one in plain PyTorch, which detrex took over."""
+"""Replacing the attention functions of mmcv's module, which detrex copied: one for GPUs, one in plain PyTorch."""
 
 import importlib
 import importlib.util
@@ -17,21 +17,21 @@ from deformdetr.integrations._sampling import MultiScaleDeformableAttnFunction, 
 def install_into(
     module: str, extension: str, functions: Mapping[str, Callable[..., Any]], replacements: Replacements
 ) -> None:
-    """Replace both functions of a module wherever they are, and stand in for its extension if that is missing.
+    """Replace both functions of a module everywhere, and the compiled extension if it is missing.
 
     Raises:
         ModuleNotFoundError: If the package is not installed.
-        RuntimeError: If the package was imported without its extension and has given up its layer.
+        RuntimeError: If the package was imported without its extension and replaced its layer by a placeholder.
         ValueError: If the module has neither function.
     """
     package = module.partition(".")[0]
     spec = importlib.util.find_spec(package)
     if spec is None:
-        raise ModuleNotFoundError(f"{package} is not installed, so that nothing in it can be replaced", name=package)
+        raise ModuleNotFoundError(f"{package} is not installed", name=package)
     made = Replacements()
     try:
-        if not _has(spec, extension):
-            made.place(StandIn(extension, {**functions, "__getattr__": _refuse_others(extension)}))
+        if not _exists(spec, extension):
+            made.place(StandIn(extension, {**functions, "__getattr__": _raise_for_others(extension)}))
         attention = importlib.import_module(module)
         _check_layer(attention, extension)
         _replace_functions(attention, made)
@@ -41,8 +41,8 @@ def install_into(
     replacements.add(made)
 
 
-def _has(package: ModuleSpec, extension: str) -> bool:
-    """Tell whether an extension can be found, without importing its package, which may ask for the extension."""
+def _exists(package: ModuleSpec, extension: str) -> bool:
+    """Return whether an extension can be found, without importing its package, which may import the extension."""
     if extension in sys.modules:
         return sys.modules[extension] is not None
     places = package.submodule_search_locations
@@ -50,7 +50,7 @@ def _has(package: ModuleSpec, extension: str) -> bool:
 
 
 def _check_layer(attention: ModuleType, extension: str) -> None:
-    """Refuse a module whose layer is a placeholder, which others may have imported by name."""
+    """Raise if the layer of the module is a placeholder, which other modules may have imported by name."""
     layer = vars(attention).get("MultiScaleDeformableAttention")
     if layer is not None and not (isinstance(layer, type) and issubclass(layer, nn.Module)):
         package = extension.partition(".")[0]
@@ -71,14 +71,14 @@ def _replace_functions(attention: ModuleType, replacements: Replacements) -> Non
     if not found:
         raise ValueError(
             f"{attention.__name__} has neither {MultiScaleDeformableAttnFunction.__name__} nor "
-            f"{multi_scale_deformable_attn_pytorch.__name__}, so that there is nothing to replace"
+            f"{multi_scale_deformable_attn_pytorch.__name__}, nothing can be replaced"
         )
 
 
-def _refuse_others(extension: str) -> Callable[[str], Callable[..., NoReturn]]:
-    """Return the `__getattr__` of a module that seems to have every operator and raises where another is called.
+def _raise_for_others(extension: str) -> Callable[[str], Callable[..., NoReturn]]:
+    """Return the `__getattr__` of a module whose other operators raise when they are called.
 
-    Packages look for all their operators when they are imported.
+    Packages look up all their operators when they are imported.
     """
     package = extension.partition(".")[0]
 

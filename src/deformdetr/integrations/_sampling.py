@@ -1,7 +1,7 @@
-"""The operator under the signatures that other code calls it by.
+"""The operator under the signatures of other packages.
 
-Most of them are told where the levels start in `value`, which here follows from the shapes and is only checked. All are
-told an `im2col_step`, how many images the compiled kernels take at once, which is not needed.
+Most of them take `level_start_index`, which follows from the shapes and is only checked. All take `im2col_step`, the
+number of images per launch of the compiled kernels, which is ignored.
 """
 
 import functools
@@ -25,7 +25,7 @@ def ms_deform_attn_forward(
     attention_weights: Float[Tensor, "batch queries heads levels points"],
     im2col_step: int,
 ) -> Float[Tensor, "batch queries heads*channels"]:
-    """Compute what the function of this name of a compiled extension computes."""
+    """Compute the operator, as the function of this name in compiled extensions."""
     _check_level_starts(spatial_shapes, level_start_index)
     return ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
 
@@ -39,7 +39,7 @@ def ms_deform_attn_backward(
     grad_output: Float[Tensor, "batch queries heads*channels"],
     im2col_step: int,
 ) -> list[Tensor]:
-    """Return the gradients by value, locations and weights, as the function of this name of a compiled extension."""
+    """Return the gradients of value, locations and weights, as the function of this name in compiled extensions."""
     _check_level_starts(spatial_shapes, level_start_index)
     grads = kernels.ms_deform_attn_backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights)
     return list(grads)
@@ -52,7 +52,7 @@ def ms_deform_attn_forward_without_starts(
     attention_weights: Float[Tensor, "batch queries heads levels points"],
     im2col_step: int,
 ) -> Float[Tensor, "batch queries heads*channels"]:
-    """Compute what `ms_deform_attn_forward` of the first extension computed, which TrackFormer and TransTrack carry."""
+    """Compute the operator, as the first version of the extension, which TrackFormer and TransTrack vendor."""
     return ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
 
 
@@ -64,7 +64,7 @@ def ms_deform_attn_backward_without_starts(
     grad_output: Float[Tensor, "batch queries heads*channels"],
     im2col_step: int,
 ) -> list[Tensor]:
-    """Return the gradients by value, locations and weights, as the first extension's function of this name did."""
+    """Return the gradients of value, locations and weights, as the first version of the extension."""
     grads = kernels.ms_deform_attn_backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights)
     return list(grads)
 
@@ -81,35 +81,35 @@ def ms_deform_attn_backward_into(
     grad_attn_weight: Float[Tensor, "batch queries heads levels points"],
     im2col_step: int,
 ) -> None:
-    """Write the gradients where the caller says, as mmcv's extension does."""
+    """Write the gradients into given tensors, as mmcv's extension."""
     grads = ms_deform_attn_backward(
         value, spatial_shapes, level_start_index, sampling_locations, attention_weights, grad_output, im2col_step
     )
-    for place, grad in zip((grad_value, grad_sampling_loc, grad_attn_weight), grads, strict=True):
-        place.copy_(grad)
+    for out, grad in zip((grad_value, grad_sampling_loc, grad_attn_weight), grads, strict=True):
+        out.copy_(grad)
 
 
-def by_number_of_arguments(*functions: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that calls the one of several that takes as many arguments as it is given."""
+def dispatch_by_arity(*functions: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that calls the one of `functions` that takes the given number of arguments."""
     name = functions[0].__name__
-    by_number = {len(inspect.signature(function).parameters): function for function in functions}
+    by_arity = {len(inspect.signature(function).parameters): function for function in functions}
 
     @functools.wraps(functions[0])
     def call(*arguments: Any, **named: Any) -> Any:
         number = len(arguments) + len(named)
-        if number not in by_number:
-            known = " or ".join(str(count) for count in sorted(by_number))
+        if number not in by_arity:
+            known = " or ".join(str(count) for count in sorted(by_arity))
             raise TypeError(f"{name} takes {known} arguments, got {number}")
-        return by_number[number](*arguments, **named)
+        return by_arity[number](*arguments, **named)
 
     return call
 
 
 EXTENSION: dict[str, Callable[..., Any]] = {
-    "ms_deform_attn_forward": by_number_of_arguments(ms_deform_attn_forward, ms_deform_attn_forward_without_starts),
-    "ms_deform_attn_backward": by_number_of_arguments(ms_deform_attn_backward, ms_deform_attn_backward_without_starts),
+    "ms_deform_attn_forward": dispatch_by_arity(ms_deform_attn_forward, ms_deform_attn_forward_without_starts),
+    "ms_deform_attn_backward": dispatch_by_arity(ms_deform_attn_backward, ms_deform_attn_backward_without_starts),
 }
-"""What a compiled extension holds, of either generation."""
+"""Functions of the compiled extension, of both versions."""
 EXTENSION_OF_MMCV: dict[str, Callable[..., Any]] = {
     "ms_deform_attn_forward": ms_deform_attn_forward,
     "ms_deform_attn_backward": ms_deform_attn_backward_into,
@@ -117,7 +117,7 @@ EXTENSION_OF_MMCV: dict[str, Callable[..., Any]] = {
 
 
 class MultiScaleDeformableAttnFunction:
-    """Stand in for the autograd function of mmcv and detrex, of which others only call `apply`."""
+    """Replace the autograd function of mmcv and detrex, of which callers use `apply` alone."""
 
     @staticmethod
     def apply(
@@ -128,18 +128,18 @@ class MultiScaleDeformableAttnFunction:
         attention_weights: Float[Tensor, "batch queries heads levels points"],
         im2col_step: Any,
     ) -> Float[Tensor, "batch queries heads*channels"]:
-        """Sum bilinear samples weighted by attention; differentiable, on any device and in any precision.
+        """Compute multi-scale deformable attention: bilinear samples, weighted and summed. It is differentiable.
 
         Args:
             value: Features of all levels, flattened row by row and concatenated, split into heads.
             value_spatial_shapes: (height, width) of every level.
-            value_level_start_index: Where every level starts in `value`; checked on the CPU.
+            value_level_start_index: Index of the first pixel of every level in `value`; checked if it is on the CPU.
             sampling_locations: (x, y) as fractions of each level's width and height.
             attention_weights: Usually a softmax over levels and points.
-            im2col_step: Not needed.
+            im2col_step: Ignored.
 
         Raises:
-            ValueError: If the levels do not start where `value_level_start_index` says.
+            ValueError: If `value_level_start_index` does not match the shapes.
         """
         _check_level_starts(value_spatial_shapes, value_level_start_index)
         return ms_deform_attn(value, value_spatial_shapes, sampling_locations, attention_weights)
@@ -151,18 +151,27 @@ def multi_scale_deformable_attn_pytorch(
     sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
     attention_weights: Float[Tensor, "batch queries heads levels points"],
 ) -> Float[Tensor, "batch queries heads*channels"]:
-    """Do the same for callers of the function that mmcv and detrex use without a GPU."""
+    """Compute multi-scale deformable attention under the name that mmcv and detrex use without a GPU.
+
+    Arguments are those of `MultiScaleDeformableAttnFunction.apply`.
+
+    Example:
+        >>> value, shapes = torch.ones(1, 6, 2, 4), torch.tensor([[2, 3]])
+        >>> locations, weights = torch.full((1, 5, 2, 1, 1, 2), 0.5), torch.ones(1, 5, 2, 1, 1)
+        >>> multi_scale_deformable_attn_pytorch(value, shapes, locations, weights).shape
+        torch.Size([1, 5, 8])
+    """
     return ms_deform_attn(value, value_spatial_shapes, sampling_locations, attention_weights)
 
 
 def _check_level_starts(spatial_shapes: Tensor, level_start_index: Tensor) -> None:
-    """Refuse levels with gaps or in another order, as far as the host can know without waiting for a GPU."""
+    """Raise if levels have gaps or another order; tensors on a GPU are not checked, which would synchronize."""
     if torch.compiler.is_compiling() or spatial_shapes.device.type != "cpu" or level_start_index.device.type != "cpu":
         return
     areas = spatial_shapes.prod(dim=1)
     expected = (areas.cumsum(0) - areas).tolist()
     if level_start_index.tolist() != expected:
         raise ValueError(
-            f"level_start_index {level_start_index.tolist()} must be {expected}, because the levels "
-            f"{spatial_shapes.tolist()} follow each other without gaps"
+            f"level_start_index {level_start_index.tolist()} must be {expected} for levels "
+            f"{spatial_shapes.tolist()} without gaps"
         )

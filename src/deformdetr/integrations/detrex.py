@@ -1,4 +1,4 @@
-"""The functions of `detrex.layers.multi_scale_deform_attn`, and how to put them into detrex."""
+"""The functions of `detrex.layers.multi_scale_deform_attn` by this library's operator."""
 
 from deformdetr.integrations._attention_module import install_into
 from deformdetr.integrations._replacements import Replacements
@@ -14,24 +14,29 @@ _installed = Replacements()
 
 
 def install(module: str = "detrex.layers.multi_scale_deform_attn") -> None:
-    """Let detrex's attention, and what is built on it, run this library's operator.
+    """Make detrex's attention run this library's operator.
 
-    Modules that have imported the functions by name are served too. Where the package's compiled extension `_C` is
-    missing, a stand-in takes its place, and every other compiled operator raises when it is called. detrex gives up its
-    layer when it is imported without the extension: then call this before the first import of detrex.
+    The functions are also replaced in modules that have imported them by name. If the compiled extension `_C` is
+    missing, a module takes its place whose other operators raise when they are called. In this case, call `install`
+    before the first import of detrex, which otherwise replaces its layer by a placeholder.
 
     Args:
-        module: Another one of the same layout, such as `groundingdino.models.GroundingDINO.ms_deform_attn`.
+        module: Name of the module; another one of the same layout is
+            `groundingdino.models.GroundingDINO.ms_deform_attn`.
 
     Raises:
         ModuleNotFoundError: If the package is not installed.
-        RuntimeError: If the package was imported without its extension and has given up its layer.
+        RuntimeError: If the package was imported without its extension and replaced its layer by a placeholder.
         ValueError: If the module has neither of the functions.
+
+    Example:
+        >>> install()  # doctest: +SKIP
+        >>> from detrex.layers import MultiScaleDeformableAttention  # doctest: +SKIP
     """
     package = module.partition(".")[0]
     install_into(module, f"{package}._C", EXTENSION, _installed)
 
 
 def uninstall() -> None:
-    """Undo every `install()`, but for modules that have imported the functions by name since."""
+    """Undo every `install()`, except in modules that have imported the functions by name since."""
     _installed.undo()

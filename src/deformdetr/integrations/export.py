@@ -1,13 +1,13 @@
-"""Detectors as files for other programs: exported programs of PyTorch and ONNX, for images of any size and number.
+"""Export of detectors, for any batch, height and width, as PyTorch's exported programs and as ONNX files.
 
-An exported program keeps deformable attention as one operator, which needs this library where it runs. `decompositions`
-turns it into PyTorch's own operators; ONNX files never contain it. They need the extra `onnx`.
+An exported program contains deformable attention as one operator, which needs this library at run time.
+`decompositions` replaces it by PyTorch's own operators. ONNX files never contain it; they need the extra `onnx`.
 """
 
-from deformdetr.integrations._export_check import Comparison
-from deformdetr.integrations._export_onnx import ExportReport, export_onnx
-from deformdetr.integrations._export_program import ExportError, export_program
-from deformdetr.integrations._export_sampling import Sampling, decompositions
+from deformdetr.integrations._export._check import Comparison
+from deformdetr.integrations._export._onnx import ExportReport, export_onnx
+from deformdetr.integrations._export._program import ExportError, export_program
+from deformdetr.integrations._export._sampling import Sampling, decompositions
 
 __all__ = [
     "Comparison",

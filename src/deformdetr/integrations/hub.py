@@ -1,7 +1,7 @@
-"""Models in folders and on the Hugging Face Hub: a config, the weights, and a card.
+"""Models in folders and on the Hugging Face Hub, as a config, weights and a model card.
 
 A folder holds `config.json`, which `deformdetr.config.load_config` reads too, `model.safetensors` in this library's
-names, and `README.md`. Folders need the package safetensors; the Hub needs huggingface_hub as well.
+format, and `README.md`. Repositories on the Hub need the extra `hub`.
 """
 
 import re
@@ -15,8 +15,8 @@ from torch import nn
 
 from deformdetr._files import read_mapping, write_text
 from deformdetr.config import DeformableDETRConfig, DETRConfig, ModelConfig, ResNetConfig, TimmConfig, save_config
-from deformdetr.integrations._checkpoints import load_checkpoint
-from deformdetr.integrations._conversion import save_checkpoint
+from deformdetr.integrations._checkpoints._convert import save_checkpoint
+from deformdetr.integrations._checkpoints._load import load_checkpoint
 from deformdetr.models import DETR, DeformableDETR
 
 __all__ = ["from_pretrained", "pretrained_config", "push_to_hub", "save_pretrained"]
@@ -25,22 +25,31 @@ _CONFIG, _WEIGHTS, _CARD = "config.json", "model.safetensors", "README.md"
 
 
 def save_pretrained(model: nn.Module, config: DeformableDETRConfig | DETRConfig, folder: str | Path) -> None:
-    """Write a model and its config into a folder, which is made if it does not exist.
+    """Write a model and its config into a folder, which is created if needed.
 
-    Earlier files of a model in it are replaced, except for a card, which may have been written by hand.
+    Existing weights and config are replaced. An existing card is kept, because it may have been written by hand.
 
     Args:
-        model: What `config.build()` has built, trained since.
-        config: Kept without the file of the backbone's first weights, which the model's replace.
-        folder: Where to.
+        model: The model that `config.build()` returned.
+        config: Config of the model; the pretrained weights of its backbone are not written.
+        folder: The folder.
 
     Raises:
         ValueError: If the config does not describe this model.
+
+    Example:
+        >>> from deformdetr.config import ConvBackboneConfig
+        >>> config = DeformableDETRConfig(num_classes=3, d_model=32, d_ffn=64, backbone=ConvBackboneConfig())
+        >>> with TemporaryDirectory() as folder:
+        ...     save_pretrained(config.build(), config, folder)
+        ...     model = from_pretrained(folder)
+        >>> type(model).__name__
+        'DeformableDETR'
     """
     folder = Path(folder)
     _check_described(model, config)
     folder.mkdir(parents=True, exist_ok=True)
-    # The weights first: they may be refused, or find no room on the disk, and the folder is then as it was.
+    # Weights first: if writing them fails, for instance on a full disk, the folder is unchanged.
     save_checkpoint(model, folder / _WEIGHTS, overwrite=True)
     save_config(_without_backbone_weights(config), folder / _CONFIG)
     if not (folder / _CARD).exists():
@@ -58,16 +67,19 @@ def from_pretrained(
     """Build a model from its config and load its weights, in evaluation mode.
 
     Args:
-        source: A folder that `save_pretrained` has written, or the id of a repository on the Hub, `user/name`.
+        source: A folder written by `save_pretrained`, or the id of a repository on the Hub, `user/name`.
         revision: Branch, tag or commit of the repository.
-        token: Of the Hub; None takes the one that was logged in with.
-        cache_dir: Where downloads are kept.
-        local_files_only: Whether to take what was downloaded before, without asking the Hub.
+        token: Token for the Hub; None uses that of the last login.
+        cache_dir: Folder for downloads.
+        local_files_only: Whether to use earlier downloads only, without a connection.
 
     Raises:
-        FileNotFoundError: If the folder has no such files.
-        ValueError: If its config is not one of this library's.
-        CheckpointError: If the weights are not those of the model that its config describes.
+        FileNotFoundError: If the folder or its files do not exist.
+        ValueError: If the config is not one of this library.
+        CheckpointError: If the weights do not fit the model that the config describes.
+
+    Example:
+        >>> model = from_pretrained("user/name")  # doctest: +SKIP
     """
     folder = _locate(source, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     model = _read_config(folder / _CONFIG).build()
@@ -83,9 +95,12 @@ def pretrained_config(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> DeformableDETRConfig | DETRConfig:
-    """Read a model's config, which builds its criterion and its post-processing too.
+    """Read the config of a model, which also builds its criterion and post-processing.
 
-    The arguments and what is raised are those of `from_pretrained`.
+    Arguments and errors are those of `from_pretrained`.
+
+    Example:
+        >>> postprocess = pretrained_config("user/name").build_postprocess()  # doctest: +SKIP
     """
     folder = _locate(source, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     return _read_config(folder / _CONFIG)
@@ -102,26 +117,29 @@ def push_to_hub(
     commit_message: str = "Upload model",
     create_pr: bool = False,
 ) -> str:
-    """Upload a model with its config to a repository on the Hub, which is made if it does not exist.
+    """Upload a model with its config to a repository on the Hub, which is created if needed.
 
-    A card that the repository has already is left as it is.
+    An existing card in the repository is kept.
 
     Args:
         model: As in `save_pretrained`.
         config: As in `save_pretrained`.
         repo_id: `user/name`.
-        private: Whether a new repository is private; None leaves it to the account's settings.
-        token: Of the Hub; None takes the one that was logged in with.
+        private: Whether a new repository is private; None uses the account's default.
+        token: Token for the Hub; None uses that of the last login.
         revision: Branch to upload to.
         commit_message: First line of the commit.
         create_pr: Whether to open a pull request instead.
 
     Returns:
-        The address of the commit, or of the pull request.
+        The URL of the commit or of the pull request.
 
     Raises:
         ModuleNotFoundError: If huggingface_hub is not installed.
         ValueError: If the config does not describe this model.
+
+    Example:
+        >>> push_to_hub(model, config, "user/name")  # doctest: +SKIP
     """
     from huggingface_hub import HfApi
 
@@ -149,11 +167,11 @@ def _locate(
     cache_dir: str | Path | None,
     local_files_only: bool,
 ) -> Path:
-    """Give the folder of a model, downloaded if need be."""
+    """Return the folder of a model, downloaded if needed."""
     if Path(source).is_dir():
         return Path(source)
     if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
-        raise FileNotFoundError(f"there is no folder {source}, and the id of a repository is user/name")
+        raise FileNotFoundError(f"there is no folder {source}, and it is not the id of a repository, user/name")
     from huggingface_hub import snapshot_download
 
     folder = snapshot_download(
@@ -172,7 +190,7 @@ def _read_config(path: Path) -> DeformableDETRConfig | DETRConfig:
         config: DeformableDETRConfig | DETRConfig = TypeAdapter(ModelConfig).validate_python(read_mapping(path))
     except ValidationError as error:
         raise ValueError(f"{path} is not a config of this library: {error}") from error
-    # A config may come from anywhere: it must not name files to read or to download.
+    # The config is not trusted: it must not name files to read or download.
     return _without_backbone_weights(config)
 
 

@@ -1,4 +1,4 @@
-"""The functions of `mmcv.ops.multi_scale_deform_attn`, and how to put them into mmcv."""
+"""The functions of `mmcv.ops.multi_scale_deform_attn` by this library's operator."""
 
 from deformdetr.integrations._attention_module import install_into
 from deformdetr.integrations._replacements import Replacements
@@ -14,17 +14,21 @@ _installed = Replacements()
 
 
 def install() -> None:
-    """Let mmcv's attention, and what is built on it, run this library's operator.
+    """Make mmcv's attention run this library's operator.
 
-    Modules that have imported the functions by name are served too. Where mmcv has no compiled operators, as in
-    mmcv-lite, `mmcv.ops` imports nevertheless, and every other compiled operator raises when it is called.
+    The functions are also replaced in modules that have imported them by name. Without compiled operators, as in
+    mmcv-lite, `mmcv.ops` can be imported then, and other compiled operators raise when they are called.
 
     Raises:
         ModuleNotFoundError: If mmcv is not installed.
+
+    Example:
+        >>> install()  # doctest: +SKIP
+        >>> from mmcv.ops import MultiScaleDeformableAttention  # doctest: +SKIP
     """
     install_into("mmcv.ops.multi_scale_deform_attn", "mmcv._ext", EXTENSION_OF_MMCV, _installed)
 
 
 def uninstall() -> None:
-    """Undo `install()`, but for modules that have imported the functions by name since."""
+    """Undo `install()`, except in modules that have imported the functions by name since."""
     _installed.undo()

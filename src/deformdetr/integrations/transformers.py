@@ -1,11 +1,11 @@
 """This library's operator in models of the transformers package.
 
-Their deformable attention samples in one of three ways, told apart by names and arguments, so that models which are
-not listed anywhere are served as well:
+Their deformable attention samples in one of three ways, which are recognized by names and arguments, so that no list of
+models is needed:
 
-* a module `MultiScaleDeformableAttention`, whose forward transformers would take from its hub of kernels,
-* a function that a layer keeps as an attribute,
-* a function of the layer's module, called by name.
+* a module `MultiScaleDeformableAttention`, whose forward transformers can take from its hub of kernels,
+* a function in an attribute of a layer,
+* a global function of the layer's module.
 """
 
 import inspect
@@ -24,17 +24,17 @@ __all__ = ["Acceleration", "accelerate"]
 
 
 class Acceleration:
-    """What `accelerate` has done to a model, and the way back; a context manager that undoes it at its end."""
+    """The changes that `accelerate` made to a model; a context manager that undoes them on exit."""
 
     def __init__(self) -> None:
         self.accelerated: list[str] = []
-        """Names of the parts that now run this library's operator."""
+        """Names of the submodules that run this library's operator now."""
         self.left: dict[str, str] = {}
-        """Names of the parts that run as before, and why."""
+        """Names of the submodules that are unchanged, and why."""
         self._replacements = Replacements()
 
     def undo(self) -> None:
-        """Let the model run as before; once is enough, and twice does no harm."""
+        """Restore the model; further calls have no effect."""
         self._replacements.undo()
 
     def __enter__(self) -> "Acceleration":
@@ -53,19 +53,25 @@ class Acceleration:
 
 
 def accelerate(model: nn.Module) -> Acceleration:
-    """Let a model of transformers run this library's operator wherever it samples deformably.
+    """Make the deformable attention of a transformers model run this library's operator.
 
-    Parameters, outputs and gradients stay what they were, up to rounding. Other models, of the same class too, are not
-    touched. Undo it before an export to a format that does not know the operator.
+    Parameters do not change; outputs and gradients change by rounding only. Other models do not change, even of the
+    same class. Undo it before an export to a format without the operator.
 
     Args:
-        model: One of transformers' models, or anything that holds parts of them.
+        model: A model of transformers, or any module that contains one.
 
     Returns:
-        What was done. `with accelerate(model): ...` undoes it at the end; without `with`, it lasts.
+        The changes. They last until `undo()`, or the end of `with accelerate(model): ...`.
 
     Raises:
-        ValueError: If no part of the model is deformable attention.
+        ValueError: If no submodule of the model is deformable attention.
+
+    Example:
+        >>> from transformers import DeformableDetrForObjectDetection  # doctest: +SKIP
+        >>> model = DeformableDetrForObjectDetection.from_pretrained("SenseTime/deformable-detr")  # doctest: +SKIP
+        >>> with accelerate(model):  # doctest: +SKIP
+        ...     outputs = model(images)
     """
     result = Acceleration()
     for name, part in model.named_modules():
@@ -76,26 +82,26 @@ def accelerate(model: nn.Module) -> Acceleration:
         if type(part).__name__.lower().endswith("multiscaledeformableattention") and not any(
             other == name or other.startswith(below) for other in known
         ):
-            result.left[name] = "it samples in a way that is not known here"
+            result.left[name] = "it samples in an unknown way"
     if not result.accelerated and not result.left:
-        raise ValueError(f"no part of {type(model).__name__} is multi-scale deformable attention")
+        raise ValueError(f"no submodule of {type(model).__name__} is multi-scale deformable attention")
     return result
 
 
 def _accelerate_part(name: str, part: nn.Module, result: Acceleration) -> None:
-    if type(part).__name__ == "MultiScaleDeformableAttention" and _takes_the_same(type(part).forward, _forward):
+    if type(part).__name__ == "MultiScaleDeformableAttention" and _have_same_parameters(type(part).forward, _forward):
         changes: dict[str, Callable[..., Any]] = {"forward": _forward}
     else:
-        changes = _changes_of_functions(part)
+        changes = _function_replacements(part)
     if not changes:
         return
     method = getattr(part, "method", getattr(part, "decoder_method", "default"))
     if method != "default":
-        result.left[name] = f"it samples by the method {method!r}, and only bilinear sampling is known here"
+        result.left[name] = f"it samples by the method {method!r}, and only bilinear sampling is supported"
         return
     own_forward = _compat.forward_attribute(part)
     if "forward" in changes and own_forward is None:
-        result.left[name] = "its forward is wrapped in a way that is not known here"
+        result.left[name] = "its forward is wrapped in an unknown way"
         return
     for attribute, ours in changes.items():
         attribute = own_forward if own_forward and attribute == "forward" else attribute
@@ -104,8 +110,8 @@ def _accelerate_part(name: str, part: nn.Module, result: Acceleration) -> None:
     result.accelerated.append(name)
 
 
-def _changes_of_functions(part: nn.Module) -> dict[str, Callable[..., Any]]:
-    """Give the attributes to set on a layer that keeps or calls one of the known functions."""
+def _function_replacements(part: nn.Module) -> dict[str, Callable[..., Any]]:
+    """Return the attributes to set on a layer that stores or calls one of the known functions."""
     changes = {name: ours for name, value in vars(part).items() if (ours := _ours_for(value))}
     forward = type(part).forward
     if isinstance(forward, FunctionType):
@@ -116,7 +122,7 @@ def _changes_of_functions(part: nn.Module) -> dict[str, Callable[..., Any]]:
 
 
 def _with_globals(function: FunctionType, replaced: dict[str, Callable[..., Any]]) -> FunctionType:
-    """Copy a function so that it sees other globals, because its module's own are every model's."""
+    """Copy a function with other globals; those of its module are shared by all models."""
     copy = FunctionType(
         function.__code__,
         function.__globals__ | replaced,
@@ -130,7 +136,7 @@ def _with_globals(function: FunctionType, replaced: dict[str, Callable[..., Any]
 
 
 def _ours_for(function: Any) -> Callable[..., Any] | None:
-    """Give the function to call in the place of another, which may be one of ours already."""
+    """Return the replacement of a function, which may be a replacement already; None if it is not known."""
     if not isinstance(function, FunctionType):
         return None
     if function.__module__ == __name__:
@@ -141,10 +147,10 @@ def _ours_for(function: Any) -> Callable[..., Any] | None:
         "multi_scale_deformable_attention_v2": _sample_lists,
     }
     ours = known.get(function.__name__)
-    return ours if ours and _takes_the_same(function, ours) else None
+    return ours if ours and _have_same_parameters(function, ours) else None
 
 
-def _takes_the_same(theirs: Any, ours: Callable[..., Any]) -> bool:
+def _have_same_parameters(theirs: Any, ours: Callable[..., Any]) -> bool:
     names = [name for name in inspect.signature(theirs).parameters if name != "self"]
     return names == list(inspect.signature(ours).parameters)
 
@@ -178,9 +184,9 @@ def _sample_lists(
     num_points_list: Sequence[int],
     method: str = "default",
 ) -> Float[Tensor, "batch queries heads*channels"]:
-    """Sample as many points of every level as the list says; `points` are those of all levels."""
+    """Sample `num_points_list[i]` points on level i; `points` counts those of all levels."""
     if method != "default":
-        raise ValueError(f"method has become {method!r} since the model was accelerated, and only 'default' is known")
+        raise ValueError(f"method changed to {method!r} after accelerate(), which supports only 'default'")
     return ms_deform_attn(
         value, value_spatial_shapes, sampling_locations, attention_weights, points_per_level=num_points_list
     )

@@ -1,4 +1,4 @@
-"""Losses of classes, boxes and masks, and the set loss that matches predictions with targets and applies them."""
+"""Losses of classes, boxes and masks, and `SetCriterion`, which matches predictions with targets and applies them."""
 
 from deformdetr.losses._boxes import giou_loss
 from deformdetr.losses._classification import ClassificationLoss, FocalClassification, SoftmaxClassification

@@ -1,4 +1,4 @@
-"""How the logits of all queries are judged once the matched ones are known."""
+"""Classification losses of all queries, matched or not."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -13,7 +13,7 @@ from deformdetr.losses._focal import check_focal_settings
 
 @runtime_checkable
 class ClassificationLoss(Protocol):
-    """Anything that turns logits and matched queries into a loss."""
+    """Interface of the classification losses that `SetCriterion` takes."""
 
     def __call__(
         self,
@@ -22,24 +22,39 @@ class ClassificationLoss(Protocol):
         labels: Int64[Tensor, " pairs"],
         num_boxes: Float[Tensor, ""],
     ) -> Float[Tensor, ""]:
-        """Judge every query: matched ones (image, query) have a label, the others should find nothing."""
+        """Compute the loss of a batch.
+
+        Args:
+            logits: Class logits of all queries.
+            matched: Image and query index of every matched query; all other queries are background.
+            labels: Classes of the matched queries.
+            num_boxes: Number of targets to normalize by, averaged over processes.
+        """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class FocalClassification:
-    """Sum the sigmoid focal loss over all queries and classes, per target box; an unmatched query has no class.
+    """Sum the sigmoid focal loss over all queries and classes and divide it by the number of target boxes.
+
+    Unmatched queries have target 0 for every class.
 
     Attributes:
         alpha: Weight of the positive class, in [0, 1].
         gamma: Focusing exponent, not negative.
+
+    Example:
+        >>> matched = torch.tensor([0]), torch.tensor([1])  # Query 1 of image 0 ...
+        >>> labels = torch.tensor([2])  # ... has class 2.
+        >>> FocalClassification()(torch.zeros(1, 4, 3), matched, labels, torch.tensor(1.0))
+        tensor(1.4729)
     """
 
     alpha: float = 0.25
     gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        """Refuse settings outside their range."""
+        """Check `alpha` and `gamma`."""
         check_focal_settings(self.alpha, self.gamma)
 
     def __call__(
@@ -49,23 +64,29 @@ class FocalClassification:
         labels: Int64[Tensor, " pairs"],
         num_boxes: Float[Tensor, ""],
     ) -> Float[Tensor, ""]:
-        """Judge every query: matched ones (image, query) have a label, the others should find nothing."""
-        found = logits[(*matched, labels)]
-        # The sum of `sigmoid_focal_loss`, with few tensors as large as the logits: hardly any class is anywhere.
-        losses = self._of_absent(logits, 1 - self.alpha).sum()
-        exceptions = self._of_absent(-found, self.alpha) - self._of_absent(found, 1 - self.alpha)
-        return (losses + exceptions.sum()) / num_boxes
+        """Compute the loss; see `ClassificationLoss`."""
+        positive = logits[(*matched, labels)]
+        # The sum of `sigmoid_focal_loss` with fewer tensors as large as the logits: treat all entries as negative, then
+        # correct the few positive ones.
+        losses = self._negative_loss(logits, 1 - self.alpha).sum()
+        corrections = self._negative_loss(-positive, self.alpha) - self._negative_loss(positive, 1 - self.alpha)
+        return (losses + corrections.sum()) / num_boxes
 
-    def _of_absent(self, logits: Tensor, weight: float) -> Tensor:
+    def _negative_loss(self, logits: Tensor, weight: float) -> Tensor:
         return -weight * logits.sigmoid() ** self.gamma * F.logsigmoid(-logits)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SoftmaxClassification:
-    """Average cross-entropy over all queries; an unmatched query belongs to the last class, "no object".
+    """Average cross-entropy over all queries; unmatched queries have the last class, "no object".
 
     Attributes:
-        no_object_weight: Weight of queries without an object, relative to those with one.
+        no_object_weight: Weight of "no object", relative to other classes.
+
+    Example:
+        >>> matched = torch.tensor([0]), torch.tensor([1])
+        >>> SoftmaxClassification()(torch.zeros(1, 4, 3), matched, torch.tensor([0]), torch.tensor(1.0))
+        tensor(1.0986)
 
     References:
         Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020, equation 2.
@@ -80,7 +101,7 @@ class SoftmaxClassification:
         labels: Int64[Tensor, " pairs"],
         num_boxes: Float[Tensor, ""],
     ) -> Float[Tensor, ""]:
-        """Judge every query: matched ones (image, query) have a label, the others should find nothing."""
+        """Compute the loss; see `ClassificationLoss`."""
         no_object = logits.shape[-1] - 1
         targets = logits.new_full(logits.shape[:2], no_object, dtype=torch.int64)
         targets[matched] = labels

@@ -1,4 +1,4 @@
-"""The set loss: match predictions and targets, then judge classes and boxes of every layer."""
+"""The set loss: match predictions with targets, then compute class, box and mask losses of every layer."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
+from deformdetr._dtypes import at_least_float32
 from deformdetr.boxes import cxcywh_to_xyxy
 from deformdetr.losses._boxes import giou_loss
 from deformdetr.losses._classification import ClassificationLoss, FocalClassification
-from deformdetr.losses._denoising import count_noised, noised_pairs, only_paired
+from deformdetr.losses._denoising import denoising_pairs, select_paired
 from deformdetr.losses._masks import check_masks, mask_losses
 from deformdetr.matching import HungarianMatcher
 from deformdetr.structures import DenoisingPredictions, LayerPredictions, Predictions, Target
@@ -28,18 +29,29 @@ DEFAULT_WEIGHTS: Mapping[str, float] = {
 
 
 class SetCriterion(nn.Module):
-    """Judge a set of predictions by its cheapest matching with the targets, for every layer that predicts.
+    """Compute the losses of set prediction: of every layer, matched with the targets at the lowest cost.
 
-    Geometry and logits are judged in float32 at least, whatever the model's dtype or autocast.
+    Losses are computed in float32 or float64, also for models in half precision and under autocast.
 
     Args:
-        matcher: Finds the pairs, anew for every layer.
+        matcher: Matches queries with targets, separately for every layer.
         classification: Loss of the logits; `FocalClassification()` by default.
-        weights: What `total` multiplies `loss_ce`, `loss_bbox` and `loss_giou` by, of whichever layer, and `loss_mask`
-            and `loss_dice`; one that is not named is left out of it.
+        weights: Weights of `loss_ce`, `loss_bbox`, `loss_giou`, `loss_mask` and `loss_dice` in `weighted` and `total`,
+            for all layers. Losses without a weight are left out there.
 
     Raises:
-        ValueError: If `weights` names something else or a weight is negative.
+        ValueError: If `weights` has another name or a negative weight.
+
+    Example:
+        >>> from deformdetr.matching import HungarianMatcher
+        >>> criterion = SetCriterion(HungarianMatcher())
+        >>> outputs = {"pred_logits": torch.zeros(1, 4, 3), "pred_boxes": torch.full((1, 4, 4), 0.5)}
+        >>> targets = [{"labels": torch.tensor([2]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.4]])}]
+        >>> losses = criterion(outputs, targets)
+        >>> losses["loss_bbox"]
+        tensor(0.4000)
+        >>> f"{criterion.total(losses):.2f}"
+        '6.31'
 
     References:
         Zhu et al., "Deformable DETR", ICLR 2021, appendix A.4; Carion et al., "End-to-End Object Detection with
@@ -64,72 +76,75 @@ class SetCriterion(nn.Module):
         self.weights = dict(weights)
 
     def forward(self, outputs: Predictions, targets: Sequence[Target]) -> dict[str, Float[Tensor, ""]]:
-        """Give all losses, unweighted, and what else is worth logging, detached.
+        """Compute all losses, unweighted, and detached statistics for logs.
 
-        `loss_ce`, `loss_bbox` (L1 of cxcywh) and `loss_giou` are sums over pairs, divided by the number of target boxes
-        per process (at least 1); `class_error` is the percentage of matched queries of the last layer whose best class
-        is wrong, 100 where there are none; `cardinality_error` is the mean difference between the number of targets and
-        that of queries whose best class is not the last: with a softmax over "no object" the count of detections, with
-        sigmoids without a meaning, and kept because published logs have it.
+        * `loss_ce`, `loss_bbox` (L1 of cxcywh) and `loss_giou` are sums over matched pairs, divided by the number of
+          target boxes per process (at least 1).
+        * `loss_mask` and `loss_dice`, if there are `pred_masks`, are those of the last layer's pairs. Masks are
+          upsampled to the largest height and width of the targets' masks. `valid_ratios` tell where that area ends in
+          images that are padded further.
+        * `class_error` is the percentage of the last layer's matched queries whose best class is wrong, 100 if there
+          are none.
+        * `cardinality_error` is the mean absolute difference between the number of targets and the number of queries
+          whose best class is not the last. With "no object" as the last class it counts detections. With sigmoids it
+          has no meaning, and is kept because published logs have it.
 
         Names end in `_0`, `_1`, ... for `aux_outputs`, in `_enc` for `enc_outputs`, where every object has class 0, and
-        in `_interm` for `interm_outputs`, where it has its own. `dn_outputs` are not matched: place i of every group is
-        to find target i of its image; if they have negatives, every other place is to find nothing, padding too. Their
-        names end in `_dn`, and in `_dn_0`, `_dn_1`, ...; they are divided by the number of places that are to find a
-        target, per process (at least 1).
+        in `_interm` for `interm_outputs`, where objects have their classes.
 
-        If there are `pred_masks`, `loss_mask` and `loss_dice` judge those of the last layer's pairs, enlarged to the
-        largest height and width among the targets' masks; `valid_ratios` say where these lie if the images are padded
-        further.
+        `dn_outputs` are not matched: query i of every group reconstructs target i of its image. With negatives, all
+        other denoising queries are background, padding included. Names end in `_dn` for the last layer and in `_dn_0`,
+        `_dn_1`, ... for the others. Sums are divided by the number of denoising queries with a target, per process (at
+        least 1).
 
         Args:
-            outputs: Any model's of the family; images without targets are fine, as is a batch of them.
-            targets: One per image.
+            outputs: Predictions of a model of the DETR family.
+            targets: One per image; each may be empty, and so may all of them.
 
         Raises:
-            ValueError: If predictions and targets do not fit together, a label is not a class, or a number is not
-                finite (values are checked in the matcher's one transfer to the host), or masks are predicted for a
-                target without them.
+            ValueError: If predictions and targets do not fit together, a label is not a class, a value is not finite,
+                or masks are predicted for a target without masks. Values are checked in the matcher's one transfer to
+                the host.
             TypeError: If labels are not int64.
         """
         if "pred_masks" in outputs:
             check_masks(outputs["pred_masks"], targets)
-        layers = _layers(outputs, targets)
+        layers = _list_layers(outputs, targets)
         matches = self.matcher.match_layers(
             [layer.predictions for layer in layers],
             [layer.targets for layer in layers],
             names=[layer.name for layer in layers],
         )
         device = outputs["pred_logits"].device
-        num_boxes = _per_process(sum(len(target["labels"]) for target in targets), device)
+        num_boxes = _mean_over_processes(sum(len(target["labels"]) for target in targets), device)
         counts = torch.tensor([float(len(target["labels"])) for target in targets]).to(device, non_blocking=True)
         losses: dict[str, Tensor] = {}
-        all_pairs = _pairs(matches, targets, device)
+        all_pairs = _flatten_matches(matches, targets, device)
         for layer, pairs in zip(layers, all_pairs, strict=True):
-            of_layer = self._judge(layer, pairs, num_boxes)
+            of_layer = self._layer_losses(layer, pairs, num_boxes)
             of_layer["cardinality_error"] = _cardinality_error(layer.predictions["pred_logits"], counts)
             losses |= {f"{name}{layer.suffix}": value for name, value in of_layer.items()}
         if "pred_masks" in outputs:
             ratios = outputs.get("valid_ratios")
             losses |= mask_losses(outputs["pred_masks"], targets, all_pairs[0], num_boxes, ratios)
         if "dn_outputs" in outputs:
-            losses |= self._judge_noised(outputs["dn_outputs"], targets, device)
+            losses |= self._denoising_losses(outputs["dn_outputs"], targets)
         return losses
 
     def weighted(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Keep the losses that have a weight, whatever their suffix, each multiplied by it.
+        """Return the losses that have a weight, of all layers, multiplied by it.
 
         Args:
-            losses: What calling the criterion gave.
+            losses: The result of `forward`.
         """
         stems = {name: re.sub(r"(_dn)?(_\d+|_enc|_interm)?$", "", name) for name in losses}
         return {name: losses[name] * self.weights[stem] for name, stem in stems.items() if stem in self.weights}
 
     def total(self, losses: Mapping[str, Tensor]) -> Float[Tensor, ""]:
-        """Add up what `weighted` gives: the number to minimise."""
+        """Sum the `weighted` losses: the value to minimize."""
         return torch.stack(list(self.weighted(losses).values())).sum()
 
-    def _judge(
+    def _layer_losses(
         self, layer: "_Layer", pairs: Int64[Tensor, "3 pairs"], num_boxes: Float[Tensor, ""]
     ) -> dict[str, Float[Tensor, ""]]:
         logits, boxes = layer.predictions["pred_logits"], layer.predictions["pred_boxes"]
@@ -143,61 +158,63 @@ class SetCriterion(nn.Module):
             "loss_bbox": F.l1_loss(matched_boxes, target_boxes, reduction="sum") / num_boxes,
             "loss_giou": overlap.sum() / num_boxes,
         }
-        if layer.is_last:
+        if not layer.suffix:
             losses["class_error"] = _class_error(logits[image, query], labels)
         return losses
 
-    def _judge_noised(
-        self, outputs: DenoisingPredictions, targets: Sequence[Target], device: torch.device
+    def _denoising_losses(
+        self, outputs: DenoisingPredictions, targets: Sequence[Target]
     ) -> dict[str, Float[Tensor, ""]]:
-        num_noised = _per_process(count_noised(outputs, targets), device)
-        pairs = noised_pairs(outputs, targets).to(device, non_blocking=True)
+        device = outputs["pred_logits"].device
+        pairs = denoising_pairs(outputs, targets)
+        num_boxes = _mean_over_processes(pairs.shape[1], device)
+        pairs = pairs.to(device, non_blocking=True)
         layers: list[LayerPredictions] = [outputs, *outputs.get("aux_outputs", ())]
         if not outputs["has_negatives"]:
-            layers, pairs = only_paired(layers, pairs)
+            layers, pairs = select_paired(layers, pairs)
         losses: dict[str, Tensor] = {}
         for index, predictions in enumerate(layers):
             suffix = f"_dn_{index - 1}" if index else "_dn"
-            layer = _Layer("dn_outputs", suffix, False, _at_least_float32(predictions), targets)
-            losses |= {f"{name}{suffix}": value for name, value in self._judge(layer, pairs, num_noised).items()}
+            layer = _Layer("dn_outputs", suffix, _in_float32(predictions), targets)
+            losses |= {f"{name}{suffix}": value for name, value in self._layer_losses(layer, pairs, num_boxes).items()}
         return losses
 
 
 class _Layer(NamedTuple):
     name: str
+    """What error messages call it."""
     suffix: str
-    is_last: bool
+    """Ending of the names of its losses; empty for the last decoder layer."""
     predictions: LayerPredictions
     targets: Sequence[Target]
 
 
-def _layers(outputs: Predictions, targets: Sequence[Target]) -> list[_Layer]:
-    """List what is to be judged: the last decoder layer, the other ones, the encoder's proposals."""
-    layers = [_Layer("last layer", "", True, _at_least_float32(outputs), targets)]
+def _list_layers(outputs: Predictions, targets: Sequence[Target]) -> list[_Layer]:
+    """List the predictions to match: of the last decoder layer, of the others, and the encoder's proposals."""
+    layers = [_Layer("last layer", "", _in_float32(outputs), targets)]
     for index, auxiliary in enumerate(outputs.get("aux_outputs", ())):
-        layers.append(_Layer(f"aux_outputs[{index}]", f"_{index}", False, _at_least_float32(auxiliary), targets))
+        layers.append(_Layer(f"aux_outputs[{index}]", f"_{index}", _in_float32(auxiliary), targets))
     if "interm_outputs" in outputs:
-        layers.append(_Layer("interm_outputs", "_interm", False, _at_least_float32(outputs["interm_outputs"]), targets))
+        layers.append(_Layer("interm_outputs", "_interm", _in_float32(outputs["interm_outputs"]), targets))
     if "enc_outputs" in outputs:
         objects: list[Target] = [
             {"boxes": target["boxes"], "labels": torch.zeros_like(target["labels"])} for target in targets
         ]
-        layers.append(_Layer("enc_outputs", "_enc", False, _at_least_float32(outputs["enc_outputs"]), objects))
+        layers.append(_Layer("enc_outputs", "_enc", _in_float32(outputs["enc_outputs"]), objects))
     return layers
 
 
-def _at_least_float32(predictions: LayerPredictions) -> LayerPredictions:
-    logits, boxes = predictions["pred_logits"], predictions["pred_boxes"]
+def _in_float32(predictions: LayerPredictions) -> LayerPredictions:
     return {
-        "pred_logits": logits.to(torch.promote_types(logits.dtype, torch.float32)),
-        "pred_boxes": boxes.to(torch.promote_types(boxes.dtype, torch.float32)),
+        "pred_logits": at_least_float32(predictions["pred_logits"]),
+        "pred_boxes": at_least_float32(predictions["pred_boxes"]),
     }
 
 
-def _pairs(
+def _flatten_matches(
     matches: Sequence[Sequence[tuple[Tensor, Tensor]]], targets: Sequence[Target], device: torch.device
 ) -> Sequence[Int64[Tensor, "3 _"]]:
-    """Give, for every layer, the image, the query and the target (counted over the batch) of every matched pair."""
+    """Return (image, query, target) of every matched pair, for every layer; targets are numbered over the batch."""
     starts = [0, *accumulate(len(target["labels"]) for target in targets)]
     layers = [
         torch.cat(
@@ -209,13 +226,13 @@ def _pairs(
         )
         for layer in matches
     ]
-    # One small transfer for all layers, which a GPU's queue need not wait for.
+    # One small asynchronous transfer for all layers.
     together = torch.cat(layers, dim=1).to(device, non_blocking=True)
     return torch.split(together, [layer.shape[1] for layer in layers], dim=1)
 
 
-def _per_process(number: int, device: torch.device) -> Float[Tensor, ""]:
-    """Average a count over the processes, to at least 1."""
+def _mean_over_processes(number: int, device: torch.device) -> Float[Tensor, ""]:
+    """Average a count over the processes; the result is at least 1."""
     count = torch.full((), float(number), device=device)
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(count)

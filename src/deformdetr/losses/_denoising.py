@@ -1,4 +1,4 @@
-"""Which of the decoder's predictions for noised targets stand for which target."""
+"""Pairs of denoising queries and the targets that they reconstruct."""
 
 from collections.abc import Sequence
 
@@ -9,44 +9,41 @@ from torch import Tensor
 from deformdetr.structures import DenoisingPredictions, LayerPredictions, Target
 
 
-def count_noised(outputs: DenoisingPredictions, targets: Sequence[Target]) -> int:
-    """Count the targets of a batch once for every group: the predictions that are to find one.
+def denoising_pairs(outputs: DenoisingPredictions, targets: Sequence[Target]) -> Int64[Tensor, "3 pairs"]:
+    """Return (image, query, target) of every denoising query with a target, on the CPU.
+
+    Targets are numbered over the batch. Every target has one query in every group.
 
     Raises:
-        ValueError: If predictions and targets do not fit together.
+        ValueError: If the predictions were made for other targets.
     """
     images, queries = outputs["pred_logits"].shape[:2]
+    groups = outputs["num_groups"]
     counts = [len(target["labels"]) for target in targets]
     most = max(counts, default=0)
     if images != len(targets):
-        raise ValueError(f"there are predictions for noised targets of {images} images, but targets for {len(targets)}")
-    if queries % outputs["num_groups"] or queries // outputs["num_groups"] < most:
+        raise ValueError(f"there are denoising queries for {images} images, but targets for {len(targets)}")
+    if queries % groups or queries // groups < most:
         raise ValueError(
-            f"{queries} predictions for noised targets in {outputs['num_groups']} groups do not fit {most} targets; "
-            "was the model given the same ones?"
+            f"{queries} denoising queries in {groups} groups do not fit {most} targets; was the model given the same "
+            "targets?"
         )
-    return outputs["num_groups"] * sum(counts)
-
-
-def noised_pairs(outputs: DenoisingPredictions, targets: Sequence[Target]) -> Int64[Tensor, "3 pairs"]:
-    """Give the image, the query and the target (counted over the batch) of every pair, on the CPU."""
-    places = outputs["pred_logits"].shape[1] // outputs["num_groups"]
-    first_of_group = torch.arange(outputs["num_groups"])[:, None] * places
+    first_of_group = torch.arange(groups)[:, None] * (queries // groups)
     pairs, start = [], 0
-    for image, target in enumerate(targets):
-        index = torch.arange(len(target["labels"])).expand(outputs["num_groups"], -1)
+    for image, count in enumerate(counts):
+        index = torch.arange(count).expand(groups, -1)
         query = (first_of_group + index).flatten()
         pairs.append(torch.stack([torch.full_like(query, image), query, (start + index).flatten()]))
-        start += len(target["labels"])
+        start += count
     return torch.cat(pairs, dim=1)
 
 
-def only_paired(
+def select_paired(
     layers: Sequence[LayerPredictions], pairs: Int64[Tensor, "3 pairs"]
 ) -> tuple[list[LayerPredictions], Int64[Tensor, "3 pairs"]]:
-    """Keep the predictions that are to find a target, as those of one image."""
+    """Select the predictions that have a target, flattened into one image, and number the pairs accordingly."""
     image, query, target = pairs.unbind(0)
-    kept: list[LayerPredictions] = [
+    selected: list[LayerPredictions] = [
         {
             "pred_logits": layer["pred_logits"][image, query].unsqueeze(0),
             "pred_boxes": layer["pred_boxes"][image, query].unsqueeze(0),
@@ -54,4 +51,4 @@ def only_paired(
         for layer in layers
     ]
     place = torch.arange(len(target), device=target.device)
-    return kept, torch.stack([torch.zeros_like(place), place, target])
+    return selected, torch.stack([torch.zeros_like(place), place, target])

@@ -1,4 +1,4 @@
-"""Losses of class logits that keep the many easy queries from drowning the few hard ones."""
+"""Focal loss and Dice loss of logits."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,30 +12,35 @@ def sigmoid_focal_loss(
     alpha: float = 0.25,
     gamma: float = 2.0,
 ) -> Float[Tensor, "*batch classes"]:
-    """Down-weight easy examples in binary cross-entropy; the result is not reduced.
+    """Compute binary cross-entropy in which easy examples weigh less; the result is not reduced.
 
     Args:
-        logits: One per class, each judged on its own.
-        targets: 1 for the class that is there and 0 for the others, or probabilities between.
+        logits: One per class; classes are independent.
+        targets: 1 for the true class and 0 for the others, or probabilities.
         alpha: Weight of the positive class, in `[0, 1]`; negatives weigh `1 - alpha`.
         gamma: Focusing exponent; 0 gives plain weighted cross-entropy.
 
     Raises:
         ValueError: If `alpha` lies outside `[0, 1]` or `gamma` is negative.
 
+    Example:
+        >>> import torch
+        >>> sigmoid_focal_loss(torch.tensor([[2.0, -2.0]]), torch.tensor([[1.0, 0.0]]))
+        tensor([[0.0005, 0.0014]])
+
     References:
         Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, equation 5.
     """
     check_focal_settings(alpha, gamma)
     probability = logits.sigmoid()
-    # This is 1 - p_t of the paper, as a sum of products so that it does not cancel where p_t is near 1.
+    # 1 - p_t of the paper, as a sum of products, which does not cancel where p_t is near 1.
     miss = probability * (1 - targets) + (1 - probability) * targets
     weight = alpha * targets + (1 - alpha) * (1 - targets)
     return weight * miss**gamma * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
 def check_focal_settings(alpha: float, gamma: float) -> None:
-    """Refuse settings outside their range.
+    """Check the parameters of the focal loss.
 
     Raises:
         ValueError: If `alpha` lies outside `[0, 1]` or `gamma` is negative.
@@ -49,14 +54,19 @@ def check_focal_settings(alpha: float, gamma: float) -> None:
 def dice_loss(
     logits: Float[Tensor, "*batch pixels"], targets: Float[Tensor, "*batch pixels"]
 ) -> Float[Tensor, "*batch"]:
-    """Give one minus the Dice overlap of predicted and true masks, each smoothed by one pixel; not reduced over masks.
+    """Compute one minus the Dice coefficient of predicted and true masks, smoothed by one pixel; one value per mask.
 
     Args:
         logits: One per pixel of a flattened mask.
         targets: 1 inside the object, 0 outside.
 
+    Example:
+        >>> import torch
+        >>> dice_loss(torch.zeros(1, 4), torch.tensor([[1.0, 1.0, 0.0, 0.0]]))
+        tensor([0.4000])
+
     References:
-        Milletari et al., "V-Net", 3DV 2016, section 3, with the sizes themselves in the denominator instead of squares.
+        Milletari et al., "V-Net", 3DV 2016, section 3. The denominator has the masks' areas instead of squares.
     """
     probability = logits.sigmoid()
     overlap = 2 * (probability * targets).sum(-1)

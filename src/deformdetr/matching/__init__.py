@@ -1,4 +1,4 @@
-"""One-to-one matching of a model's queries and the objects of an image."""
+"""One-to-one matching of queries with the targets of an image."""
 
 from deformdetr.matching._cost import ClassCost, FocalClassCost, SoftmaxClassCost
 from deformdetr.matching._hungarian import HungarianMatcher

@@ -1,4 +1,4 @@
-"""Refuse predictions and targets that cannot be matched, saying which and why."""
+"""Checks of predictions and targets, with messages that name the image and the reason."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,8 @@ from torch import Tensor
 from deformdetr.structures import LayerPredictions, Target
 
 
-def check_form(predictions: LayerPredictions, targets: Sequence[Target]) -> None:
-    """Check shapes, dtypes and devices, which is free on any device.
+def check_shapes(predictions: LayerPredictions, targets: Sequence[Target]) -> None:
+    """Check shapes, dtypes and devices, without waiting for a GPU.
 
     Raises:
         ValueError: If predictions and targets do not fit together.
@@ -38,35 +38,35 @@ def check_form(predictions: LayerPredictions, targets: Sequence[Target]) -> None
             )
         if {target_boxes.device, labels.device} != {logits.device}:
             raise ValueError(
-                f"targets of image {image} lie on {target_boxes.device} (boxes) and {labels.device} (labels), "
+                f"targets of image {image} are on {target_boxes.device} (boxes) and {labels.device} (labels), "
                 f"the predictions on {logits.device}"
             )
 
 
-def values_are_sound(
+def are_values_valid(
     logits: Float[Tensor, "layers queries classes"], boxes: Float[Tensor, "layers queries 4"], target: Target
 ) -> Bool[Tensor, " layers"]:
-    """Say, without reading anything on the host, for which layers one image's numbers can be matched.
+    """Return for which layers the values of one image can be matched, without waiting for a GPU.
 
     False where predictions or target boxes are not finite, target boxes have negative sizes or labels are out of range.
     """
-    # Extremes propagate NaN, and need one pass where `isfinite().all()` needs four.
+    # Minimum and maximum propagate NaN and take one pass; `isfinite().all()` takes four.
     extremes = torch.stack([*logits.flatten(1).aminmax(dim=1), *boxes.flatten(1).aminmax(dim=1)])
-    sound = _sound_boxes(target["boxes"]).all() & _sound_labels(target["labels"], logits.shape[-1]).all()
-    return extremes.isfinite().all(0) & sound
+    valid = _valid_boxes(target["boxes"]).all() & _valid_labels(target["labels"], logits.shape[-1]).all()
+    return extremes.isfinite().all(0) & valid
 
 
-def explain(image: int, layer: str, predictions: LayerPredictions, target: Target) -> str:
-    """Say what is wrong with one image's predictions or targets; this reads them on the host."""
+def describe_invalid(image: int, layer: str, predictions: LayerPredictions, target: Target) -> str:
+    """Return an error message for one image's invalid predictions or targets; this waits for a GPU."""
     num_classes = predictions["pred_logits"].shape[-1]
-    wrong_labels = target["labels"][~_sound_labels(target["labels"], num_classes)]
+    wrong_labels = target["labels"][~_valid_labels(target["labels"], num_classes)]
     if len(wrong_labels):
         return f"targets of image {image} have labels {wrong_labels.tolist()}, outside 0 to {num_classes - 1}"
-    wrong_boxes = target["boxes"][~_sound_boxes(target["boxes"])]
+    wrong_boxes = target["boxes"][~_valid_boxes(target["boxes"])]
     if len(wrong_boxes):
         return (
             f"targets of image {image} have boxes (cxcywh) {wrong_boxes.tolist()}, not finite or of negative size; "
-            "are they in another form?"
+            "are they xyxy?"
         )
     for name, values in (("pred_logits", predictions["pred_logits"]), ("pred_boxes", predictions["pred_boxes"])):
         queries = (~values[image].isfinite()).any(-1).nonzero().flatten().tolist()
@@ -78,9 +78,9 @@ def explain(image: int, layer: str, predictions: LayerPredictions, target: Targe
     return f"the costs ({layer}) of image {image} are not finite, though its predictions and targets are"
 
 
-def _sound_boxes(boxes: Float[Tensor, "targets 4"]) -> Bool[Tensor, " targets"]:
+def _valid_boxes(boxes: Float[Tensor, "targets 4"]) -> Bool[Tensor, " targets"]:
     return boxes.isfinite().all(-1) & (boxes[:, 2:] >= 0).all(-1)
 
 
-def _sound_labels(labels: Tensor, num_classes: int) -> Bool[Tensor, " targets"]:
+def _valid_labels(labels: Tensor, num_classes: int) -> Bool[Tensor, " targets"]:
     return (labels >= 0) & (labels < num_classes)

@@ -1,4 +1,4 @@
-"""What it costs to give a target's class to a query."""
+"""Classification costs of the matcher."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -9,25 +9,30 @@ from torch import Tensor
 
 @runtime_checkable
 class ClassCost(Protocol):
-    """Anything that turns logits and labels into costs; queries that fit a target cost less."""
+    """Interface of the classification costs that `HungarianMatcher` takes; likely classes cost less."""
 
     def __call__(
         self, logits: Float[Tensor, "*batch queries classes"], labels: Int64[Tensor, " targets"]
     ) -> Float[Tensor, "*batch queries targets"]:
-        """Give the cost of every query for every target of one image."""
+        """Compute the cost of every pair of a query and a target of one image."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class FocalClassCost:
-    """Price a class by the focal loss that the query would pay with this target, less the one it would pay without.
+    """The focal loss of the target's class as positive, minus its focal loss as negative.
 
     `alpha (1 - p)^gamma (-log p) - (1 - alpha) p^gamma (-log(1 - p))` with `p = sigmoid(logit)`.
 
     Attributes:
         alpha: Weight of the positive class, in [0, 1].
         gamma: Focusing exponent.
-        eps: Added to probabilities before their logarithm.
+        eps: Added to probabilities before the logarithm.
+
+    Example:
+        >>> import torch
+        >>> FocalClassCost()(torch.zeros(1, 3), torch.tensor([2]))  # One query, one target.
+        tensor([[-0.0866]])
 
     References:
         Zhu et al., "Deformable DETR", ICLR 2021, appendix A.4; Lin et al., "Focal Loss for Dense Object Detection",
@@ -41,7 +46,7 @@ class FocalClassCost:
     def __call__(
         self, logits: Float[Tensor, "*batch queries classes"], labels: Int64[Tensor, " targets"]
     ) -> Float[Tensor, "*batch queries targets"]:
-        """Give the cost of every query for every target of one image."""
+        """Compute the cost of every pair of a query and a target of one image."""
         probability = logits.index_select(-1, labels).sigmoid()
         negative = (1 - self.alpha) * probability**self.gamma * -(1 - probability + self.eps).log()
         positive = self.alpha * (1 - probability) ** self.gamma * -(probability + self.eps).log()
@@ -50,7 +55,12 @@ class FocalClassCost:
 
 @dataclass(frozen=True, kw_only=True)
 class SoftmaxClassCost:
-    """Price a class by its negative probability among all classes and "no object".
+    """The negative softmax probability of the target's class.
+
+    Example:
+        >>> import torch
+        >>> SoftmaxClassCost()(torch.zeros(1, 4), torch.tensor([2]))
+        tensor([[-0.2500]])
 
     References:
         Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020, section 3.1.
@@ -59,5 +69,5 @@ class SoftmaxClassCost:
     def __call__(
         self, logits: Float[Tensor, "*batch queries classes"], labels: Int64[Tensor, " targets"]
     ) -> Float[Tensor, "*batch queries targets"]:
-        """Give the cost of every query for every target of one image."""
+        """Compute the cost of every pair of a query and a target of one image."""
         return -logits.softmax(-1).index_select(-1, labels)

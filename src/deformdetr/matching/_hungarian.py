@@ -1,4 +1,4 @@
-"""One-to-one matching of predictions and targets at the lowest total cost."""
+"""One-to-one matching of queries and targets at the lowest total cost."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from deformdetr.boxes import cxcywh_to_xyxy, pairwise_giou
-from deformdetr.matching._check import check_form, explain, values_are_sound
+from deformdetr._dtypes import at_least_float32
+from deformdetr.boxes import cxcywh_to_xyxy, generalized_box_iou
+from deformdetr.matching._check import are_values_valid, check_shapes, describe_invalid
 from deformdetr.matching._cost import ClassCost, FocalClassCost
 from deformdetr.structures import LayerPredictions, Target
 
@@ -17,19 +18,26 @@ Match: TypeAlias = tuple[Int64[Tensor, " pairs"], Int64[Tensor, " pairs"]]
 
 
 class HungarianMatcher(nn.Module):
-    """Match every target with another query of its image at the lowest total cost.
+    """Assign every target to a different query of its image at the lowest total cost.
 
-    The cost of a pair is `cost_class * class_cost + cost_bbox * L1 + cost_giou * (-GIoU)`, boxes as fractions of the
-    image. It has no parameters and gives no gradients.
+    The cost of a pair is `cost_class * class_cost + cost_bbox * L1 + cost_giou * (-GIoU)`, with boxes as fractions of
+    the image. There are no parameters and no gradients.
 
     Args:
-        cost_class: Weight of the class's cost.
+        cost_class: Weight of the classification cost.
         cost_bbox: Weight of the L1 distance of the boxes, cxcywh.
-        cost_giou: Weight of the negative generalised IoU.
-        class_cost: Cost of the class; `FocalClassCost()` by default.
+        cost_giou: Weight of the negative generalized IoU.
+        class_cost: Classification cost; `FocalClassCost()` by default.
 
     Raises:
         ValueError: If a weight is negative or all are 0.
+
+    Example:
+        >>> boxes = torch.tensor([[[0.2, 0.2, 0.1, 0.1], [0.7, 0.7, 0.2, 0.2]]])
+        >>> outputs = {"pred_logits": torch.zeros(1, 2, 3), "pred_boxes": boxes}
+        >>> targets = [{"labels": torch.tensor([1]), "boxes": torch.tensor([[0.6, 0.7, 0.2, 0.2]])}]
+        >>> HungarianMatcher()(outputs, targets)  # Query 1 gets target 0.
+        [(tensor([1]), tensor([0]))]
 
     References:
         Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020, equation 1.
@@ -46,7 +54,7 @@ class HungarianMatcher(nn.Module):
         super().__init__()
         weights = (cost_class, cost_bbox, cost_giou)
         if min(weights) < 0 or max(weights) == 0:
-            raise ValueError(f"cost_class, cost_bbox and cost_giou must not be negative nor all 0, got {weights}")
+            raise ValueError(f"cost_class, cost_bbox and cost_giou must not be negative or all 0, got {weights}")
         self.cost_class = cost_class
         self.cost_bbox = cost_bbox
         self.cost_giou = cost_giou
@@ -56,15 +64,15 @@ class HungarianMatcher(nn.Module):
         """Match the predictions of one layer with the targets.
 
         Args:
-            outputs: Predictions; other keys than theirs are ignored.
-            targets: One per image; an image may have none, or more than there are queries.
+            outputs: Predictions with `pred_logits` and `pred_boxes`; other keys are ignored.
+            targets: One per image; an image may have no objects, or more objects than queries.
 
         Returns:
-            For every image, indices of matched queries, ascending, and of their targets, on the CPU. There are as many
-            pairs as queries or targets, whichever are fewer.
+            For every image, the indices of matched queries, ascending, and of their targets, on the CPU. The number of
+            pairs is the smaller of the numbers of queries and targets.
 
         Raises:
-            ValueError: If predictions and targets do not fit together, a label is not a class, or a number is not
+            ValueError: If predictions and targets do not fit together, a label is not a class, or a value is not
                 finite.
             TypeError: If labels are not int64.
         """
@@ -78,39 +86,39 @@ class HungarianMatcher(nn.Module):
         *,
         names: Sequence[str] | None = None,
     ) -> list[list[Match]]:
-        """Match several layers' predictions, each on its own, with one transfer to the host for all of them.
+        """Match the predictions of several layers separately, with a single transfer to the host.
 
         Args:
-            layers: Predictions of one batch, of any numbers of queries.
-            targets: The targets of each layer. Neighbouring layers of one shape that share one list are priced
-                together.
-            names: What messages call the layers; their numbers by default.
+            layers: Predictions of one batch; the numbers of queries may differ.
+            targets: The targets of each layer. Costs of consecutive layers are computed together if the layers have
+                the same shape and share one list of targets.
+            names: Names of the layers in error messages; their indices by default.
 
         Returns:
-            For every layer what `forward` returns.
+            The result of `forward` for every layer.
 
         Raises:
-            ValueError: As `forward`, or if there are not as many lists of targets as layers.
-            TypeError: As `forward`.
+            ValueError: As in `forward`, or if the numbers of layers and lists of targets differ.
+            TypeError: As in `forward`.
         """
         for predictions, of_layer in zip(layers, targets, strict=True):
-            check_form(predictions, of_layer)
+            check_shapes(predictions, of_layer)
         if names is None:
             names = ["predictions" if len(layers) == 1 else f"layer {index}" for index in range(len(layers))]
-        runs = _runs(layers, targets)
-        blocks = _to_host(
+        groups = _group_layers(layers, targets)
+        blocks = _copy_to_host(
             [
-                self._cost_block([layers[index] for index in run], image, target)
-                for run in runs
-                for image, target in enumerate(targets[run[0]])
+                self._cost_block([layers[index] for index in group], image, target)
+                for group in groups
+                for image, target in enumerate(targets[group[0]])
             ]
         )
         matches: list[list[Match]] = [[] for _ in layers]
-        for run in runs:
-            for image, target in enumerate(targets[run[0]]):
-                for index, row in zip(run, next(blocks), strict=True):
+        for group in groups:
+            for image, target in enumerate(targets[group[0]]):
+                for index, row in zip(group, next(blocks), strict=True):
                     if not row.isfinite().all():
-                        raise ValueError(explain(image, names[index], layers[index], target))
+                        raise ValueError(describe_invalid(image, names[index], layers[index], target))
                     queries = layers[index]["pred_logits"].shape[1]
                     matches[index].append(_assign(row[:-1].view(queries, len(target["labels"]))))
         return matches
@@ -118,41 +126,39 @@ class HungarianMatcher(nn.Module):
     def _cost_block(
         self, layers: Sequence[LayerPredictions], image: int, target: Target
     ) -> Float[Tensor, "layers costs_and_check"]:
-        """Price one image's queries for its targets; a last column is NaN where the numbers cannot be matched."""
-        logits = torch.stack([layer["pred_logits"][image] for layer in layers])
-        boxes = torch.stack([layer["pred_boxes"][image] for layer in layers])
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
-        sound = values_are_sound(logits, boxes, target)
+        """Compute the costs of one image's queries and targets; the last column is NaN if values are invalid."""
+        logits = at_least_float32(torch.stack([layer["pred_logits"][image] for layer in layers]))
+        boxes = at_least_float32(torch.stack([layer["pred_boxes"][image] for layer in layers]))
+        valid = are_values_valid(logits, boxes, target)
         target_boxes = target["boxes"].to(boxes.dtype).expand(len(layers), -1, -1)
-        # A label that is not a class would stop a GPU for good; `sound` reports it.
+        # An index out of range would abort the CUDA context; `valid` reports such labels.
         labels = target["labels"].clamp(0, logits.shape[-1] - 1)
         cost = (
             self.cost_class * self.class_cost(logits, labels)
             + self.cost_bbox * torch.cdist(boxes, target_boxes, p=1)
-            - self.cost_giou * pairwise_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
+            - self.cost_giou * generalized_box_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
         )
-        return torch.cat([cost.flatten(1), torch.where(sound, 0.0, torch.nan).to(cost.dtype).unsqueeze(1)], dim=1)
+        return torch.cat([cost.flatten(1), torch.where(valid, 0.0, torch.nan).to(cost.dtype).unsqueeze(1)], dim=1)
 
     def extra_repr(self) -> str:
-        """Name the weights, since there are no parameters to show."""
+        """Return the weights for `print`."""
         return (
             f"cost_class={self.cost_class}, cost_bbox={self.cost_bbox}, cost_giou={self.cost_giou}, "
             f"class_cost={self.class_cost}"
         )
 
 
-def _runs(layers: Sequence[LayerPredictions], targets: Sequence[Sequence[Target]]) -> list[list[int]]:
-    """Group neighbouring layers that can be stacked, by their numbers: one layer at a time needs more kernels."""
+def _group_layers(layers: Sequence[LayerPredictions], targets: Sequence[Sequence[Target]]) -> list[list[int]]:
+    """Group the indices of consecutive layers that can be stacked, which saves kernel launches."""
     keys = [
         (layer["pred_logits"].shape, layer["pred_logits"].dtype, layer["pred_boxes"].dtype, id(of_layer))
         for layer, of_layer in zip(layers, targets, strict=True)
     ]
-    return [list(run) for _, run in groupby(range(len(layers)), keys.__getitem__)]
+    return [list(group) for _, group in groupby(range(len(layers)), keys.__getitem__)]
 
 
-def _to_host(blocks: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Copy tensors to the host at once."""
+def _copy_to_host(blocks: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Copy tensors to the host in a single transfer."""
     if not blocks:
         return
     host = torch.cat([block.flatten() for block in blocks]).cpu()
@@ -161,7 +167,7 @@ def _to_host(blocks: Sequence[Tensor]) -> Iterator[Tensor]:
 
 
 def _assign(cost: Float[Tensor, "queries targets"]) -> Match:
-    # Imported here because it would double the time that `import deformdetr` adds to `import torch`.
+    # Imported here because scipy would double the import time of this package.
     from scipy.optimize import linear_sum_assignment
 
     query, target = linear_sum_assignment(cost.numpy())

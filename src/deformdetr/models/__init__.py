@@ -1,4 +1,4 @@
-"""Whole detectors, what comes before and after them, and a wrapper with torchvision's detection contract."""
+"""Detection models, their pre- and post-processing, and a wrapper with the interface of torchvision's detectors."""
 
 from deformdetr.models._deformable_detr import DeformableDETR
 from deformdetr.models._denoising import needs_targets

@@ -6,44 +6,53 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from deformdetr.models._denoising import put_before, restored_outputs, split_layers
-from deformdetr.models._inputs import as_batch, is_unpadded, shrink_mask
+from deformdetr.models._denoising import noise_targets, prepend
+from deformdetr.models._inputs import as_batch, is_unpadded
 from deformdetr.models._masks import add_masks
+from deformdetr.models._outputs import gather_layers
+from deformdetr.models._pyramid import Pyramid, flatten_levels
 from deformdetr.nn import (
-    AnchorDecoder,
     ChannelMapper,
     ContrastiveDenoising,
+    DecoderOutput,
     DeformableDecoder,
     DeformableEncoder,
     Denoising,
     MaskHead,
     NoisedQueries,
-    valid_ratios,
 )
 from deformdetr.structures import LayerPredictions, Predictions, Target
 
 
 class DeformableDETR(nn.Module):
-    """Detect objects as a set, by deformable attention over a feature pyramid.
+    """Predict a set of objects by deformable attention to a pyramid of features.
 
-    All variants are this one module with other parts: one level or several, refining decoder or not, learned queries or
-    the encoder's proposals (two-stage). `deformdetr.DeformableDETRConfig` builds them.
+    Its parts make the variant: one level or several, a refining decoder or not, learned queries or proposals of the
+    encoder (two-stage), denoising, masks. `deformdetr.DeformableDETRConfig` builds them.
+
+    Example:
+        >>> import deformdetr
+        >>> model = deformdetr.preset("demo").build().eval()
+        >>> with torch.no_grad():
+        ...     outputs = model(torch.rand(1, 3, 64, 96))
+        >>> outputs["pred_logits"].shape, outputs["pred_boxes"].shape
+        (torch.Size([1, 30, 3]), torch.Size([1, 30, 4]))
 
     Args:
-        backbone: Images to features, finest first.
-        neck: Features to a pyramid of equal channels; with a mask head, the last features alone, as many as it takes.
-        position: Padding mask of a level to its position encoding.
+        backbone: Returns the features of images, finest first.
+        neck: Maps the last features, as many as it was built for, to a pyramid of equal channels.
+        position: Returns the position encoding of a level from its padding mask.
         encoder: Refines the pyramid.
-        queries: Gives the decoder's queries: `LearnedQueries` or `ProposalQueries`; for an `AnchorDecoder`,
+        queries: Returns the decoder's queries: `LearnedQueries` or `ProposalQueries`; for a decoder with `position`,
             `AnchorQueries` or `MixedQueries`.
         decoder: Refines the queries and predicts their boxes.
-        class_heads: Give a query's logits: one head per decoder layer, or a single one that all share.
-        aux_loss: Whether to return the predictions of all decoder layers, as the auxiliary losses need them.
-        denoising: Gives an `AnchorDecoder` noised targets to restore, in training; None leaves them out.
+        class_heads: Return a query's logits: one head per decoder layer, or one that all share.
+        aux_loss: Whether to return the predictions of all decoder layers, for auxiliary losses.
+        denoising: Returns denoising queries in training, for a decoder with `position`; None leaves them out.
         mask_head: Predicts the queries' masks; None leaves them out.
 
     Raises:
-        ValueError: If the number of class heads is neither one nor that of the decoder layers.
+        ValueError: If the number of class heads is neither one nor the number of decoder layers.
 
     References:
         Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", ICLR 2021.
@@ -57,7 +66,7 @@ class DeformableDETR(nn.Module):
         position: nn.Module,
         encoder: DeformableEncoder,
         queries: nn.Module,
-        decoder: DeformableDecoder | AnchorDecoder,
+        decoder: DeformableDecoder,
         class_heads: Iterable[nn.Module],
         aux_loss: bool = True,
         denoising: Denoising | ContrastiveDenoising | None = None,
@@ -86,76 +95,61 @@ class DeformableDETR(nn.Module):
         padding_mask: Bool[Tensor, "batch height width"] | None = None,
         targets: Sequence[Target] | None = None,
     ) -> Predictions:
-        """Predict classes and boxes for every query.
+        """Return class logits and boxes of every query.
 
         Args:
-            images: RGB, normalised by the mean and deviation that the backbone was trained with: a batch, or a list of
+            images: RGB, normalized by the mean and standard deviation of the backbone's training: a batch, or a list of
                 images of any sizes, which are padded to a batch.
-            padding_mask: True at the padded pixels of a batch, which lie right of and below each image; None means
-                none.
-            targets: One per image; needed in training by a model that denoises, and otherwise ignored.
+            padding_mask: True at the padded pixels of a batch, right of and below each image; None if there are none.
+            targets: One per image; required in training by a model that denoises, otherwise ignored.
 
         Returns:
             `pred_logits` and `pred_boxes` (cx, cy, w, h as fractions of the unpadded image) of the last decoder layer;
-            `aux_outputs` of the layers before it, and `enc_outputs` or `interm_outputs` where the encoder proposes;
-            `dn_outputs` where targets were noised; `pred_masks` of the last layer and `valid_ratios` with a mask head.
+            `aux_outputs` of the layers before it; `enc_outputs` or `interm_outputs` of a two-stage model; `dn_outputs`
+            in training with denoising; `pred_masks` of the last layer and `valid_ratios` with a mask head.
 
         Raises:
-            ValueError: If a padding mask comes with a list of images, its shape is not that of the batch, or targets
-                are missing, or are not one per image.
+            ValueError: If a padding mask comes with a list of images or differs in shape from the batch, or targets are
+                missing or not one per image.
         """
         batch = as_batch(images, padding_mask)
         noised = self._noise(targets, batch.images.shape[0])
         features = self.backbone(batch.images)
-        pyramid = self.neck(features if self.mask_head is None else features[-len(self.neck.in_channels) :])
-        masks = [shrink_mask(batch.padding_mask, level.shape[-2], level.shape[-1]) for level in pyramid]
-        spatial_shapes = [(level.shape[-2], level.shape[-1]) for level in pyramid]
-        ratios = valid_ratios(masks)
-        src = _flatten(pyramid)
-        embeds = self.level_embed.unbind()
-        position = _flatten(
-            [self.position(mask) + embed[:, None, None] for mask, embed in zip(masks, embeds, strict=True)]
-        )
-        padding = torch.cat([mask.flatten(1) for mask in masks], dim=1)
-        ignored = None if is_unpadded(images, padding_mask) else padding
+        pyramid = Pyramid.from_levels(self.neck(features[-len(self.neck.in_channels) :]), batch.padding_mask)
+        ignored = None if is_unpadded(images, padding_mask) else pyramid.padding_mask
 
-        memory = self.encoder(src, position.to(src.dtype), spatial_shapes, ratios, ignored)
-        queries = self.queries(memory, spatial_shapes, padding)
-        mask = None
-        if noised is not None:
-            mask = noised.attention_mask(queries.content.shape[1])
-            queries = put_before(noised, queries)
-        decoded = self.decoder(
-            queries.content, queries.position, queries.reference_points, memory, spatial_shapes, ratios, ignored, mask
+        memory = self.encoder(
+            flatten_levels(pyramid.levels),
+            self._encode_position(pyramid),
+            pyramid.spatial_shapes,
+            pyramid.valid_ratios,
+            ignored,
         )
-        layers: list[LayerPredictions] = [
-            {"pred_logits": self.class_heads[index % len(self.class_heads)](hidden), "pred_boxes": boxes}
-            for index, (hidden, boxes) in enumerate(zip(decoded.hidden_states, decoded.boxes, strict=True))
-        ]
-        restored: list[LayerPredictions] = []
-        if noised is not None:
-            restored, layers = split_layers(layers, noised.content.shape[1])
-        last = layers[-1]
-        outputs: Predictions = {"pred_logits": last["pred_logits"], "pred_boxes": last["pred_boxes"]}
-        if self.aux_loss:
-            outputs["aux_outputs"] = layers[:-1]
-        if queries.proposals is not None:
-            outputs["enc_outputs"] = queries.proposals
-        if queries.chosen is not None:
-            outputs["interm_outputs"] = queries.chosen
-        if noised is not None:
-            outputs["dn_outputs"] = restored_outputs(restored, noised, aux_loss=self.aux_loss)
+        queries = self.queries(memory, pyramid.spatial_shapes, pyramid.padding_mask)
+        decoder_queries = queries if noised is None else prepend(noised, queries)
+        decoded = self.decoder(
+            decoder_queries.content,
+            decoder_queries.position,
+            decoder_queries.reference_points,
+            memory,
+            pyramid.spatial_shapes,
+            pyramid.valid_ratios,
+            ignored,
+            decoder_queries.attention_mask,
+        )
+        outputs = gather_layers(self._predict(decoded), aux_loss=self.aux_loss, noised=noised)
+        outputs.update(queries.predictions)
         if self.mask_head is not None:
-            # The level of the backbone's last feature; coarser ones come after it.
+            # The level of the backbone's last feature; coarser ones follow it.
             level = len(self.neck.in_channels) - 1
             add_masks(
                 outputs,
                 self.mask_head,
-                decoded.hidden_states[-1][:, -last["pred_logits"].shape[1] :],
-                memory.split([height * width for height, width in spatial_shapes], dim=1)[level],
-                pyramid[level],
+                decoded.hidden_states[-1],
+                pyramid.unflatten(memory)[level],
+                pyramid.levels[level],
                 features,
-                padding_mask=None if ignored is None else masks[level],
+                padding_mask=None if ignored is None else pyramid.masks[level],
                 image_padding=batch.padding_mask,
             )
         return outputs
@@ -163,14 +157,15 @@ class DeformableDETR(nn.Module):
     def _noise(self, targets: Sequence[Target] | None, num_images: int) -> NoisedQueries | None:
         if self.denoising is None or not self.training:
             return None
-        if targets is None:
-            raise ValueError("targets must be given in training to a model that denoises them")
-        if len(targets) != num_images:
-            raise ValueError(f"there are {num_images} images, but targets for {len(targets)}")
-        noised: NoisedQueries = self.denoising(targets)
-        return noised
+        return noise_targets(self.denoising, targets, num_images)
 
+    def _encode_position(self, pyramid: Pyramid) -> Tensor:
+        embeds = self.level_embed[:, :, None, None].unbind()
+        encodings = [self.position(mask) + embed for mask, embed in zip(pyramid.masks, embeds, strict=True)]
+        return flatten_levels(encodings).to(pyramid.levels[0].dtype)
 
-def _flatten(levels: Sequence[Tensor]) -> Tensor:
-    """Turn levels (batch, channels, height, width) into (batch, pixels of all levels, channels)."""
-    return torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
+    def _predict(self, decoded: DecoderOutput) -> list[LayerPredictions]:
+        return [
+            {"pred_logits": self.class_heads[index % len(self.class_heads)](hidden), "pred_boxes": boxes}
+            for index, (hidden, boxes) in enumerate(zip(decoded.hidden_states, decoded.boxes, strict=True))
+        ]

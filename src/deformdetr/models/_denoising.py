@@ -1,53 +1,45 @@
-"""Noised targets before the queries of a model, and their predictions apart from the others'."""
+"""Denoising queries, prepended to the queries of a model."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from deformdetr.nn import NoisedQueries, Queries
-from deformdetr.structures import DenoisingPredictions, LayerPredictions
+from deformdetr.nn import ContrastiveDenoising, Denoising, NoisedQueries, Queries
+from deformdetr.structures import Target
 
 
 def needs_targets(model: nn.Module) -> bool:
-    """Say whether a model is to be called with `targets` in training, because it denoises."""
+    """Return whether a model denoises, so that training calls it with `targets`.
+
+    Example:
+        >>> import deformdetr
+        >>> needs_targets(deformdetr.preset("demo").build())
+        False
+    """
     return getattr(model, "denoising", None) is not None
 
 
-def put_before(noised: NoisedQueries, queries: Queries) -> Queries:
-    """Let noised targets go before a model's own queries, whose decoder computes the positions."""
+def noise_targets(
+    denoising: Denoising | ContrastiveDenoising, targets: Sequence[Target] | None, num_images: int
+) -> NoisedQueries:
+    """Return the denoising queries of a batch.
+
+    Raises:
+        ValueError: If targets are missing, or are not one per image.
+    """
+    if targets is None:
+        raise ValueError("targets must be given in training to a model that denoises them")
+    if len(targets) != num_images:
+        raise ValueError(f"there are {num_images} images, but targets for {len(targets)}")
+    noised: NoisedQueries = denoising(targets)
+    return noised
+
+
+def prepend(noised: NoisedQueries, queries: Queries) -> Queries:
+    """Return denoising queries and then those of the model, with an attention mask that hides targets."""
     return queries._replace(
         content=torch.cat([noised.content.to(queries.content.dtype), queries.content], dim=1),
         reference_points=torch.cat([noised.reference_points, queries.reference_points], dim=1),
+        attention_mask=noised.attention_mask(queries.content.shape[1]),
     )
-
-
-def split_layers(
-    layers: Sequence[LayerPredictions], count: int
-) -> tuple[list[LayerPredictions], list[LayerPredictions]]:
-    """Take the predictions of the first queries, and those of the others, from every layer's."""
-    first: list[LayerPredictions] = [
-        {"pred_logits": layer["pred_logits"][:, :count], "pred_boxes": layer["pred_boxes"][:, :count]}
-        for layer in layers
-    ]
-    others: list[LayerPredictions] = [
-        {"pred_logits": layer["pred_logits"][:, count:], "pred_boxes": layer["pred_boxes"][:, count:]}
-        for layer in layers
-    ]
-    return first, others
-
-
-def restored_outputs(
-    layers: Sequence[LayerPredictions], noised: NoisedQueries, *, aux_loss: bool
-) -> DenoisingPredictions:
-    """Give what the layers make of noised targets in the form that the criterion takes."""
-    *before, last = layers
-    outputs: DenoisingPredictions = {
-        "pred_logits": last["pred_logits"],
-        "pred_boxes": last["pred_boxes"],
-        "num_groups": noised.num_groups,
-        "has_negatives": noised.has_negatives,
-    }
-    if aux_loss:
-        outputs["aux_outputs"] = before
-    return outputs

@@ -1,4 +1,4 @@
-"""A model, its criterion and its post-processing behind the interface of torchvision's detectors."""
+"""A model with its criterion and post-processing, behind the interface of torchvision's detectors."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,29 +16,40 @@ from deformdetr.structures import Detections, ImageBatch, Target
 
 
 class Detector(nn.Module):
-    """Detect objects with the inputs and outputs of torchvision's detectors, so that loops written for those work.
+    """Detect objects, with the inputs and outputs of torchvision's detectors, so that their training loops work.
 
-    In training it takes images and targets and returns a dict of losses to add up; in evaluation it takes images and
-    returns their detections. Images are resized with antialiasing (unlike by torchvision's detectors), normalized and
-    padded here, by the functions that prepare images for evaluation and prediction: a uint8 image on the CPU gives the
-    same numbers, bit for bit. One on another device, where it is resized in floating point, gives pixels that differ by
-    at most 1 of 255; a floating-point one, whose pixels are not rounded to 8 bits, gives them up to rounding.
+    In training it takes images and targets and returns a dict of losses to add up. In evaluation it takes images and
+    returns their detections.
 
-    Labels are the channels of the model's logits, from 0, and mean the same in targets and detections: unlike with
-    torchvision, 0 is not set aside for the background.
+    Images are resized, normalized and padded by the functions that also prepare images for evaluation and prediction.
+    Unlike torchvision's detectors they resize with antialiasing. A uint8 image on the CPU gives the same numbers as
+    there, bit for bit. On another device it is resized in floating point, and pixels differ by at most 1 of 255.
+    Floating-point images are not rounded to 8 bits.
+
+    Labels are indices of the model's logits, from 0, in targets and detections. Unlike in torchvision, 0 is not the
+    background.
+
+    Example:
+        >>> import deformdetr
+        >>> config = deformdetr.preset("demo")
+        >>> detector = Detector(config.build(), config.build_criterion(), config.build_postprocess(), min_size=64)
+        >>> with torch.no_grad():
+        ...     detections = detector.eval()([torch.rand(3, 64, 96), torch.rand(3, 80, 64)])
+        >>> [found["boxes"].shape for found in detections]
+        [torch.Size([90, 4]), torch.Size([90, 4])]
 
     Args:
-        model: Called with images (batch, 3, height, width) and their padding mask, gives `Predictions`; in training, if
-            it has a `denoising` part, called with `targets` too.
-        criterion: Judges them in training.
-        postprocess: Turns them into detections in evaluation.
-        image_mean: Of red, green and blue, in [0, 1], subtracted from images.
-        image_std: Of red, green and blue; images are divided by it.
+        model: Returns `Predictions` from images (batch, 3, height, width) and their padding mask. In training a model
+            that denoises gets `targets` too.
+        criterion: Computes the losses in training.
+        postprocess: Computes the detections in evaluation.
+        image_mean: Mean of red, green and blue, in [0, 1], subtracted from images.
+        image_std: Standard deviation of red, green and blue, by which images are divided.
         min_size: Pixels of the shorter side after resizing; None leaves images as they are.
-        max_size: Limit of the longer side, up to rounding, to which the shorter side gives way; None sets none.
+        max_size: Upper limit of the longer side, up to rounding; None sets no limit.
 
     Raises:
-        ValueError: If a size or a deviation is not positive or `max_size` is less than `min_size`.
+        ValueError: If a size or a standard deviation is not positive, or `max_size` is less than `min_size`.
     """
 
     def __init__(
@@ -70,34 +81,23 @@ class Detector(nn.Module):
     def forward(
         self, images: Sequence[Num[Tensor, "_ _ _"]], targets: Sequence[Mapping[str, Tensor]] | None = None
     ) -> dict[str, Float[Tensor, ""]] | list[Detections]:
-        """Give the weighted losses in training, the detections of every image in evaluation.
+        """Return the weighted losses in training, and the detections of every image in evaluation.
 
         Args:
             images: (3, height, width) each, of any sizes: uint8, or floating-point in [0, 1].
-            targets: Needed in training, otherwise ignored: "boxes" (n, 4), xyxy in pixels of the image, and "labels"
-                (n,), int64; for a model with masks also "masks" (n, height, width) of the image, not 0 inside objects.
+            targets: One per image; required in training, otherwise ignored. "boxes" (n, 4) are xyxy in pixels of the
+                image, "labels" (n,) int64. A model with masks needs "masks" (n, height, width), nonzero inside objects.
 
         Returns:
-            In training a dict of losses whose sum is to be minimised; otherwise one `Detections` per image, boxes in
-            pixels of the image as it was given; of a model with masks also "masks" (n, 1, height, width).
+            In training a dict of losses, whose sum is to be minimized. In evaluation one `Detections` per image, with
+            boxes in pixels of the given image, and "masks" (n, 1, height, width) of a model with masks.
 
         Raises:
-            ValueError: If images have another shape; in training also if targets are missing or do not fit the images,
+            ValueError: If images have another shape. In training also if targets are missing or do not fit the images,
                 or a box has no width or height.
             TypeError: If images are neither uint8 nor floating-point, boxes not floating-point, or labels not int64.
         """
-        for index, image in enumerate(images):
-            _check_image(index, image)
-        prepared = [
-            prepare_image(
-                image,
-                short_side=self.min_size,
-                max_size=self.max_size,
-                mean=self.image_mean,
-                std=self.image_std,
-            )
-            for image in images
-        ]
+        prepared = [self._prepare(index, image) for index, image in enumerate(images)]
         batch = ImageBatch.from_images(prepared)
         if not self.training:
             return self.postprocess(self.model(*batch), [_size(image) for image in images])
@@ -117,6 +117,12 @@ class Detector(nn.Module):
             raise
         return self.criterion.weighted(losses)
 
+    def _prepare(self, index: int, image: Tensor) -> Tensor:
+        _check_image(index, image)
+        return prepare_image(
+            image, short_side=self.min_size, max_size=self.max_size, mean=self.image_mean, std=self.image_std
+        )
+
 
 def _size(image: Tensor) -> tuple[int, int]:
     return image.shape[-2], image.shape[-1]
@@ -132,13 +138,13 @@ def _check_image(index: int, image: Tensor) -> None:
 def _to_fractions(
     index: int, target: Mapping[str, Tensor], size: tuple[int, int], input_size: tuple[int, int]
 ) -> Target:
-    """Convert one image's target from pixels to what the criterion takes; boxes without an extent become NaN.
+    """Convert a target from pixels to fractions of its image; boxes without width or height become NaN.
 
     Args:
-        index: Of the image, for messages.
-        target: In pixels of the image as given.
-        size: (height, width) of the image as given.
-        input_size: (height, width) that it is resized to, which masks get too.
+        index: Index of the image, for messages.
+        target: In pixels of the given image.
+        size: (height, width) of the given image.
+        input_size: (height, width) after resizing, which masks get too.
     """
     missing = {"boxes", "labels"} - target.keys()
     if missing:
@@ -148,7 +154,7 @@ def _to_fractions(
         raise ValueError(f"boxes of target {index} must have shape (n, 4), got {tuple(boxes.shape)}")
     if not boxes.is_floating_point():
         raise TypeError(f"boxes of target {index} must be of a floating-point dtype, got {boxes.dtype}")
-    # Looking for degenerate boxes would stall a GPU; made NaN, they are refused where the matcher reads its costs.
+    # Raising an error for degenerate boxes here would synchronize with the GPU. The matcher raises one for NaN.
     boxes = boxes.masked_fill(_is_degenerate(boxes).unsqueeze(-1), torch.nan)
     height, width = size
     fractions: Target = {
@@ -156,14 +162,17 @@ def _to_fractions(
         "labels": target["labels"],
     }
     if "masks" in target:
-        masks = target["masks"]
-        if masks.ndim != 3 or masks.shape[1:] != size:
-            raise ValueError(
-                f"masks of target {index} must have shape (n, {height}, {width}), the image's, got {tuple(masks.shape)}"
-            )
-        inside = (masks != 0).to(torch.uint8)
-        fractions["masks"] = F.interpolate(inside[:, None], input_size, mode="nearest")[:, 0].bool()
+        fractions["masks"] = _resize_masks(index, target["masks"], size, input_size)
     return fractions
+
+
+def _resize_masks(index: int, masks: Tensor, size: tuple[int, int], input_size: tuple[int, int]) -> Tensor:
+    if masks.ndim != 3 or masks.shape[1:] != size:
+        raise ValueError(
+            f"masks of target {index} must have shape (n, {size[0]}, {size[1]}), the image's, got {tuple(masks.shape)}"
+        )
+    inside = (masks != 0).to(torch.uint8)
+    return F.interpolate(inside[:, None], input_size, mode="nearest")[:, 0].bool()
 
 
 def _is_degenerate(boxes: Float[Tensor, "targets 4"]) -> Bool[Tensor, " targets"]:

@@ -6,25 +6,36 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from deformdetr._dtypes import at_least_float32
 from deformdetr.models._inputs import as_batch, is_unpadded, shrink_mask
 from deformdetr.models._masks import add_masks
+from deformdetr.models._outputs import gather_layers
+from deformdetr.models._pyramid import flatten_levels
 from deformdetr.nn import MaskHead, TransformerDecoder, TransformerEncoder
 from deformdetr.structures import LayerPredictions, Predictions
 
 
 class DETR(nn.Module):
-    """Detect objects as a set, by attention over one feature map.
+    """Predict a set of objects by attention to one feature map.
+
+    Example:
+        >>> import deformdetr
+        >>> config = deformdetr.preset("detr_r50").replace(backbone={"kind": "conv"}, num_encoder_layers=1)
+        >>> with torch.no_grad():
+        ...     outputs = config.build().eval()(torch.rand(1, 3, 64, 96))
+        >>> outputs["pred_logits"].shape, outputs["pred_boxes"].shape
+        (torch.Size([1, 100, 92]), torch.Size([1, 100, 4]))
 
     Args:
-        backbone: Images to features, of which the last counts; a mask head reads those before it too.
-        projection: That feature to `d_model` channels.
-        position: Padding mask of the feature map to its position encoding.
+        backbone: Returns the features of images; the last one is encoded, those before it refine masks.
+        projection: Projects that feature to `d_model` channels.
+        position: Returns the position encoding of the feature map from its padding mask.
         encoder: Refines the feature map.
-        decoder: Turns queries into what the heads read.
-        num_queries: How many objects can be found at most.
-        class_head: A query's logits; under a softmax, the last one stands for "no object".
-        box_head: A query's box before the sigmoid, (cx, cy, w, h).
-        aux_loss: Whether to return the predictions of all decoder layers, as the auxiliary losses need them.
+        decoder: Refines the queries.
+        num_queries: Number of queries.
+        class_head: Returns a query's logits; under a softmax the last one stands for "no object".
+        box_head: Returns the logits of a query's box (cx, cy, w, h).
+        aux_loss: Whether to return the predictions of all decoder layers, for auxiliary losses.
         mask_head: Predicts the queries' masks; None leaves them out.
 
     Raises:
@@ -67,51 +78,44 @@ class DETR(nn.Module):
         images: Float[Tensor, "batch 3 height width"] | Sequence[Float[Tensor, "3 _ _"]],
         padding_mask: Bool[Tensor, "batch height width"] | None = None,
     ) -> Predictions:
-        """Predict classes and boxes for every query.
+        """Return class logits and boxes of every query.
 
         Args:
-            images: RGB, normalised by the mean and deviation that the backbone was trained with: a batch, or a list of
+            images: RGB, normalized by the mean and standard deviation of the backbone's training: a batch, or a list of
                 images of any sizes, which are padded to a batch.
-            padding_mask: True at the padded pixels of a batch, which lie right of and below each image; None means
-                none.
+            padding_mask: True at the padded pixels of a batch, right of and below each image; None if there are none.
 
         Returns:
             `pred_logits` and `pred_boxes` (cx, cy, w, h as fractions of the unpadded image) of the last decoder layer;
             `aux_outputs` of the layers before it; `pred_masks` of the last layer and `valid_ratios` with a mask head.
 
         Raises:
-            ValueError: If a padding mask comes with a list of images, or its shape is not that of the batch.
+            ValueError: If a padding mask comes with a list of images or differs in shape from the batch.
         """
         batch = as_batch(images, padding_mask)
         backbone_features = self.backbone(batch.images)
         features = self.projection(backbone_features[-1])
         mask = shrink_mask(batch.padding_mask, features.shape[-2], features.shape[-1])
-        src = features.flatten(2).transpose(1, 2)
-        position = self.position(mask).flatten(2).transpose(1, 2).to(src.dtype)
-        padding = None if is_unpadded(images, padding_mask) else mask.flatten(1)
+        position = flatten_levels([self.position(mask)]).to(features.dtype)
+        ignored = None if is_unpadded(images, padding_mask) else mask.flatten(1)
 
-        memory = self.encoder(src, position, padding)
-        query_position = self.query_position.weight.expand(src.shape[0], -1, -1)
-        hidden_states = self.decoder(torch.zeros_like(query_position), query_position, memory, position, padding)
-        layers = [self._predict(hidden) for hidden in hidden_states]
-        last = layers[-1]
-        outputs: Predictions = {"pred_logits": last["pred_logits"], "pred_boxes": last["pred_boxes"]}
-        if self.aux_loss:
-            outputs["aux_outputs"] = layers[:-1]
+        memory = self.encoder(flatten_levels([features]), position, ignored)
+        query_position = self.query_position.weight.expand(features.shape[0], -1, -1)
+        hidden_states = self.decoder(torch.zeros_like(query_position), query_position, memory, position, ignored)
+        outputs = gather_layers([self._predict(hidden) for hidden in hidden_states], aux_loss=self.aux_loss)
         if self.mask_head is not None:
             add_masks(
                 outputs,
                 self.mask_head,
                 hidden_states[-1],
-                memory,
+                memory.transpose(1, 2).view(features.shape),
                 features,
                 backbone_features,
-                padding_mask=None if padding is None else mask,
+                padding_mask=None if ignored is None else mask,
                 image_padding=batch.padding_mask,
             )
         return outputs
 
     def _predict(self, hidden: Tensor) -> LayerPredictions:
-        deltas = self.box_head(hidden)
-        boxes = deltas.to(torch.promote_types(deltas.dtype, torch.float32)).sigmoid()
+        boxes = at_least_float32(self.box_head(hidden)).sigmoid()
         return {"pred_logits": self.class_head(hidden), "pred_boxes": boxes}

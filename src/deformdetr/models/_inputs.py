@@ -1,4 +1,4 @@
-"""What the models take: images of any sizes, as one padded batch."""
+"""Inputs of models: a batch of images and its padding."""
 
 from collections.abc import Sequence
 
@@ -12,14 +12,14 @@ from deformdetr.structures import ImageBatch
 
 
 def as_batch(images: Tensor | Sequence[Tensor], padding_mask: Tensor | None) -> ImageBatch:
-    """Make a padded batch of what a model was called with.
+    """Return a padded batch of images.
 
     Args:
         images: (batch, 3, height, width), or images (3, height, width) of any sizes.
-        padding_mask: (batch, height, width), True at padded pixels; None means none.
+        padding_mask: (batch, height, width), True at padded pixels; None if there are none.
 
     Raises:
-        ValueError: If a padding mask comes with a list of images, or shapes disagree.
+        ValueError: If a padding mask comes with a list of images, or shapes do not match.
     """
     if not isinstance(images, Tensor):
         if padding_mask is not None:
@@ -40,17 +40,16 @@ def _check(images: Tensor, padding_mask: Tensor | None) -> None:
 
 
 def is_unpadded(images: Tensor | Sequence[Tensor], padding_mask: Tensor | None) -> bool:
-    """Tell whether the host knows, without waiting for a GPU, that no pixel is padding."""
+    """Return whether there is certainly no padding, as far as the CPU can tell without waiting for a GPU."""
     if padding_mask is None:
         return isinstance(images, Tensor) or len({image.shape for image in images}) == 1
-    # A graph has to serve other masks.
-    is_read_again = not torch.compiler.is_compiling() and not is_tracing()
-    is_readable = padding_mask.device.type == "cpu" and is_read_again
-    return is_readable and not padding_mask.any()
+    # A recorded graph must work for other masks.
+    is_recorded = torch.compiler.is_compiling() or is_tracing()
+    return padding_mask.device.type == "cpu" and not is_recorded and not padding_mask.any()
 
 
 def shrink_mask(
     padding_mask: Bool[Tensor, "batch height width"], height: int, width: int
 ) -> Bool[Tensor, "batch new_height new_width"]:
-    """Sample a mask at the pixels of a feature map, by nearest neighbour."""
+    """Resize a mask to a feature map by nearest neighbor."""
     return F.interpolate(padding_mask[:, None].float(), size=(height, width))[:, 0].bool()

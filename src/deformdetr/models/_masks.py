@@ -1,4 +1,4 @@
-"""Masks from a model's last decoder layer, and their way to the pixels of the images."""
+"""Masks of a model's queries, and their conversion to the pixels of the images."""
 
 from collections.abc import Sequence
 
@@ -7,38 +7,39 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from deformdetr.nn import MaskHead, image_grid, valid_ratios
+from deformdetr._grids import image_grid
+from deformdetr.nn import MaskHead, valid_ratios
 from deformdetr.structures import Predictions
 
-# A full-size mask of 12 million pixels takes 48 MB in float32, and its sampling as much again.
+# The float32 mask of an image of 12 million pixels takes 48 MB, and sampling it as much again.
 _MASKS_AT_ONCE = 8
 
 
 def add_masks(
     outputs: Predictions,
     head: MaskHead,
-    query: Float[Tensor, "batch queries d_model"],
-    memory: Float[Tensor, "batch pixels d_model"],
+    hidden: Float[Tensor, "batch decoded d_model"],
+    encoded: Float[Tensor, "batch d_model height width"],
     features: Float[Tensor, "batch d_model height width"],
     backbone_features: Sequence[Float[Tensor, "batch _channels _height _width"]],
     *,
     padding_mask: Bool[Tensor, "batch height width"] | None,
     image_padding: Bool[Tensor, "batch image_height image_width"],
 ) -> None:
-    """Add the masks of all queries to a model's outputs, and what share of them each image takes.
+    """Add the masks of all queries, and the `valid_ratios` of the images, to the outputs of a model.
 
     Args:
-        outputs: Grows.
+        outputs: Predictions of the model, which are changed in place.
         head: Predicts the masks.
-        query: Of the last decoder layer.
-        memory: The encoder's pixels of the level that the backbone's last feature gave.
-        features: The same level before the encoder.
-        backbone_features: Finest first, of which the last gave the level and those before it are the head's laterals.
-        padding_mask: True at padded pixels of the level; None means none.
+        hidden: Hidden states of the last decoder layer; the matched queries come last.
+        encoded: The encoder's output at the level of the backbone's last feature.
+        features: The encoder's input at the same level.
+        backbone_features: Features of the backbone, finest first; those before the last are the head's laterals.
+        padding_mask: True at padded pixels of the level; None if there are none.
         image_padding: True at padded pixels of the images.
     """
+    query = hidden[:, -outputs["pred_logits"].shape[1] :]
     laterals = backbone_features[-1 - len(head.laterals) : -1]
-    encoded = memory.transpose(1, 2).view(features.shape)
     outputs["pred_masks"] = head(query, encoded, features, laterals, padding_mask)
     outputs["valid_ratios"] = valid_ratios([image_padding])[:, 0]
 
@@ -51,13 +52,13 @@ def masks_in_image(
     *,
     threshold: float | None = None,
 ) -> Float[Tensor, "masks 1 {size[0]} {size[1]}"] | Bool[Tensor, "masks 1 {size[0]} {size[1]}"]:
-    """Cut the padding off masks and enlarge them to the image by bilinear interpolation, a few masks at a time.
+    """Return masks without padding, resized to the image by bilinear interpolation, a few masks at a time.
 
     Args:
-        logits: Of the padded image.
-        valid_ratio: Share of its width and height that is not padding, (x, y); None means all of it.
+        logits: Mask logits of the padded image.
+        valid_ratio: Unpadded fraction of its width and height, (x, y); None if there is no padding.
         size: (height, width) of the image, in pixels.
-        threshold: None gives probabilities in float32; a number gives True where they are greater.
+        threshold: Probability above which a pixel is True; None returns probabilities in float32.
     """
     height, width = size
     ratio = logits.new_ones(2, dtype=torch.float32) if valid_ratio is None else valid_ratio.float()

@@ -1,4 +1,4 @@
-"""From a model's predictions to boxes in pixels."""
+"""Detections from the predictions of a model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from deformdetr._dtypes import at_least_float32
 from deformdetr.boxes import cxcywh_to_xyxy, scale_boxes
 from deformdetr.models._masks import masks_in_image
 from deformdetr.structures import Detections, LayerPredictions, Predictions
@@ -17,33 +18,39 @@ ImageSizes = Int[Tensor, "batch 2"] | Sequence[tuple[int, int]]
 
 
 class Selection(NamedTuple):
-    """What is detected in the images of a batch."""
+    """Detections in the images of a batch, as fractions of the images."""
 
     boxes: Float[Tensor, "batch detections 4"]
     """cxcywh as fractions of the image."""
     scores: Float[Tensor, "batch detections"]
     labels: Int64[Tensor, "batch detections"]
     queries: Int64[Tensor, "batch detections"]
-    """Which query each comes from."""
+    """Index of the query of every detection."""
 
 
 @runtime_checkable
 class PostProcess(Protocol):
-    """Anything that turns predictions into detections."""
+    """A callable that turns predictions into detections."""
 
     def __call__(self, outputs: Predictions, image_sizes: ImageSizes) -> list[Detections]:
-        """Give the detections of every image."""
+        """Return the detections of every image."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class SigmoidPostProcess:
-    """Keep the highest scores over all queries and classes; one query may give several detections.
+    """Select the highest scores over all queries and classes, so that a query may give several detections.
+
+    Example:
+        >>> logits, boxes = torch.tensor([[[2.0, -1.0]]]), torch.tensor([[[0.5, 0.5, 0.25, 0.5]]])
+        >>> outputs = {"pred_logits": logits, "pred_boxes": boxes}
+        >>> SigmoidPostProcess(top_k=1)(outputs, [(100, 200)])[0]["boxes"]
+        tensor([[ 75.,  25., 125.,  75.]])
 
     Attributes:
-        top_k: Number of detections per image, or as many as there are pairs of a query and a class.
-        mask_threshold: Where a model predicts masks, the probability above which a pixel belongs to an object; masks
-            are then boolean and take a quarter of the memory. None gives the probabilities.
+        top_k: Number of detections per image, at most the number of pairs of a query and a class.
+        mask_threshold: Probability above which a pixel belongs to an object. Masks are then boolean, which takes a
+            quarter of the memory. None returns probabilities.
 
     References:
         Zhu et al., "Deformable DETR", ICLR 2021, appendix A.4, whose implementation keeps 100.
@@ -53,36 +60,42 @@ class SigmoidPostProcess:
     mask_threshold: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse to keep nothing."""
+        """Check `top_k`."""
         if self.top_k < 1:
             raise ValueError(f"top_k must be positive, got {self.top_k}")
 
     def __call__(self, outputs: Predictions, image_sizes: ImageSizes) -> list[Detections]:
-        """Give the detections of every image, best first; boxes are not clipped and scores not thresholded.
+        """Return the detections of every image, best first; boxes are not clipped and scores not thresholded.
 
         Args:
-            outputs: Other keys than the last layer's are ignored.
-            image_sizes: (height, width) to which boxes, and masks if there are any, are scaled, in pixels.
+            outputs: Predictions of a model, of which the last layer's are used.
+            image_sizes: (height, width) to which boxes and masks are scaled, in pixels.
 
         Raises:
-            ValueError: If there are not as many sizes as images.
+            ValueError: If the number of sizes differs from the number of images.
         """
         return _detections(self.select(outputs), outputs, image_sizes, self.mask_threshold)
 
     def select(self, outputs: LayerPredictions) -> Selection:
-        """Choose the detections of all images, best first, as the tensors of a batch."""
+        """Return the detections of all images as tensors of a batch, best first."""
         logits = outputs["pred_logits"]
         num_queries, num_classes = logits.shape[1:]
-        # Logits, not their sigmoids, which round to equal numbers near 1.
+        # Logits, because sigmoids near 1 round to equal numbers.
         best, index = logits.flatten(1).topk(min(self.top_k, num_queries * num_classes), dim=1)
         query = index // num_classes
         boxes = outputs["pred_boxes"].gather(1, query.unsqueeze(-1).expand(-1, -1, 4))
-        return Selection(boxes, _at_least_float32(best).sigmoid(), index % num_classes, query)
+        return Selection(boxes, at_least_float32(best).sigmoid(), index % num_classes, query)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SoftmaxPostProcess:
-    """Give every query its most probable class that is not the last, "no object".
+    """Assign every query its most probable class other than the last, "no object".
+
+    Example:
+        >>> logits, boxes = torch.tensor([[[2.0, -1.0]]]), torch.tensor([[[0.5, 0.5, 0.25, 0.5]]])
+        >>> outputs = {"pred_logits": logits, "pred_boxes": boxes}
+        >>> SoftmaxPostProcess()(outputs, [(100, 200)])[0]["boxes"]
+        tensor([[ 75.,  25., 125.,  75.]])
 
     Attributes:
         mask_threshold: As in `SigmoidPostProcess`.
@@ -94,23 +107,23 @@ class SoftmaxPostProcess:
     mask_threshold: float | None = None
 
     def __call__(self, outputs: Predictions, image_sizes: ImageSizes) -> list[Detections]:
-        """Give one detection per query, in the order of the queries; boxes are not clipped and scores not thresholded.
+        """Return one detection per query, in their order; boxes are not clipped and scores not thresholded.
 
         Args:
-            outputs: Other keys than the last layer's are ignored.
-            image_sizes: (height, width) to which boxes, and masks if there are any, are scaled, in pixels.
+            outputs: Predictions of a model, of which the last layer's are used.
+            image_sizes: (height, width) to which boxes and masks are scaled, in pixels.
 
         Raises:
-            ValueError: If there are not as many sizes as images, or fewer than two classes.
+            ValueError: If the number of sizes differs from the number of images, or there are fewer than two logits.
         """
         return _detections(self.select(outputs), outputs, image_sizes, self.mask_threshold)
 
     def select(self, outputs: LayerPredictions) -> Selection:
-        """Choose the detections of all images, in the order of the queries, as the tensors of a batch."""
+        """Return the detections of all images as tensors of a batch, in the order of the queries."""
         logits = outputs["pred_logits"]
         if logits.shape[-1] < 2:
             raise ValueError(f"there must be a class beside 'no object', got {logits.shape[-1]} in all")
-        scores, labels = _at_least_float32(logits).softmax(-1)[..., :-1].max(-1)
+        scores, labels = at_least_float32(logits).softmax(-1)[..., :-1].max(-1)
         queries = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
         return Selection(outputs["pred_boxes"], scores, labels, queries)
 
@@ -122,13 +135,13 @@ def _detections(
     if len(image_sizes) != len(boxes):
         raise ValueError(f"there are predictions for {len(boxes)} images, but sizes of {len(image_sizes)}")
     sizes = image_sizes.to(boxes.device, non_blocking=True) if isinstance(image_sizes, Tensor) else image_sizes
-    corners = cxcywh_to_xyxy(_at_least_float32(boxes))
+    corners = cxcywh_to_xyxy(at_least_float32(boxes))
     detections: list[Detections] = [
         {"boxes": scale_boxes(of_image, size), "scores": of_scores, "labels": of_labels}
         for of_image, of_scores, of_labels, size in zip(corners, selection.scores, selection.labels, sizes, strict=True)
     ]
     if "pred_masks" in outputs:
-        # How large masks become is for the host to know.
+        # The CPU allocates the masks, so it needs their sizes.
         pairs = image_sizes.tolist() if isinstance(image_sizes, Tensor) else image_sizes
         ratios = outputs.get("valid_ratios")
         for image, (found, (height, width)) in enumerate(zip(detections, pairs, strict=True)):
@@ -136,7 +149,3 @@ def _detections(
             ratio = None if ratios is None else ratios[image]
             found["masks"] = masks_in_image(chosen, ratio, (height, width), threshold=mask_threshold)
     return detections
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""What becomes of an image before a model sees it: resized, scaled to [0, 1] and normalized."""
+"""Preprocessing of images: resizing, scaling to [0, 1] and normalization."""
 
 from collections.abc import Sequence
 
@@ -19,14 +19,21 @@ def prepare_image(
     mean: Sequence[float] | Num[Tensor, "3 ..."],
     std: Sequence[float] | Num[Tensor, "3 ..."],
 ) -> Float[Tensor, "3 _ _"]:
-    """Return an image as models take it in evaluation; the data pipeline's steps are the same.
+    """Resize and normalize an image for evaluation, as the transforms of `deformdetr.data` do.
 
     Args:
         image: uint8, or floating-point in [0, 1].
-        short_side: Pixels of the shorter side after resizing; None keeps the size.
+        short_side: Shorter side after resizing, in pixels. None keeps the size.
         max_size: As in `resized_size`.
-        mean: Of red, green and blue, in [0, 1], subtracted.
-        std: Of red, green and blue, divided by.
+        mean: Subtracted from red, green and blue, on a scale of 0 to 1.
+        std: Red, green and blue are divided by this.
+
+    Example:
+        >>> import torch
+        >>> from deformdetr.models import IMAGENET_MEAN, IMAGENET_STD, prepare_image
+        >>> image = torch.zeros(3, 120, 160, dtype=torch.uint8)
+        >>> prepare_image(image, short_side=60, max_size=100, mean=IMAGENET_MEAN, std=IMAGENET_STD).shape
+        torch.Size([3, 60, 80])
     """
     if short_side is not None:
         image = resize_image(image, resized_size(image.shape[1], image.shape[2], short_side, max_size))
@@ -34,24 +41,31 @@ def prepare_image(
 
 
 def resized_size(height: int, width: int, short_side: int, max_size: int | None) -> tuple[int, int]:
-    """Return (height, width) after resizing as DETR does: the aspect is kept up to rounding.
+    """Return the (height, width) to which DETR resizes an image, keeping its aspect ratio up to rounding.
 
-    The shorter side becomes `short_side`, or what keeps the longer side within `max_size` up to rounding: 200 x 640
-    pixels become 417 x 1334 where these are 800 and 1333.
+    The shorter side becomes `short_side`, unless the longer side would then exceed `max_size`. In that case the longer
+    side becomes `max_size`, up to rounding.
+
+    Example:
+        >>> from deformdetr.models import resized_size
+        >>> resized_size(480, 640, 800, 1333)
+        (800, 1066)
+        >>> resized_size(200, 640, 800, 1333)
+        (417, 1334)
     """
     shorter, longer = min(height, width), max(height, width)
     if max_size is not None and longer * short_side > max_size * shorter:
-        # The original refuses images so long that nothing is left of the shorter side.
+        # The original fails for images so long that the shorter side rounds to 0.
         short_side = max(1, round(max_size * shorter / longer))
     long_side = short_side * longer // shorter
     return (short_side, long_side) if height <= width else (long_side, short_side)
 
 
 def resize_image(image: Num[Tensor, "3 _ _"], size: tuple[int, int]) -> Num[Tensor, "3 _ _"]:
-    """Resize to (height, width) in pixels, bilinearly with antialiasing; a uint8 image is rounded to uint8."""
+    """Resize to (height, width) in pixels, bilinearly with antialiasing. A uint8 image stays uint8."""
     if image.shape[1:] == size:
         return image
-    # Of uint8, PyTorch's CPU computes in integers, as Pillow does; its other devices do not compute at all.
+    # On the CPU, PyTorch resizes uint8 in integers, as Pillow does. Other devices do not support uint8.
     is_native = image.is_floating_point() or image.device.type == "cpu"
     values = image if is_native else image.float()
     resized = F.interpolate(values[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
@@ -63,7 +77,7 @@ def normalize_image(
     mean: Sequence[float] | Num[Tensor, "3 ..."],
     std: Sequence[float] | Num[Tensor, "3 ..."],
 ) -> Float[Tensor, "3 height width"]:
-    """Scale a uint8 image to [0, 1] in float32, subtract the mean and divide by the standard deviation."""
+    """Subtract the mean and divide by the standard deviation, after scaling a uint8 image to [0, 1] in float32."""
     if image.dtype == torch.uint8:
         image = image.float() / 255
     mean, std = (torch.as_tensor(each, dtype=image.dtype, device=image.device).view(3, 1, 1) for each in (mean, std))

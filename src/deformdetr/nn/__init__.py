@@ -1,7 +1,6 @@
 """Layers of Deformable DETR and DETR: attention, encoders, decoders, queries, positions, masks, backbones and neck."""
 
-from deformdetr.nn._anchor_decoder import AnchorDecoder, AnchorPosition
-from deformdetr.nn._anchor_queries import AnchorQueries, MixedQueries
+from deformdetr.nn._anchor_position import AnchorPosition
 from deformdetr.nn._attention import MSDeformAttn
 from deformdetr.nn._backbone import ConvBackbone, ResNetBackbone
 from deformdetr.nn._decoder import DecoderOutput, DeformableDecoder, DeformableDecoderLayer, offset_boxes
@@ -11,12 +10,13 @@ from deformdetr.nn._denoising import ContrastiveDenoising, Denoising, NoisedQuer
 from deformdetr.nn._encoder import DeformableEncoder, DeformableEncoderLayer
 from deformdetr.nn._feature_backbone import FeatureBackbone
 from deformdetr.nn._feed_forward import MLP, FeedForward
-from deformdetr.nn._geometry import image_grid, pixel_centers, valid_ratios
+from deformdetr.nn._geometry import pixel_centers, valid_ratios
 from deformdetr.nn._heads import box_head, class_head
 from deformdetr.nn._mask_head import AttentionMaps, MaskHead
 from deformdetr.nn._neck import ChannelMapper
 from deformdetr.nn._position import LearnedPositionEncoding, SinePositionEncoding, sine_features
-from deformdetr.nn._queries import LearnedQueries, ProposalQueries, Queries, proposal_embedding, proposal_logits
+from deformdetr.nn._proposals import MixedQueries, ProposalQueries, proposal_embedding, proposal_logits
+from deformdetr.nn._queries import AnchorQueries, LearnedQueries, Queries
 from deformdetr.nn._transformer import (
     TransformerDecoder,
     TransformerDecoderLayer,
@@ -26,7 +26,6 @@ from deformdetr.nn._transformer import (
 
 __all__ = [
     "MLP",
-    "AnchorDecoder",
     "AnchorPosition",
     "AnchorQueries",
     "AttentionMaps",
@@ -59,7 +58,6 @@ __all__ = [
     "TransformerEncoderLayer",
     "box_head",
     "class_head",
-    "image_grid",
     "offset_boxes",
     "pixel_centers",
     "proposal_embedding",

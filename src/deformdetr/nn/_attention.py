@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from deformdetr._dtypes import at_least_float32
 from deformdetr._tracing import compares_sizes
 from deformdetr.kernels import (
     SpatialShapes,
@@ -18,7 +19,6 @@ from deformdetr.kernels import (
     register_flop_formulas,
     sampling_locations,
 )
-from deformdetr.nn._geometry import at_least_float32
 from deformdetr.nn._linear import apply_linear
 
 

@@ -5,8 +5,8 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deformdetr._dtypes import at_least_float32
 from deformdetr.nn._backbone import torchvision_ops
-from deformdetr.nn._geometry import at_least_float32
 
 
 class DeformConv2d(nn.Module):

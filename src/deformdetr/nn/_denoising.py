@@ -1,4 +1,4 @@
-"""Queries made from noised targets, which train the decoder to undo the noise."""
+"""Denoising queries: noised targets that the decoder learns to restore."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,28 +8,32 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from deformdetr._dtypes import at_least_float32
 from deformdetr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from deformdetr.nn._geometry import at_least_float32
 from deformdetr.structures import Target
 
 
 class NoisedQueries(NamedTuple):
-    """Groups of noised targets, one after the other, to go before the queries that are matched.
+    """Groups of noised targets, which a model prepends to its matched queries.
 
-    All groups are alike: they have a place for every target of the image that has most, and places that an image has
-    no target for are padding. Target i of an image takes place i of every group.
+    Every group has as many places as the image with most targets has targets. Target i of an image takes place i of
+    every group; the remaining places are padding.
     """
 
     content: Float[Tensor, "batch noised d_model"]
     reference_points: Float[Tensor, "batch noised 4"]
     num_groups: int
     has_negatives: bool
-    """Whether places without a target are to find nothing, rather than left out of the loss."""
+    """Whether places without a target are trained as background, rather than ignored."""
 
     def attention_mask(self, num_queries: int) -> Bool[Tensor, "queries queries"]:
-        """Say which query (row) must not see which (column), with the noised ones before `num_queries` others.
+        """Return a mask, True where a query (row) must not attend to another (column).
 
-        No query sees the targets through another group's: the matched ones see none, and a group sees itself and them.
+        A group attends to itself and to the matched queries, and these to each other. So no query sees the targets
+        through another group.
+
+        Args:
+            num_queries: Number of matched queries, which follow the noised ones.
 
         References:
             Li et al., "DN-DETR", CVPR 2022, section "Attention Mask".
@@ -42,20 +46,25 @@ class NoisedQueries(NamedTuple):
 
 
 class Denoising(nn.Module):
-    """Noise every target once per group: flip labels, shift and stretch boxes.
+    """Denoising queries of DN-DETR: every target once per group, with a flipped label and a shifted, stretched box.
+
+    Example:
+        >>> target = {"labels": torch.tensor([2]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}
+        >>> Denoising(num_classes=3, d_model=64, num_groups=5)([target]).content.shape
+        torch.Size([1, 5, 64])
 
     Args:
-        num_classes: Labels there are.
+        num_classes: Number of labels.
         d_model: Channels of the queries' content.
         num_groups: Noised copies of every target.
-        label_noise_scale: Probability that a label is drawn anew, from all classes.
-        box_noise_scale: Largest shift of a centre, in halves of the box's size, and largest change of its size, as a
-            fraction of it; below 1 every centre stays inside its box.
-        has_indicator: Whether the last channel of the content is 1, to tell it from other queries, where it is 0.
-        eps: Noised boxes are kept between this and its complement.
+        label_noise_scale: Probability that a label is replaced by one drawn from all classes.
+        box_noise_scale: Largest shift of a center, as a fraction of half the size, and largest relative change of the
+            size. Below 1 every center stays inside its box.
+        has_indicator: Whether the last content channel is an indicator: 0 for matched queries, 1 for denoising queries.
+        eps: Lower bound of a noised coordinate, and of its distance from 1.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If an argument is out of range.
 
     References:
         Li et al., "DN-DETR: Accelerate DETR Training by Introducing Query DeNoising", CVPR 2022, sections "Denoising"
@@ -85,10 +94,10 @@ class Denoising(nn.Module):
         self.label_embedding = label_embedding(num_classes, d_model - has_indicator)
 
     def forward(self, targets: Sequence[Target]) -> NoisedQueries:
-        """Noise the targets of a batch; there may be none in an image or in all of them.
+        """Return noised copies of the targets of a batch.
 
         Args:
-            targets: One per image.
+            targets: One per image; each may be empty.
         """
         labels, boxes = pad_targets(targets, self.num_classes)
         labels, boxes = labels.repeat(1, self.num_groups), boxes.repeat(1, self.num_groups, 1)
@@ -101,22 +110,27 @@ class Denoising(nn.Module):
 
 
 class ContrastiveDenoising(nn.Module):
-    """Noise every target twice per group: a little, to be found again, and more, to be refused.
+    """Denoising queries of DINO: every target twice per group, as a positive of little noise and a negative of more.
 
-    A group holds the positives of all targets first, then the negatives. There are as many groups as fit into
-    `dn_number` positives of the image with most targets, and at least one.
+    Positives are trained to restore the target, negatives as background. A group holds all positives, then all
+    negatives. The number of groups is `dn_number` divided by the largest number of targets in an image, at least one.
+
+    Example:
+        >>> target = {"labels": torch.tensor([2]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}
+        >>> ContrastiveDenoising(num_classes=3, d_model=64, dn_number=100)([target]).content.shape
+        torch.Size([1, 200, 64])
 
     Args:
-        num_classes: Labels there are.
+        num_classes: Number of labels.
         d_model: Channels of the queries' content.
-        dn_number: Positives per image, about; as many negatives come with them.
-        label_noise_ratio: Twice the probability that a label is drawn anew, from all classes.
-        box_noise_scale: Each side of a positive's box is moved by up to this many halves of the box's size, that of a
-            negative by one to two times as much.
-        eps: Noised boxes are kept between this and its complement.
+        dn_number: Approximate number of positives per image; there are as many negatives.
+        label_noise_ratio: Twice the probability that a label is replaced by one drawn from all classes.
+        box_noise_scale: Largest move of each side of a positive's box, as a fraction of half the box's size. Sides of
+            negatives move by one to two times as much.
+        eps: Lower bound of a noised coordinate, and of its distance from 1.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If an argument is out of range.
 
     References:
         Zhang et al., "DINO: DETR with Improved DeNoising Anchor Boxes for End-to-End Object Detection", ICLR 2023,
@@ -144,10 +158,10 @@ class ContrastiveDenoising(nn.Module):
         self.label_embedding = label_embedding(num_classes, d_model)
 
     def forward(self, targets: Sequence[Target]) -> NoisedQueries:
-        """Noise the targets of a batch; there may be none in an image or in all of them.
+        """Return noised copies of the targets of a batch.
 
         Args:
-            targets: One per image.
+            targets: One per image; each may be empty.
         """
         labels, boxes = pad_targets(targets, self.num_classes)
         places = labels.shape[1]
@@ -161,30 +175,30 @@ class ContrastiveDenoising(nn.Module):
 
 
 def label_embedding(num_classes: int, channels: int) -> nn.Embedding:
-    """Build an embedding of labels with one more row, of zeros, for padding."""
+    """Return an embedding of labels, whose last row, of zeros, is for padding."""
     return nn.Embedding(num_classes + 1, channels, padding_idx=num_classes)
 
 
 def pad_targets(
     targets: Sequence[Target], num_classes: int
 ) -> tuple[Int64[Tensor, "batch places"], Float[Tensor, "batch places 4"]]:
-    """Stack labels and boxes of all images; padding has the label `num_classes` and a box of halves."""
+    """Return padded labels and boxes of all images; padding has the label `num_classes` and coordinates of 0.5."""
     labels = pad_sequence([target["labels"] for target in targets], batch_first=True, padding_value=num_classes)
     boxes = pad_sequence([target["boxes"] for target in targets], batch_first=True, padding_value=0.5)
-    # A label that is no class would stop a GPU for good at the embedding; the matcher reports it.
+    # An invalid label would crash the embedding's CUDA kernel. The matcher raises an error for it.
     return labels.clamp(0, num_classes), at_least_float32(boxes)
 
 
 def flip_labels(
     labels: Int64[Tensor, "batch noised"], num_classes: int, probability: float
 ) -> Int64[Tensor, "batch noised"]:
-    """Replace labels by random ones, which may be the same, with a probability; padding stays."""
+    """Replace labels with a given probability by ones drawn from all classes; padding stays."""
     is_flipped = torch.rand_like(labels, dtype=torch.float32) < probability
     return torch.where(is_flipped & (labels < num_classes), torch.randint_like(labels, num_classes), labels)
 
 
 def shift_and_stretch(boxes: Float[Tensor, "batch noised 4"], scale: float) -> Float[Tensor, "batch noised 4"]:
-    """Move centres of cxcywh boxes by up to `scale` halves of their size, and change sizes by up to `scale` of it."""
+    """Move the centers of cxcywh boxes by up to `scale` times half their size, and change sizes by up to `scale`."""
     size = boxes[..., 2:]
     extent = torch.cat([size / 2, size], dim=-1)
     return boxes + (torch.rand_like(boxes) * 2 - 1) * extent * scale
@@ -193,9 +207,9 @@ def shift_and_stretch(boxes: Float[Tensor, "batch noised 4"], scale: float) -> F
 def move_sides(
     boxes: Float[Tensor, "batch noised 4"], scale: float, is_negative: Bool[Tensor, " noised"]
 ) -> Float[Tensor, "batch noised 4"]:
-    """Move the four sides of cxcywh boxes inside the image, in or out, by up to `scale` halves of their distance.
+    """Move the sides of cxcywh boxes in or out by up to `scale` times half the box's size, within the image.
 
-    Sides of negatives move by `scale` to `2 * scale` halves; they may pass each other, which gives a negative size.
+    Sides of negatives move by one to two times as much. They may pass each other, which gives a negative size.
     """
     half = boxes[..., 2:].repeat(1, 1, 2) / 2
     direction = torch.randint_like(boxes, 2) * 2 - 1

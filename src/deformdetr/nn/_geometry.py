@@ -11,11 +11,6 @@ from torch import Tensor
 LevelShapes: TypeAlias = Sequence[Sequence[int]]
 
 
-def at_least_float32(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Widen half precision, in which no fraction of an image is exact to a pixel; float64 stays."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def valid_sizes(padding_mask: Bool[Tensor, "batch height width"]) -> Float[Tensor, "batch 2"]:
     """Count the columns and the rows that are not padding, (x, y), along the first row and the first column."""
     valid = ~padding_mask
@@ -37,18 +32,6 @@ def pixel_indices(height: int, width: int, *, device: torch.device) -> Float[Ten
     y = torch.arange(height, dtype=torch.float32, device=device) + 0.5
     x = torch.arange(width, dtype=torch.float32, device=device) + 0.5
     return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1).flatten(0, 1)
-
-
-def image_grid(height: int, width: int, ratio: Float[Tensor, " 2"]) -> Float[Tensor, "1 {height} {width} 2"]:
-    """Give the pixel centres of an image at the top left of a padded one, for `grid_sample`: -1 to 1 over the latter.
-
-    Args:
-        height: Of the image, in pixels.
-        width: Likewise.
-        ratio: Share of the padded image's width and height that the image takes, (x, y).
-    """
-    share = 2 * ratio / level_size(height, width, like=ratio)
-    return (pixel_indices(height, width, device=ratio.device) * share - 1).view(1, height, width, 2)
 
 
 def pixel_centers(

@@ -1,4 +1,4 @@
-"""Masks of objects from their queries, as DETR predicts them."""
+"""The mask head of DETR."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,16 +12,20 @@ from torch.nn import functional as F
 
 from deformdetr.nn._linear import apply_linear
 
-# At stride 4, the widest tensor of a query and an image of 800 x 1333 pixels takes 8.5 MB, and three live at once.
+# For an image of 800 x 1333 pixels the largest activation of a query takes 8.5 MB, and three of them exist at a time.
 _QUERIES_AT_ONCE = 25
 
 
 class AttentionMaps(nn.Module):
-    """Give where each query looks on one feature map: attention weights without values.
+    """Compute the attention weights of queries on a feature map, without values.
+
+    Example:
+        >>> AttentionMaps(d_model=64, n_heads=4)(torch.rand(1, 10, 64), torch.rand(1, 64, 8, 8)).shape
+        torch.Size([1, 10, 4, 8, 8])
 
     Args:
-        d_model: Channels of queries and feature map.
-        n_heads: Maps per query.
+        d_model: Channels of the queries and the feature map.
+        n_heads: Number of maps per query.
 
     Raises:
         ValueError: If `d_model` is not a multiple of `n_heads`.
@@ -47,12 +51,12 @@ class AttentionMaps(nn.Module):
         memory: Float[Tensor, "batch d_model height width"],
         padding_mask: Bool[Tensor, "batch height width"] | None = None,
     ) -> Float[Tensor, "batch queries heads height width"]:
-        """Give the maps; those of all heads of a query sum to 1 together.
+        """Return the attention weights, which sum to 1 over all heads and pixels of a query.
 
         Args:
-            query: Of the last decoder layer.
+            query: Hidden states of the last decoder layer.
             memory: The encoder's features.
-            padding_mask: True at padded pixels, which get no weight.
+            padding_mask: True at padded pixels, which get no attention.
         """
         pixels = memory.flatten(2).transpose(1, 2)
         queries = apply_linear(self.query_proj, query).view(*query.shape[:2], self.n_heads, -1)
@@ -64,20 +68,26 @@ class AttentionMaps(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Predict a mask for every query: attention maps, refined by convolutions that take in finer and finer features.
+    """Predict a mask for every query from its attention maps and from backbone features of increasing resolution.
 
-    Two 3x3 convolutions read a query's maps beside the feature map; then, for each finer feature, the result is
-    enlarged to its size, the feature is added by a 1x1 convolution, and a 3x3 convolution follows. Channels are halved
-    every time, and group norm and ReLU follow every 3x3 convolution but the last. Groups are 8, or the largest power of
-    two below that divides the channels.
+    Two 3x3 convolutions take a query's maps together with the feature map. For each lateral feature, the result is
+    resized to its size, the projected feature is added, and a 3x3 convolution follows, which halves the channels. Group
+    norm and ReLU follow every 3x3 convolution but the last. The norm has 8 groups, or the largest smaller power of two
+    that divides the channels.
+
+    Example:
+        >>> head = MaskHead(AttentionMaps(d_model=64, n_heads=4), lateral_channels=[16, 32], d_model=64)
+        >>> query, features = torch.rand(1, 10, 64), torch.rand(1, 64, 2, 3)
+        >>> head(query, features, features, [torch.rand(1, 16, 8, 12), torch.rand(1, 32, 4, 6)]).shape
+        torch.Size([1, 10, 8, 12])
 
     Args:
-        attention_maps: Where queries look.
-        lateral_channels: Channels of the backbone's features that are finer than the feature map, finest first.
+        attention_maps: Computes the attention maps.
+        lateral_channels: Channels of the lateral features, which are finer than the feature map; finest first.
         d_model: Channels of the feature map.
 
     Raises:
-        ValueError: If there are no finer features, or too few channels to be halved for each of them.
+        ValueError: If there are no lateral features, or too few channels to halve for each of them.
 
     References:
         Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020, section 4.4 and figure 8.
@@ -112,33 +122,32 @@ class MaskHead(nn.Module):
         laterals: Sequence[Float[Tensor, "batch _channels _height _width"]],
         padding_mask: Bool[Tensor, "batch height width"] | None = None,
     ) -> Float[Tensor, "batch queries mask_height mask_width"]:
-        """Give the masks' logits at the size of the finest lateral feature.
+        """Return the logits of the masks, at the size of the finest lateral feature.
 
-        Queries are worked on a few at a time, since each has feature maps of its own; where no gradients are kept, that
-        bounds the memory.
+        A few queries are processed at a time, which bounds the memory of their feature maps in inference.
 
         Args:
-            query: Of the last decoder layer.
-            memory: The encoder's features, which the queries attend to.
-            features: The same pixels as they went into the encoder.
-            laterals: The backbone's finer features, finest first, as many as the head was built for.
+            query: Hidden states of the last decoder layer.
+            memory: The encoder's output, which the queries attend to.
+            features: The encoder's input at the same pixels.
+            laterals: Backbone features, finest first, as many as the head was built for.
             padding_mask: True at padded pixels of the feature map.
 
         Raises:
-            ValueError: If the number of lateral features is another one.
+            ValueError: If the number of lateral features differs from that of `lateral_channels`.
         """
         if len(laterals) != len(self.laterals):
             raise ValueError(f"built for {len(self.laterals)} lateral features, got {len(laterals)}")
         maps = self.attention_maps(query, memory, padding_mask)
-        shared = self.convolutions.of_features(features)
-        added = [lateral(feature) for lateral, feature in zip(self.laterals, reversed(laterals), strict=True)]
+        shared = self.convolutions.convolve_features(features)
+        projected = [lateral(feature) for lateral, feature in zip(self.laterals, reversed(laterals), strict=True)]
         return torch.cat(
-            [self.convolutions(piece, shared, added) for piece in maps.split(_QUERIES_AT_ONCE, dim=1)], dim=1
+            [self.convolutions(piece, shared, projected) for piece in maps.split(_QUERIES_AT_ONCE, dim=1)], dim=1
         )
 
 
 class _MaskConvolutions(nn.Module):
-    """The part of the head that every query goes through alone."""
+    """The convolutions of a mask head, which every query passes through separately."""
 
     def __init__(self, d_model: int, n_heads: int, widths: Sequence[int]) -> None:
         super().__init__()
@@ -149,8 +158,8 @@ class _MaskConvolutions(nn.Module):
         self.norms = nn.ModuleList(nn.GroupNorm(gcd(8, after), after) for _, after in pairs)
         self.out = nn.Conv2d(widths[-1], 1, 3, padding=1)
 
-    def of_features(self, features: Tensor) -> Tensor:
-        """Convolve what is the same for all queries of an image: most channels of the first convolution."""
+    def convolve_features(self, features: Tensor) -> Tensor:
+        """Apply the first convolution to the feature map, which all queries of an image share."""
         first: Any = self.convs[0]
         return F.conv2d(features, first.weight[:, : self.d_model], first.bias, padding=1)
 
@@ -158,27 +167,27 @@ class _MaskConvolutions(nn.Module):
         self,
         maps: Float[Tensor, "batch queries heads height width"],
         shared: Float[Tensor, "batch channels height width"],
-        added: Sequence[Float[Tensor, "batch _channels _height _width"]],
+        laterals: Sequence[Float[Tensor, "batch _channels _height _width"]],
     ) -> Float[Tensor, "batch queries mask_height mask_width"]:
-        """Give the logits of some queries.
+        """Return the mask logits of some queries.
 
         Args:
-            maps: Their attention maps.
-            shared: What `of_features` gave.
-            added: Lateral features by their 1x1 convolutions, coarsest first.
+            maps: Attention maps of the queries.
+            shared: Result of `convolve_features`.
+            laterals: Projected lateral features, coarsest first.
         """
         first: Any = self.convs[0]
-        x = _add_to_all(F.conv2d(maps.flatten(0, 1), first.weight[:, self.d_model :], padding=1), shared)
+        x = _add_to_queries(F.conv2d(maps.flatten(0, 1), first.weight[:, self.d_model :], padding=1), shared)
         x = self.norms[0](x).relu()
         x = self.norms[1](self.convs[1](x)).relu()
-        for feature, conv, norm in zip(added, self.convs[2:], self.norms[2:], strict=True):
-            x = _add_to_all(F.interpolate(x, feature.shape[-2:], mode="nearest"), feature)
+        for feature, conv, norm in zip(laterals, self.convs[2:], self.norms[2:], strict=True):
+            x = _add_to_queries(F.interpolate(x, feature.shape[-2:], mode="nearest"), feature)
             x = norm(conv(x)).relu()
         logits: Tensor = self.out(x)
         return logits.view(*maps.shape[:2], *logits.shape[2:])
 
 
-def _add_to_all(of_queries: Tensor, of_images: Tensor) -> Tensor:
-    """Add an image's features to those of each of its queries, (batch * queries, channels, height, width)."""
-    by_image = of_queries.view(of_images.shape[0], -1, *of_queries.shape[1:])
-    return (by_image + of_images.unsqueeze(1)).flatten(0, 1)
+def _add_to_queries(queries: Tensor, images: Tensor) -> Tensor:
+    """Add the features of an image to those of all its queries, (batch * queries, channels, height, width)."""
+    per_image = queries.view(images.shape[0], -1, *queries.shape[1:])
+    return (per_image + images.unsqueeze(1)).flatten(0, 1)

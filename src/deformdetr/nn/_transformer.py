@@ -1,4 +1,4 @@
-"""Encoder and decoder of standard attention, as DETR has them."""
+"""Encoder and decoder of DETR, with dense attention."""
 
 from collections.abc import Iterable
 
@@ -10,12 +10,21 @@ from deformdetr.nn._feed_forward import FeedForward
 
 
 class TransformerEncoderLayer(nn.Module):
-    """Let every pixel attend to all others, then transform it; norms follow the residual sums.
+    """Self-attention between the pixels of a feature map and a feed-forward network.
+
+    Both are residual branches, with a norm after the sum.
+
+    Example:
+        >>> import torch
+        >>> layer = TransformerEncoderLayer(nn.MultiheadAttention(64, 4, batch_first=True), FeedForward(64, 128))
+        >>> src = torch.rand(1, 8 * 8, 64)
+        >>> layer(src, torch.zeros_like(src)).shape
+        torch.Size([1, 64, 64])
 
     Args:
-        self_attn: The attention layer; must be built with `batch_first=True`.
-        feed_forward: The layer after it.
-        dropout: Probability of dropping a channel of either residual branch.
+        self_attn: Self-attention; must be built with `batch_first=True`.
+        feed_forward: Feed-forward network.
+        dropout: Dropout probability of the residual branches.
 
     Raises:
         ValueError: If `self_attn` is not batch-first.
@@ -35,28 +44,38 @@ class TransformerEncoderLayer(nn.Module):
         position: Float[Tensor, "batch pixels d_model"],
         padding_mask: Bool[Tensor, "batch pixels"] | None = None,
     ) -> Float[Tensor, "batch pixels d_model"]:
-        """Transform the features; `position` is added to queries and keys, not to values.
+        """Return the updated features; `position` is added to queries and keys, not to values.
 
         Args:
             src: Features, flattened row by row.
             position: Position encoding of the same pixels.
-            padding_mask: True at padded pixels, which nobody attends to.
+            padding_mask: True at padded pixels, which get no attention.
         """
-        placed = src + position
-        attended, _ = self.self_attn(placed, placed, src, key_padding_mask=padding_mask, need_weights=False)
+        positioned = src + position
+        attended, _ = self.self_attn(positioned, positioned, src, key_padding_mask=padding_mask, need_weights=False)
         src = self.self_attn_norm(src + apply_dropout(self.dropout, attended))
         out: Tensor = self.feed_forward_norm(src + apply_dropout(self.dropout, self.feed_forward(src)))
         return out
 
 
 class TransformerDecoderLayer(nn.Module):
-    """Let queries attend to each other, then to all pixels, then transform them; norms follow the residual sums.
+    """Self-attention between queries, cross-attention to the encoder's features, and a feed-forward network.
+
+    Each of the three is a residual branch, with a norm after its sum.
+
+    Example:
+        >>> import torch
+        >>> self_attn, cross_attn = (nn.MultiheadAttention(64, 4, batch_first=True) for _ in range(2))
+        >>> layer = TransformerDecoderLayer(self_attn, cross_attn, FeedForward(64, 128))
+        >>> query, memory = torch.rand(1, 10, 64), torch.rand(1, 8 * 8, 64)
+        >>> layer(query, torch.zeros_like(query), memory, torch.zeros_like(memory)).shape
+        torch.Size([1, 10, 64])
 
     Args:
-        self_attn: Attention among queries; must be built with `batch_first=True`.
-        cross_attn: Attention to the encoder's features, likewise.
-        feed_forward: The layer after them.
-        dropout: Probability of dropping a channel of any residual branch.
+        self_attn: Self-attention; must be built with `batch_first=True`.
+        cross_attn: Cross-attention; must be built with `batch_first=True`.
+        feed_forward: Feed-forward network.
+        dropout: Dropout probability of the residual branches.
 
     Raises:
         ValueError: If an attention layer is not batch-first.
@@ -87,17 +106,17 @@ class TransformerDecoderLayer(nn.Module):
         memory_position: Float[Tensor, "batch pixels d_model"],
         padding_mask: Bool[Tensor, "batch pixels"] | None = None,
     ) -> Float[Tensor, "batch queries d_model"]:
-        """Transform the queries; positions are added wherever something is asked or compared, not to what is carried.
+        """Return the updated content of the queries; positions are added to queries and keys, not to values.
 
         Args:
             query: Content of the queries.
-            query_position: Their position encoding.
-            memory: Features, flattened row by row.
-            memory_position: Their position encoding.
-            padding_mask: True at padded pixels, which nobody attends to.
+            query_position: Position encoding of the queries.
+            memory: The encoder's features, flattened row by row.
+            memory_position: Position encoding of the features.
+            padding_mask: True at padded pixels, which get no attention.
         """
-        placed = query + query_position
-        attended, _ = self.self_attn(placed, placed, query, need_weights=False)
+        positioned = query + query_position
+        attended, _ = self.self_attn(positioned, positioned, query, need_weights=False)
         query = self.self_attn_norm(query + apply_dropout(self.dropout, attended))
         attended, _ = self.cross_attn(
             query + query_position,
@@ -114,6 +133,13 @@ class TransformerDecoderLayer(nn.Module):
 class TransformerEncoder(nn.Module):
     """A stack of encoder layers over one feature map.
 
+    Example:
+        >>> import torch
+        >>> layer = TransformerEncoderLayer(nn.MultiheadAttention(64, 4, batch_first=True), FeedForward(64, 128))
+        >>> src = torch.rand(1, 8 * 8, 64)
+        >>> TransformerEncoder([layer])(src, torch.zeros_like(src)).shape
+        torch.Size([1, 64, 64])
+
     Args:
         layers: Built layers, which the stack owns.
     """
@@ -128,18 +154,27 @@ class TransformerEncoder(nn.Module):
         position: Float[Tensor, "batch pixels d_model"],
         padding_mask: Bool[Tensor, "batch pixels"] | None = None,
     ) -> Float[Tensor, "batch pixels d_model"]:
-        """Refine the features; the arguments are those of a layer."""
+        """Return the features after all layers; the arguments are those of a layer."""
         for layer in self.layers:
             src = layer(src, position, padding_mask)
         return src
 
 
 class TransformerDecoder(nn.Module):
-    """A stack of decoder layers, whose outputs share one norm.
+    """A stack of decoder layers.
+
+    Example:
+        >>> import torch
+        >>> self_attn, cross_attn = (nn.MultiheadAttention(64, 4, batch_first=True) for _ in range(2))
+        >>> layer = TransformerDecoderLayer(self_attn, cross_attn, FeedForward(64, 128))
+        >>> query, memory = torch.rand(1, 10, 64), torch.rand(1, 8 * 8, 64)
+        >>> decoder = TransformerDecoder([layer], norm=nn.LayerNorm(64))
+        >>> [hidden.shape for hidden in decoder(query, torch.zeros_like(query), memory, torch.zeros_like(memory))]
+        [torch.Size([1, 10, 64])]
 
     Args:
         layers: Built layers, which the stack owns.
-        norm: Applied to the output of every layer, but not to what the next one receives.
+        norm: Norm of the returned outputs. Layers pass their outputs on without it.
     """
 
     def __init__(self, layers: Iterable[nn.Module], norm: nn.Module) -> None:
@@ -155,7 +190,7 @@ class TransformerDecoder(nn.Module):
         memory_position: Float[Tensor, "batch pixels d_model"],
         padding_mask: Bool[Tensor, "batch pixels"] | None = None,
     ) -> list[Float[Tensor, "batch queries d_model"]]:
-        """Give the normalised output of every layer, first layer first; the arguments are those of a layer."""
+        """Return the normalized outputs of all layers, first layer first; the arguments are those of a layer."""
         outputs = []
         for layer in self.layers:
             query = layer(query, query_position, memory, memory_position, padding_mask)
@@ -164,7 +199,7 @@ class TransformerDecoder(nn.Module):
 
 
 def _prepare(attention: nn.MultiheadAttention, name: str) -> nn.MultiheadAttention:
-    """Check the layout, and draw the output projection as DETR does; PyTorch draws the others so already."""
+    """Check the layout, and initialize the output projection as DETR does, like PyTorch's other projections."""
     if not attention.batch_first:
         raise ValueError(f"{name} must be built with batch_first=True")
     nn.init.xavier_uniform_(attention.out_proj.weight)

@@ -1,0 +1,55 @@
+"""Running a model for evaluation and prediction."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from deformdetr.structures import Detections, ImageBatch
+
+# Pixels with a higher mask probability belong to the object.
+MASK_THRESHOLD = 0.5
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def detect(
+    model: nn.Module,
+    postprocess: Callable[..., list[Detections]],
+    images: ImageBatch,
+    sizes: list[tuple[int, int]],
+    *,
+    num_labels: int,
+    precision: str = "float32",
+) -> list[Detections]:
+    """Return the detections in a batch of images, on the CPU.
+
+    Args:
+        model: Model in evaluation mode. It is called with images and their padding mask.
+        postprocess: Function from predictions and image sizes to detections.
+        images: Batch on any device.
+        sizes: (height, width) in pixels to which boxes and masks are scaled.
+        num_labels: Number of labels in the dataset. Detections of further labels that the model may have are dropped.
+        precision: As in `TrainConfig`.
+    """
+    device = next(model.parameters()).device
+    images = images.to(device, non_blocking=True)
+    with torch.inference_mode(), autocast(device, precision):
+        found = postprocess(model(images.images, images.padding_mask), sizes)
+    return [_known_labels(detections, num_labels) for detections in found]
+
+
+def _known_labels(detections: Detections, num_labels: int) -> Detections:
+    keep = detections["labels"] < num_labels
+    kept: Detections = {
+        "boxes": detections["boxes"][keep].cpu(),
+        "scores": detections["scores"][keep].cpu(),
+        "labels": detections["labels"][keep].cpu(),
+    }
+    if "masks" in detections:
+        kept["masks"] = detections["masks"][keep].cpu()
+    return kept
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return a context that runs matrix products and convolutions in a precision of `TrainConfig`."""
+    return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "float32")

@@ -1,0 +1,4 @@
+"""Export of models: the graph (`_program`), ONNX files (`_onnx`), their check against the model (`_check`).
+
+`_sampling` replaces the operator by standard ones.
+"""

@@ -1,0 +1,137 @@
+"""The operator in terms of PyTorch's own operators, for formats without custom operators."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deformdetr._dtypes import at_least_float32
+from deformdetr.kernels import sampling_locations
+
+Sampling: TypeAlias = Literal["grid_sample", "gather"]
+
+_Sample: TypeAlias = Callable[[Tensor, list["_Level"], Tensor, Tensor], Tensor]
+
+
+def decompositions(sampling: Sampling = "grid_sample") -> dict[Any, Callable[..., Tensor]]:
+    """Return replacements of the operator, for `ExportedProgram.run_decompositions`.
+
+    They compute in float32 or float64: samples outside the levels or at NaN or infinite locations are
+    zero, and pixels that are not sampled have no influence.
+
+    Args:
+        sampling: `grid_sample` samples level by level, `gather` reads the four pixels around all samples. Only `gather`
+            supports `spatial_shapes` in a tensor.
+
+    Raises:
+        ValueError: If `sampling` is another value; when used, if `grid_sample` gets shapes in a tensor.
+
+    Example:
+        >>> [str(operator) for operator in decompositions("gather")]
+        ['deformdetr.ms_deform_attn.default']
+    """
+    if sampling not in get_args(Sampling):
+        raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))}; got {sampling!r}")
+    sample = _sample_grids if sampling == "grid_sample" else _sample_rows
+    return {torch.ops.deformdetr.ms_deform_attn.default: partial(_run_operator, sample)}
+
+
+def _run_operator(
+    sample: _Sample,
+    value: Tensor,
+    spatial_shapes: Tensor | None,
+    sizes: list[Any],
+    repeats: list[int],
+    locations: Tensor,
+    weights: Tensor,
+    references: Tensor | None,
+    padding_mask: Tensor | None,
+    deterministic: bool,  # noqa: FBT001  # Ops take arguments by position.
+) -> Tensor:
+    """Compute the operator from its arguments; with reference points, from offsets and logits."""
+    if padding_mask is not None:
+        value = value.masked_fill(padding_mask[:, :, None, None], 0)
+    if references is not None:
+        shapes = list(zip(sizes[::2], sizes[1::2], strict=True)) if spatial_shapes is None else spatial_shapes
+        locations = sampling_locations(references, locations, shapes)
+        weights = at_least_float32(weights).flatten(3).softmax(-1).view(weights.shape)
+    levels = _levels(spatial_shapes, sizes)
+    if repeats:
+        levels = [level for level, count in zip(levels, repeats, strict=True) for _ in range(count)]
+    wide = at_least_float32(value)
+    return sample(wide, levels, locations.to(wide.dtype), weights.to(wide.dtype)).to(value.dtype)
+
+
+class _Level(NamedTuple):
+    """One level, as ints (symbolic ones included) or scalar tensors."""
+
+    height: Any
+    width: Any
+    start: Any
+
+
+def _levels(on_device: Tensor | None, on_host: list[Any]) -> list[_Level]:
+    sizes = zip(on_host[::2], on_host[1::2], strict=True) if on_device is None else (row.unbind() for row in on_device)
+    levels, start = [], 0
+    for height, width in sizes:
+        levels.append(_Level(height, width, start))
+        start = start + height * width
+    return levels
+
+
+def _sample_grids(value: Tensor, levels: list[_Level], locations: Tensor, weights: Tensor) -> Tensor:
+    """Sample the map of every level by `grid_sample`, with the heads in the batch."""
+    if any(isinstance(level.height, Tensor) for level in levels):
+        raise ValueError("grid_sample needs spatial_shapes as ints, got a tensor, which gather supports")
+    batch, _, heads, channels = value.shape
+    pixels = value.permute(0, 2, 3, 1).flatten(0, 1)
+    grids = 2 * locations - 1
+    # NaN and locations too far for integers become 3, which is more than a pixel outside of any map.
+    grids = torch.where(grids.isnan(), 3.0, grids).clamp(-3, 3).transpose(1, 2).flatten(0, 1)
+    weights = weights.transpose(1, 2).flatten(0, 1)[:, None]
+    parts = []
+    for index, (height, width, start) in enumerate(levels):
+        feature_map = pixels[:, :, start : start + height * width].reshape(batch * heads, channels, height, width)
+        samples = F.grid_sample(feature_map, grids[:, :, index], align_corners=False)
+        parts.append((samples * weights[:, :, :, index]).sum(-1))
+    out = torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+    return out.reshape(batch, heads * channels, -1).transpose(1, 2)
+
+
+def _sample_rows(value: Tensor, levels: list[_Level], locations: Tensor, weights: Tensor) -> Tensor:
+    """Gather the four pixels around every sample, of all levels at once, from a table of rows."""
+    batch, pixels, heads, channels = value.shape
+    # Pixels outside are read from a last row of zeros.
+    outside = batch * pixels * heads
+    table = torch.cat([value.flatten(0, 2), value.new_zeros(1, channels)])
+    height, width, start = (_column(numbers, value.device) for numbers in zip(*levels, strict=True))
+    size = torch.stack([width, height], dim=-1)
+    position = locations * size - 0.5
+    # NaN and positions too far for integers become positions outside.
+    position = torch.minimum(torch.where(position.isnan(), -2.0, position).clamp(min=-2), size + 1.0)
+    corner = position.floor()
+    right, bottom = (position - corner).unbind(-1)
+    left, top = corner.long().unbind(-1)
+    image = torch.arange(batch, device=value.device)[:, None, None, None, None] * pixels
+    head = torch.arange(heads, device=value.device)[:, None, None]
+
+    parts = []
+    for line, share_y in ((top, 1 - bottom), (top + 1, bottom)):
+        for column, share_x in ((left, 1 - right), (left + 1, right)):
+            inside = (line >= 0) & (line < height) & (column >= 0) & (column < width)
+            row = (image + start + line * width + column) * heads + head
+            rows = table[torch.where(inside, row, outside)]
+            parts.append(((weights * share_y * share_x)[..., None] * rows).sum((3, 4)))
+    return (parts[0] + parts[1] + parts[2] + parts[3]).flatten(2)
+
+
+def _column(numbers: Sequence[Any], device: torch.device) -> Tensor:
+    """Return one number per level, (levels, 1)."""
+    scalars = [
+        number.to(torch.int64) if isinstance(number, Tensor) else torch.full((), number, device=device)
+        for number in numbers
+    ]
+    return torch.stack(scalars)[:, None]

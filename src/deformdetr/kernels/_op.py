@@ -1,0 +1,398 @@
+"""The operator as PyTorch sees it: a pair of custom ops for compilers, and a faster way for eager calls.
+
+The two custom ops, forward and backward, have fake kernels and autograd formulas, so that compilers and exporters see
+each as a single node. Eager calls and the transforms of `torch.func` use autograd functions with the same formulas: a
+custom op is dispatched in more time than a decoder's kernel runs, and `torch.func.grad` does not go through one.
+
+With reference points, the operator is fused: `locations` are offsets from them and `weights` are logits. Only the
+Triton kernels fuse. Elsewhere the public functions compute locations and weights first.
+"""
+
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from deformdetr import _compat
+from deformdetr._memory import check_storages
+from deformdetr._tracing import is_tracing
+from deformdetr.kernels import _gather, _numba, _reference
+from deformdetr.kernels._checks import check_arguments, check_output
+from deformdetr.kernels._levels import MOST_POINTS, Pyramid, place_levels, read_on_cpu
+from deformdetr.kernels._sampling import locate_samples, mask_padding, normalize_attention
+
+
+def choose_forward(backend: str, *tensors: Tensor) -> Callable[..., Tensor]:
+    """Return the function that runs the forward: the cheapest that every active compiler, mode and transform sees.
+
+    Raises:
+        ValueError: If there is no such backend.
+    """
+    if backend not in ("auto", "reference"):
+        raise ValueError(f"backend must be 'auto' or 'reference', got {backend!r}")
+    # `torch.jit.trace` records operations that serve other sizes, too.
+    if backend == "reference" or is_tracing():
+        return _run_reference
+    return _choose(tensors, _Forward, _TransformedForward, forward_op)
+
+
+def choose_backward(*tensors: Tensor | None) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Return the function that runs the backward, chosen as for the forward."""
+    return _choose(tensors, _Backward, _TransformedBackward, backward_op)
+
+
+def _choose(
+    tensors: tuple[Tensor | None, ...],
+    eager: type[torch.autograd.Function],
+    transformed: type[torch.autograd.Function],
+    op: Callable[..., Any],
+) -> Callable[..., Any]:
+    if torch.compiler.is_compiling():
+        return op
+    for tensor in tensors:
+        if tensor is not None and type(tensor) not in (Tensor, torch.nn.Parameter):
+            return op
+    has_modes, is_transformed = _compat.has_dispatch_modes(), _compat.is_transformed()
+    # If PyTorch hides its modes, one may be active that has to see the op. No transform takes the op.
+    if has_modes or (has_modes is None and not is_transformed):
+        return op
+    way: Callable[..., Any] = (transformed if is_transformed else eager).apply
+    return way
+
+
+def is_fused(value: Tensor, offsets: Tensor, logits: Tensor, references: Tensor) -> bool:
+    """Return whether one kernel takes offsets and logits. Transforms of `torch.func` need the separate operations."""
+    return (
+        _runs_triton(value, offsets, logits, references)
+        and logits.shape[4] <= MOST_POINTS
+        and not is_tracing()
+        and (torch.compiler.is_compiling() or not _compat.is_transformed())
+    )
+
+
+def _runs_triton(value: Tensor, locations: Tensor, weights: Tensor, references: Tensor | None) -> bool:
+    """Return whether the Triton kernels run: on GPUs, and interpreted on CPUs where `TRITON_INTERPRET=1` is set."""
+    home = value.device.type
+    # The variable is read anew at every call: torch.compile warns of caches, and reading takes a microsecond.
+    if home != "cuda" and (home != "cpu" or os.environ.get("TRITON_INTERPRET") != "1"):
+        return False
+    dtypes = (value.dtype, locations.dtype, weights.dtype, None if references is None else references.dtype)
+    return torch.float64 not in dtypes
+
+
+def _choose_kernel(value: Tensor, locations: Tensor, weights: Tensor, references: Tensor | None) -> ModuleType:
+    """Return the module that runs where Triton does not.
+
+    Raises:
+        ValueError: If there are reference points, which only the Triton kernels take.
+    """
+    if references is not None:
+        raise ValueError(f"the fused op runs on GPUs and not in float64, got {value.dtype} on {value.device}")
+    if value.device.type != "cpu" or torch.float64 in (value.dtype, locations.dtype, weights.dtype):
+        return _reference
+    return _numba if _numba.is_usable(value.shape[3], value.dtype) else _gather
+
+
+class Inputs(NamedTuple):
+    """Arguments of the operator in the order of the op."""
+
+    value: Tensor
+    spatial_shapes: Tensor | None
+    sizes: list[int]
+    repeats: list[int]
+    locations: Tensor
+    weights: Tensor
+    references: Tensor | None = None
+    padding_mask: Tensor | None = None
+    deterministic: bool = False
+
+    def pyramid(self) -> Pyramid:
+        """Return the levels. Packages compiled ahead of time pass None for empty lists."""
+        return Pyramid(self.spatial_shapes, self.sizes or [], self.repeats or [])
+
+
+def _run_reference(*arguments: Any) -> Tensor:
+    """Run the reference by operations that autograd, compilers and `torch.jit.trace` go through."""
+    inputs = Inputs(*arguments)
+    _check_visible_storages(inputs.value, inputs.locations, inputs.weights)
+    levels = place_levels(inputs.pyramid(), inputs.value.shape[1])
+    return _reference.forward(inputs.value, levels, inputs.locations, inputs.weights)
+
+
+def _check_visible_storages(*tensors: Tensor) -> None:
+    """Check storages before PyTorch's own operations read them, unless a compiler or transform hides the tensors.
+
+    Raises:
+        ValueError: If a storage does not hold its tensor.
+    """
+    if torch.compiler.is_compiling() or is_tracing():
+        return
+    if all(type(tensor) in (Tensor, torch.nn.Parameter) and _compat.has_storage(tensor) for tensor in tensors):
+        check_storages(*tensors)
+
+
+def _check(inputs: Inputs) -> None:
+    """Check the arguments of an op, which anyone may call."""
+    value, *_, locations, weights, references, padding_mask, deterministic = inputs
+    fused = references is not None
+    check_arguments(value, inputs.pyramid(), locations, weights, references, padding_mask, fused=fused)
+    if fused and deterministic:
+        raise ValueError("the fused op has no deterministic gradients: pass sampling_locations in place of offsets")
+    if fused and weights.shape[4] > MOST_POINTS:
+        raise ValueError(f"the fused op takes at most {MOST_POINTS} points per level, got {weights.shape[4]}")
+
+
+def _run_forward(ctx: Any, *arguments: Any) -> Tensor:
+    """Run the kernel for the device and the dtypes, on arguments that have been checked.
+
+    Unless `ctx` is None, what the backward needs is saved in it.
+    """
+    value, *_, locations, weights, references, padding_mask, _ = inputs = Inputs(*arguments)
+    check_storages(value, locations, weights, references, padding_mask)
+    if _runs_triton(value, locations, weights, references):
+        # Imported here, because triton takes longer to import than the whole of this library.
+        from deformdetr.kernels import _triton
+
+        sampling = _triton.Sampling(locations, weights, references, padding_mask)
+        output = _triton.forward(value, inputs.pyramid(), sampling)
+    else:
+        kernel = _choose_kernel(value, locations, weights, references)
+        levels = place_levels(read_on_cpu(inputs.pyramid(), value.shape[1]), value.shape[1])
+        output = kernel.forward(value, levels, locations, weights)
+    if ctx is not None:
+        _save_forward(ctx, inputs, output)
+    return output
+
+
+def _forward(
+    value: Tensor,
+    spatial_shapes: Tensor | None,
+    sizes: list[int],
+    repeats: list[int],
+    locations: Tensor,
+    weights: Tensor,
+    references: Tensor | None,
+    padding_mask: Tensor | None,
+    deterministic: bool,  # noqa: FBT001  # Ops take arguments by position.
+) -> Tensor:
+    inputs = Inputs(value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, deterministic)
+    _check(inputs)
+    return _run_forward(None, *inputs)
+
+
+def _backward(
+    grad_output: Tensor,
+    output: Tensor | None,
+    value: Tensor,
+    spatial_shapes: Tensor | None,
+    sizes: list[int],
+    repeats: list[int],
+    locations: Tensor,
+    weights: Tensor,
+    references: Tensor | None,
+    padding_mask: Tensor | None,
+    deterministic: bool,  # noqa: FBT001
+    needs_value: bool,  # noqa: FBT001
+    needs_locations: bool,  # noqa: FBT001
+    needs_weights: bool,  # noqa: FBT001
+    needs_references: bool,  # noqa: FBT001
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of value, locations, weights and references; those that are not needed are empty.
+
+    `output` is the result of the forward if fused, else None.
+    """
+    inputs = Inputs(value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, deterministic)
+    _check(inputs)
+    check_output("grad_output", grad_output, value, weights)
+    if references is not None:
+        check_output("output", output, value, weights)
+    check_storages(grad_output, output, value, locations, weights, references, padding_mask)
+    needs = (needs_value, needs_locations, needs_weights)
+    if _runs_triton(value, locations, weights, references):
+        from deformdetr.kernels import _triton
+
+        sampling = _triton.Sampling(locations, weights, references, padding_mask)
+        wanted = _triton.Needs(*needs, needs_references and references is not None)
+        grads = _triton.backward(
+            grad_output, output, value, inputs.pyramid(), sampling, wanted, deterministic=deterministic
+        )
+    else:
+        kernel = _choose_kernel(value, locations, weights, references)
+        levels = place_levels(read_on_cpu(inputs.pyramid(), value.shape[1]), value.shape[1])
+        grads = *kernel.backward(grad_output, value, levels, locations, weights, needs), None
+    return _fill(grads, inputs)
+
+
+def _fill(
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None], inputs: Inputs
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return gradients as an op must: empty tensors in place of None."""
+    by_value, by_locations, by_weights, by_references = (
+        inputs.value.new_empty(0, dtype=None if like is None else like.dtype) if grad is None else grad
+        for grad, like in zip(grads, _differentiable(inputs), strict=True)
+    )
+    return by_value, by_locations, by_weights, by_references
+
+
+def _differentiable(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    return inputs.value, inputs.locations, inputs.weights, inputs.references
+
+
+forward_op = torch.library.custom_op("deformdetr::ms_deform_attn", _forward, mutates_args=())
+backward_op = torch.library.custom_op("deformdetr::ms_deform_attn_backward", _backward, mutates_args=())
+
+
+@forward_op.register_fake
+def _(*arguments: Any) -> Tensor:
+    inputs = Inputs(*arguments)
+    _check(inputs)
+    batch, queries, heads = inputs.weights.shape[:3]
+    return inputs.value.new_empty(batch, queries, heads * inputs.value.shape[3])
+
+
+@backward_op.register_fake
+def _(grad_output: Tensor, output: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs, needs = Inputs(*arguments[:9]), arguments[9:]
+    _check(inputs)
+    by_value, by_locations, by_weights, by_references = (
+        like.new_empty(like.shape) if need and like is not None else None
+        for like, need in zip(_differentiable(inputs), needs, strict=True)
+    )
+    return _fill((by_value, by_locations, by_weights, by_references), inputs)
+
+
+def _save(ctx: Any, tensor: Tensor | None, inputs: Inputs) -> None:
+    """Save a tensor and the inputs for `_load`."""
+    value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, deterministic = inputs
+    ctx.save_for_backward(tensor, value, spatial_shapes, locations, weights, references, padding_mask)
+    ctx.settings = sizes, repeats, deterministic
+
+
+def _load(ctx: Any) -> tuple[Any, Inputs]:
+    tensor, value, spatial_shapes, locations, weights, references, padding_mask = ctx.saved_tensors
+    sizes, repeats, deterministic = ctx.settings
+    return tensor, Inputs(
+        value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, deterministic
+    )
+
+
+# PyTorch passes the arguments of a custom op's `setup_context` by these names.
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    given = Inputs(*inputs)
+    # Only the fused backward reads the output.
+    _save(ctx, None if given.references is None else output, given)
+
+
+def _differentiate_forward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    output, inputs = _load(ctx)
+    needs_value, _, _, _, needs_locations, needs_weights, needs_references, _, _ = ctx.needs_input_grad
+    needs = (needs_value, needs_locations, needs_weights, needs_references)
+    run = choose_backward(grad_output, *_differentiable(inputs))
+    grads = run(grad_output, output, *inputs, *needs)
+    by_value, *others = (grad if need else None for grad, need in zip(grads, needs, strict=True))
+    return by_value, None, None, None, *others, None, None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _save(ctx, inputs[0], Inputs(*inputs[2:11]))
+    ctx.needs = inputs[11:]
+
+
+def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    """Differentiate twice, slowly: autograd goes through the first derivative of the reference."""
+    grad_output, inputs = _load(ctx)
+    given = [grad_output, *(tensor for tensor in _differentiable(inputs) if tensor is not None)]
+    _check_visible_storages(*given)
+    levels = place_levels(inputs.pyramid(), inputs.value.shape[1])
+    with torch.enable_grad():
+        grad_output, *leaves = (tensor.detach().requires_grad_() for tensor in given)
+        sampled = leaves
+        if inputs.references is not None:
+            value, offsets, logits, references = leaves
+            locations = locate_samples(references, offsets, inputs.pyramid())
+            sampled = [mask_padding(value, inputs.padding_mask), locations, normalize_attention(logits)]
+        first: Any = _reference.backward(grad_output, sampled[0], levels, sampled[1], sampled[2])
+        if inputs.references is not None:
+            first = torch.autograd.grad(sampled, leaves, first, create_graph=True)
+        # Gradients that were not needed are empty, and there is none of references without references.
+        wanted = [(by, grad) for by, grad, need in zip(first, grads, ctx.needs, strict=False) if need]
+        by_output, *seconds = torch.autograd.grad(
+            [by for by, _ in wanted], [grad_output, *leaves], [grad for _, grad in wanted], allow_unused=True
+        )
+    by_value, by_locations, by_weights, by_references = (*seconds, None)[:4]
+    return by_output, None, by_value, None, None, None, by_locations, by_weights, by_references, *[None] * 6
+
+
+def _vmap_forward(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
+    folded = _fold(info.batch_size, in_dims, inputs)
+    return _TransformedForward.apply(*folded).unflatten(0, (info.batch_size, -1)), 0
+
+
+def _vmap_backward(
+    info: Any, in_dims: tuple[Any, ...], *inputs: Any
+) -> tuple[tuple[Tensor, ...], tuple[int, int, int, int]]:
+    folded = _fold(info.batch_size, in_dims, inputs)
+    # Gradients that are not needed are empty, and have no batch to split.
+    grads = tuple(
+        grad.unflatten(0, (info.batch_size, -1)) if need else grad.new_empty(info.batch_size, 0)
+        for grad, need in zip(_TransformedBackward.apply(*folded), inputs[11:], strict=True)
+    )
+    return grads, (0, 0, 0, 0)
+
+
+def _fold(size: int, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> list[Any]:
+    """Make the mapped axis part of the batch. Tensors that are not mapped are repeated, spatial shapes kept.
+
+    Raises:
+        ValueError: If spatial shapes are mapped.
+    """
+    folded: list[Any] = []
+    for axis, given in zip(in_dims, inputs, strict=True):
+        if isinstance(given, Tensor) and given.is_floating_point():
+            mapped = given.expand(size, *given.shape) if axis is None else given.movedim(axis, 0)
+            folded.append(mapped.flatten(0, 1))
+        elif isinstance(given, Tensor) and axis is not None:
+            raise ValueError("vmap cannot map over spatial_shapes: all maps must have the same levels")
+        else:
+            folded.append(given)
+    return folded
+
+
+forward_op.register_autograd(_differentiate_forward, setup_context=_save_forward)
+backward_op.register_autograd(_differentiate_backward, setup_context=_save_backward)
+
+
+class _Forward(torch.autograd.Function):
+    # No `setup_context`, for which PyTorch inspects the signature at every call.
+    forward = staticmethod(_run_forward)
+    backward = staticmethod(_differentiate_forward)
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        grads = _backward(*inputs)
+        _save_backward(ctx, inputs, grads)
+        return grads
+
+    backward = staticmethod(_differentiate_backward)
+
+
+class _TransformedForward(torch.autograd.Function):
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return _run_forward(None, *inputs)
+
+    setup_context = staticmethod(_save_forward)
+    backward = staticmethod(_differentiate_forward)
+    vmap = staticmethod(_vmap_forward)
+
+
+class _TransformedBackward(torch.autograd.Function):
+    forward = staticmethod(_backward)
+    setup_context = staticmethod(_save_backward)
+    backward = staticmethod(_differentiate_backward)
+    vmap = staticmethod(_vmap_backward)

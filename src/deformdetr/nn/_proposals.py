@@ -1,0 +1,219 @@
+"""Queries that are selected from boxes that the encoder proposes, one for every pixel."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deformdetr._dtypes import at_least_float32
+from deformdetr._tracing import smaller
+from deformdetr.nn._geometry import LevelShapes, pixel_indices, valid_sizes
+from deformdetr.nn._linear import apply_linear
+from deformdetr.nn._position import sine_features
+from deformdetr.nn._queries import Queries, check_num_queries
+from deformdetr.structures import LayerPredictions
+
+
+class ProposalQueries(nn.Module):
+    """The two-stage queries of Deformable DETR: the best proposals give reference boxes, content and position.
+
+    A proposal's score is its first logit. Content and position are projected from the selected boxes' sine encoding.
+
+    Example:
+        >>> queries = ProposalQueries(30, 64, class_head=nn.Linear(64, 3), box_head=nn.Linear(64, 4))
+        >>> memory, padding_mask = torch.rand(1, 8 * 8, 64), torch.zeros(1, 8 * 8, dtype=torch.bool)
+        >>> queries(memory, [(8, 8)], padding_mask).reference_points.shape
+        torch.Size([1, 30, 4])
+
+    Args:
+        num_queries: Number of proposals to select; a pyramid of fewer pixels gives fewer queries.
+        d_model: Channels of content and of position, a multiple of 4.
+        class_head: Returns a pixel's logits, the first one for "object".
+        box_head: Returns four numbers, added to the logits of a pixel's box.
+
+    Raises:
+        ValueError: If `num_queries` is not positive, or `d_model` not a multiple of 4.
+
+    References:
+        Zhu et al., "Deformable DETR", ICLR 2021, appendix A.4.
+    """
+
+    def __init__(self, num_queries: int, d_model: int, class_head: nn.Module, box_head: nn.Module) -> None:
+        super().__init__()
+        check_num_queries(num_queries)
+        if d_model % 4:
+            raise ValueError(f"d_model must be a multiple of 4, got {d_model}")
+        self.num_queries = num_queries
+        self.memory_projection = nn.Linear(d_model, d_model)
+        self.memory_norm = nn.LayerNorm(d_model)
+        self.position_projection = nn.Linear(2 * d_model, 2 * d_model)
+        self.position_norm = nn.LayerNorm(2 * d_model)
+        self.class_head = class_head
+        self.box_head = box_head
+        nn.init.xavier_uniform_(self.memory_projection.weight)
+        nn.init.xavier_uniform_(self.position_projection.weight)
+
+    def forward(
+        self,
+        memory: Float[Tensor, "batch pixels d_model"],
+        spatial_shapes: LevelShapes,
+        padding_mask: Bool[Tensor, "batch pixels"],
+    ) -> Queries:
+        """Return the queries, and the predictions of all proposals.
+
+        Args:
+            memory: The encoder's features of all levels, flattened.
+            spatial_shapes: (height, width) of every level.
+            padding_mask: True at padded pixels.
+        """
+        features, boxes = embed_pixels(memory, spatial_shapes, padding_mask, self.memory_projection, self.memory_norm)
+        proposals = Proposals(features, apply_linear(self.class_head, features), boxes).refine(self.box_head)
+        selected = proposals.select(proposals.class_logits[..., 0], self.num_queries).box_logits.detach()
+        embedding = proposal_embedding(selected, self.memory_projection.out_features)
+        projected = apply_linear(self.position_projection, embedding.to(self.position_norm.weight.dtype))
+        position, content = self.position_norm(projected).chunk(2, dim=-1)
+        return Queries(content, position, selected.sigmoid(), {"enc_outputs": proposals.predictions()})
+
+
+class MixedQueries(nn.Module):
+    """The two-stage queries of DINO: the best proposals give reference boxes, and the content is learned.
+
+    A proposal's score is its largest logit.
+
+    Example:
+        >>> queries = MixedQueries(30, 64, class_head=nn.Linear(64, 3), box_head=nn.Linear(64, 4))
+        >>> memory, padding_mask = torch.rand(1, 8 * 8, 64), torch.zeros(1, 8 * 8, dtype=torch.bool)
+        >>> queries(memory, [(8, 8)], padding_mask).reference_points.shape
+        torch.Size([1, 30, 4])
+
+    Args:
+        num_queries: Number of proposals to select; a pyramid of fewer pixels gives fewer queries.
+        d_model: Channels of the content.
+        class_head: Returns a pixel's logits.
+        box_head: Returns four numbers, added to the logits of a pixel's box.
+        has_indicator: Whether the last content channel is an indicator: 0 for matched queries, 1 for denoising queries.
+
+    Raises:
+        ValueError: If `num_queries` is not positive.
+
+    References:
+        Zhang et al., "DINO: DETR with Improved DeNoising Anchor Boxes for End-to-End Object Detection", ICLR 2023,
+        section 3.4 (mixed query selection).
+    """
+
+    def __init__(
+        self,
+        num_queries: int,
+        d_model: int,
+        class_head: nn.Module,
+        box_head: nn.Module,
+        *,
+        has_indicator: bool = False,
+    ) -> None:
+        super().__init__()
+        check_num_queries(num_queries)
+        self.num_queries = num_queries
+        self.content = nn.Embedding(num_queries, d_model - has_indicator)
+        self.memory_projection = nn.Linear(d_model, d_model)
+        self.memory_norm = nn.LayerNorm(d_model)
+        self.class_head = class_head
+        self.box_head = box_head
+        self.has_indicator = has_indicator
+        nn.init.xavier_uniform_(self.content.weight)
+        nn.init.xavier_uniform_(self.memory_projection.weight)
+
+    def forward(
+        self,
+        memory: Float[Tensor, "batch pixels d_model"],
+        spatial_shapes: LevelShapes,
+        padding_mask: Bool[Tensor, "batch pixels"],
+    ) -> Queries:
+        """Return the queries, and the predictions of the selected proposals.
+
+        Args:
+            memory: The encoder's features of all levels, flattened.
+            spatial_shapes: (height, width) of every level.
+            padding_mask: True at padded pixels.
+        """
+        features, boxes = embed_pixels(memory, spatial_shapes, padding_mask, self.memory_projection, self.memory_norm)
+        proposals = Proposals(features, apply_linear(self.class_head, features), boxes)
+        # Refined after the selection: the box head has three layers, and most pixels are not selected.
+        selected = proposals.select(proposals.class_logits.amax(-1), self.num_queries).refine(self.box_head)
+        predictions = selected.predictions()
+        references = predictions["pred_boxes"].detach()
+        content = F.pad(self.content.weight[: references.shape[1]], (0, int(self.has_indicator)))
+        return Queries(content.expand(memory.shape[0], -1, -1), None, references, {"interm_outputs": predictions})
+
+
+class Proposals(NamedTuple):
+    """Boxes that pixels propose, and their logits."""
+
+    features: Float[Tensor, "batch pixels d_model"]
+    class_logits: Float[Tensor, "batch pixels classes"]
+    box_logits: Float[Tensor, "batch pixels 4"]
+
+    def refine(self, box_head: nn.Module) -> "Proposals":
+        """Add the output of a box head to the logits of the boxes."""
+        return self._replace(box_logits=at_least_float32(box_head(self.features)) + self.box_logits)
+
+    def select(self, scores: Float[Tensor, "batch pixels"], count: int) -> "Proposals":
+        """Return the proposals of the `count` highest scores, best first."""
+        best = scores.topk(smaller(count, scores.shape[1]), dim=1).indices[..., None]
+        return Proposals(*(tensor.gather(1, best.expand(-1, -1, tensor.shape[-1])) for tensor in self))
+
+    def predictions(self) -> LayerPredictions:
+        """Return class logits and boxes as a model's predictions."""
+        return {"pred_logits": self.class_logits, "pred_boxes": self.box_logits.sigmoid()}
+
+
+def embed_pixels(
+    memory: Float[Tensor, "batch pixels d_model"],
+    spatial_shapes: LevelShapes,
+    padding_mask: Bool[Tensor, "batch pixels"],
+    projection: nn.Module,
+    norm: nn.Module,
+) -> tuple[Float[Tensor, "batch pixels d_model"], Float[Tensor, "batch pixels 4"]]:
+    """Return the projected features of all pixels, and `proposal_logits`; features of unusable pixels count as 0."""
+    boxes = proposal_logits(spatial_shapes, padding_mask)
+    usable = boxes.isfinite().all(-1, keepdim=True)
+    return norm(apply_linear(projection, memory.masked_fill(~usable, 0))), boxes
+
+
+def proposal_logits(
+    spatial_shapes: LevelShapes, padding_mask: Bool[Tensor, "batch pixels"]
+) -> Float[Tensor, "batch pixels 4"]:
+    """Return the logits of a box (cx, cy, w, h) around every pixel, as fractions of the unpadded image.
+
+    Boxes of level l measure `0.05 * 2^l` on both sides. The logits of unusable pixels are infinite: padded ones, and
+    those whose box has a coordinate outside (0.01, 0.99).
+
+    Example:
+        >>> proposal_logits([(1, 2)], torch.zeros(1, 2, dtype=torch.bool)).sigmoid()
+        tensor([[[0.2500, 0.5000, 0.0500, 0.0500],
+                 [0.7500, 0.5000, 0.0500, 0.0500]]])
+    """
+    boxes = []
+    start = 0
+    for level, (height, width) in enumerate(spatial_shapes):
+        mask = padding_mask[:, start : start + height * width].view(-1, height, width)
+        centers = pixel_indices(height, width, device=mask.device) / valid_sizes(mask)[:, None]
+        boxes.append(torch.cat([centers, torch.full_like(centers, 0.05 * 2.0**level)], dim=-1))
+        start = start + height * width
+    proposals = torch.cat(boxes, dim=1)
+    usable = ((proposals > 0.01) & (proposals < 0.99)).all(-1) & ~padding_mask
+    return torch.log(proposals / (1 - proposals)).masked_fill(~usable[..., None], torch.inf)
+
+
+def proposal_embedding(
+    box_logits: Float[Tensor, "batch queries 4"], d_model: int
+) -> Float[Tensor, "batch queries 2*{d_model}"]:
+    """Return the sine encoding of boxes, `d_model / 2` channels for each of (cx, cy, w, h).
+
+    Example:
+        >>> proposal_embedding(torch.zeros(1, 300, 4), d_model=64).shape
+        torch.Size([1, 300, 128])
+    """
+    return sine_features(box_logits.sigmoid() * (2 * math.pi), d_model // 2).flatten(-2)
