@@ -1,1 +1,1 @@
-"""Measurements behind the numbers in the documents; results lie in `benchmarks/results/`."""
+"""Measurements behind the numbers in the documents. Results are stored in `benchmarks/results/`."""

@@ -13,18 +13,17 @@ from pathlib import Path
 import torch
 
 from benchmarks.cases import KINDS, Case, Device, Kind, Task, select, tasks
-from benchmarks.compare import compare, describe, regressions
-from benchmarks.display import Display
-from benchmarks.documents import IMAGES, write_pages
-from benchmarks.pages import RESULTS
-from benchmarks.plots import write_charts
+from benchmarks.compare import compare, regressions
+from benchmarks.documents import IMAGES, parts
+from benchmarks.pages import RESULTS, digits, write_parts
+from benchmarks.pictures import write_charts
 from benchmarks.problems.operator_providers import PROVIDERS
 from benchmarks.results import Results, Row, Run, describe_environment, file_name, load, load_all, save, today
 from benchmarks.runner import Settings, run_task
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and give its exit status: 1 if ours went wrong or got slower."""
+    """Run a command, and return its exit status: 1 if ours failed, disagreed or got slower."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     options = parser.parse_args(given)
@@ -32,7 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(parser, options, f"python -m benchmarks {shlex.join(given)}")
     if options.command == "compare":
         return _compare(parser, options)
-    return _plot()
+    for results in (results for kind in KINDS for results in load_all(RESULTS, kind)):
+        for path in write_charts(results, IMAGES):
+            print(f"wrote {path}")
+    write_parts(parts())
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,29 +43,23 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="measure, and write benchmarks/results/KIND_DEVICE.json")
-    run.add_argument("--kind", choices=KINDS, action="append", help="only these kinds; repeat it for several")
-    run.add_argument(
+    add = run.add_argument
+    add("--kind", choices=KINDS, action="append", help="only these kinds; repeatable")
+    add(
         "--only", metavar="PATTERN", action="append", default=[], help="only cases with this in KIND/NAME; * and ? work"
     )
-    run.add_argument(
-        "--provider", metavar="PATTERN", action="append", default=[], help="only these, and the baseline of each kind"
-    )
-    run.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one, else cpu")
-    run.add_argument("--threads", type=int, help="of PyTorch on the CPU; all cores by default")
-    run.add_argument("--rounds", type=int, default=20, help="turns of every contender (default: %(default)s)")
-    run.add_argument(
-        "--seconds",
-        type=float,
-        default=10.0,
-        help="after so long a slow one takes no more turns (default: %(default)s)",
-    )
-    run.add_argument("--seed", type=int, help="of all inputs; a fresh one by default, stored with the results")
-    run.add_argument("--cold", action="store_true", help="overwrite the GPU's caches before every call")
-    run.add_argument("--quick", action="store_true", help="tiny shapes, to see that it works; stored only with --out")
-    run.add_argument("--out", type=Path, help="directory for the results (default: benchmarks/results)")
-    run.add_argument("--keep", action="store_true", help="keep what the files have of other cases")
-    run.add_argument("--commit", help="of the code, where there is no git to ask")
-    run.add_argument("--list", action="store_true", help="list cases and providers, and measure nothing")
+    add("--provider", metavar="PATTERN", action="append", default=[], help="only these, and the baseline of each kind")
+    add("--device", choices=("cpu", "cuda"), help="default: cuda if available, else cpu")
+    add("--threads", type=int, help="of PyTorch on the CPU; all cores by default")
+    add("--rounds", type=int, default=20, help="turns of every contender (default: %(default)s)")
+    add("--seconds", type=float, default=10.0, help="time limit of a contender in a task (default: %(default)s)")
+    add("--seed", type=int, help="of all inputs; a fresh one by default, stored with the results")
+    add("--cold", action="store_true", help="overwrite the GPU's caches before every call")
+    add("--quick", action="store_true", help="tiny shapes, to see that it works; stored only with --out")
+    add("--out", type=Path, help="directory for the results (default: benchmarks/results)")
+    add("--keep", action="store_true", help="keep the results of other cases in the files")
+    add("--commit", help="of the code, where there is no git to ask")
+    add("--list", action="store_true", help="list cases and providers, and measure nothing")
 
     comparison = commands.add_parser("compare", help="print what changed; exit status 1 if ours got slower")
     comparison.add_argument("before", type=Path)
@@ -72,9 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         "--by",
         choices=("speedup", "time"),
         default="speedup",
-        help="speedup: relative to each run's baseline, whatever else the machine was doing (default); time: as it is",
+        help="speedup: relative to each run's baseline, however busy the machine (default); time: absolute",
     )
-
     commands.add_parser("plot", help="draw charts into docs/images and write the tables of docs and README")
     return parser
 
@@ -86,11 +82,10 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, command: 
     for name in ("rounds", "threads", "seconds"):
         if getattr(options, name) is not None and getattr(options, name) <= 0:
             parser.error(f"--{name} must be positive, got {getattr(options, name)}")
-    cases = select(options.kind or KINDS, options.only)
+    kinds = options.kind or KINDS
+    cases = select(kinds, options.only)
     if not cases:
-        parser.error(
-            f"no case of {', '.join(options.kind or KINDS)} has {' or '.join(options.only)} in its name; see --list"
-        )
+        parser.error(f"no case of {', '.join(kinds)} has {' or '.join(options.only)} in its name; see --list")
     if options.list:
         _list(cases)
         return 0
@@ -107,28 +102,27 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, command: 
         cold=options.cold,
         providers=options.provider,
     )
-    measured = _measure(chosen, settings, command, options)
-    wrong = [row for rows in measured.values() for row in rows if row.is_ours and _went_wrong(row)]
+    rows = _measure(chosen, settings, command, options)
+    wrong = [row for row in rows if row.is_ours and row.status in ("failed", "disagrees")]
     for row in wrong:
         print(f"{row.provider} {row.status} in {row.kind}/{row.case} {row.direction}: {row.reason}", file=sys.stderr)
     return 1 if wrong else 0
 
 
-def _measure(
-    chosen: Sequence[Task], settings: Settings, command: str, options: argparse.Namespace
-) -> dict[Kind, list[Row]]:
-    """Run the tasks, and store after each of them what is there, in a file per kind."""
+def _measure(chosen: Sequence[Task], settings: Settings, command: str, options: argparse.Namespace) -> list[Row]:
+    """Run the tasks, and after each one store what has been measured, in a file per kind."""
     environment = describe_environment(settings.device, options.commit)
     directory = options.out or (None if options.quick else RESULTS)
     paths = {task.case.kind: directory / file_name(task.case.kind, environment) for task in chosen if directory}
     before = {kind: load(path) for kind, path in paths.items() if options.keep and path.exists()}
     rows: dict[Kind, list[Row]] = {task.case.kind: [] for task in chosen}
-    with Display(chosen) as display:
-        for index, task in enumerate(chosen):
-            kind = task.case.kind
-            display.start(task)
-            rows[kind] += run_task(task, settings, display.report)
-            display.finish(task, [row for row in rows[kind] if row.key[:3] == task.key])
+    for index, task in enumerate(chosen):
+        kind = task.case.kind
+        print(f"{task} ({index + 1} of {len(chosen)})", flush=True)
+        measured = run_task(task, settings)
+        print(*map(_describe, measured), sep="\n", flush=True)
+        rows[kind] += measured
+        if kind in paths:
             run = Run(
                 environment=environment,
                 command=command,
@@ -137,27 +131,28 @@ def _measure(
                 cold=settings.cold,
                 complete=all(later.case.kind != kind for later in chosen[index + 1 :]),
             )
-            if kind in paths:
-                earlier = before.get(kind, Results(kind=kind, runs=[], rows=[]))
-                save(earlier.followed_by(run, rows[kind]), paths[kind])
+            earlier = before.get(kind, Results(kind=kind, runs=[], rows=[]))
+            save(earlier.followed_by(run, rows[kind]), paths[kind])
     for path in paths.values():
         print(f"wrote {path}")
-    return rows
+    return [row for each in rows.values() for row in each]
 
 
-def _went_wrong(row: Row) -> bool:
-    return row.status in ("failed", "disagrees")
+def _describe(row: Row) -> str:
+    if row.time is None:
+        return f"  {row.provider:<22} {row.status}: {row.reason}"
+    times = [digits(each * 1e3) for each in (row.time.median, row.time.lower_quartile, row.time.upper_quartile)]
+    factor = f", {row.speedup.median:.2f} times as fast" if row.speedup and row.provider != row.baseline else ""
+    return f"  {row.provider:<22} {times[0]} ms ({times[1]} to {times[2]}){factor}"
 
 
 def _list(cases: Sequence[Case]) -> None:
     for case in cases:
-        on_devices = [
-            f"{device} ({', '.join(case.cpu_dtypes if device == 'cpu' else case.cuda_dtypes)})"
-            for device in case.devices
-        ]
-        print(f"{case.kind}/{case.name}: {', '.join(case.directions)} on {' and '.join(on_devices)}")
+        devices = [f"{device} ({', '.join(getattr(case.dtypes, device))})" for device in case.devices]
+        print(f"{case.kind}/{case.name}: {', '.join(case.directions)} on {' and '.join(devices)}")
     print(f"\nproviders of the operator: {', '.join(provider.name for provider in PROVIDERS)}")
-    print("providers of models: ours, hugging_face; of the matcher and the criterion: ours, plain")
+    print("of its overhead: ours, ours_fused, ours_layer, grid_sample; of models: ours, hugging_face")
+    print("of the matcher and the criterion: ours, plain")
 
 
 def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
@@ -168,22 +163,10 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     if before.kind != after.kind:
         parser.error(f"{options.before} holds results of the {before.kind}, {options.after} of the {after.kind}")
     changes = compare(before, after, tolerance=options.tolerance, by=options.by)
-    for change in changes:
-        print(describe(change))
+    print(*changes, sep="\n")
     worse = regressions(changes)
     print(f"\n{len(worse)} of our rows got slower by more than {options.tolerance:.0%}, or are gone")
     return 1 if worse else 0
-
-
-def _plot() -> int:
-    for kind in KINDS:
-        for results in load_all(RESULTS, kind):
-            for path in write_charts(results, IMAGES):
-                print(f"wrote {path}")
-    complaints = write_pages()
-    for complaint in complaints:
-        print(complaint, file=sys.stderr)
-    return 1 if complaints else 0
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
-"""Keep what a training run on the photographs of blood cells came to, and write it into README and guide.
+"""Store the results of a training run on photographs of blood cells, and write them into the README and the guide.
 
-`python -m benchmarks.bccd RUN` reads a run directory of `configs/bccd_cpu.yaml` that `deformdetr eval` has been called
-on, writes `benchmarks/results/bccd_cpu.json` and, from that, the tables; without RUN it only writes the tables.
+`python -m benchmarks.bccd RUN` reads a run directory of `configs/bccd_cpu.yaml`, after `deformdetr eval`. It writes
+`benchmarks/results/bccd_cpu.json` and, from it, the tables; without RUN it only writes the tables.
 """
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import RESULTS, ROOT, write_generated_part
+from benchmarks.pages import RESULTS, ROOT, Parts, Report, markdown
 
-STORED = RESULTS / "bccd_cpu.json"
-README, GUIDE = ROOT / "README.md", ROOT / "docs" / "training.md"
 COMMANDS = (
     "deformdetr train configs/bccd_cpu.yaml --output runs/bccd_cpu",
     "deformdetr eval runs/bccd_cpu",
@@ -20,7 +19,7 @@ COMMANDS = (
 
 
 def collect(run: Path, commit: str) -> dict[str, Any]:
-    """Read the files of a run."""
+    """Read the files of a run, without those entries that depend on where it was stored."""
     environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -29,29 +28,16 @@ def collect(run: Path, commit: str) -> dict[str, Any]:
         "commit": commit,
         "environment": {name: value for name, value in environment.items() if name not in ("command", "platform")},
         "epochs": [json.loads(line) for line in lines],
-        # Where the files lay says something of the machine, not of the run.
         "evaluation": {name: value for name, value in evaluation.items() if name != "data"},
     }
 
 
-def table(results: dict[str, Any]) -> str:
-    """Write loss and precision over the epochs."""
-    evaluated = [row for row in results["epochs"] if row.get("AP") is not None]
-    heads = ["epoch", "loss", "AP", "AP50", "AP75"]
-    rows = [heads, ["---:"] * len(heads)]
-    rows += [
-        [str(row["epoch"]), f"{row['loss']:.2f}", *(f"{row[name]:.3f}" for name in heads[2:])] for row in evaluated
-    ]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def summary(results: dict[str, Any]) -> str:
-    """Say in two sentences what came out, and how to repeat it."""
-    epochs, environment = results["epochs"], results["environment"]
-    metrics = results["evaluation"]
+def parts(results: Mapping[str, Any]) -> Parts:
+    """Return a summary for the README and, with loss and precision over the epochs, for the guide."""
+    epochs, environment, metrics = results["epochs"], results["environment"], results["evaluation"]
     minutes = sum(row["seconds"] for row in epochs) / 60
     commands = " and ".join(f"`{command}`" for command in results["commands"])
-    return (
+    summary = (
         "A two-stage Deformable DETR of 1.3 million parameters, trained from scratch on the 205 photographs of BCCD, a "
         f"dataset of blood cells: AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f} on its 87 validation photographs "
         f"(pycocotools, best checkpoint, epoch {metrics['epoch']}). The {len(epochs)} epochs took {minutes:.0f} "
@@ -60,25 +46,28 @@ def summary(results: dict[str, Any]) -> str:
         f"{environment['torch'].split('+')[0]}, commit {results['commit']}; every epoch is in "
         "`benchmarks/results/bccd_cpu.json`."
     )
+    names = ("AP", "AP50", "AP75")
+    table = markdown(
+        ["epoch", "loss", *names],
+        (
+            [str(row["epoch"]), f"{row['loss']:.2f}", *(f"{row[name]:.3f}" for name in names)]
+            for row in epochs
+            if row.get("AP") is not None
+        ),
+        left=0,
+    )
+    return {ROOT / "README.md": {"": summary}, ROOT / "docs" / "training.md": {"": f"{summary}\n\n{table}"}}
 
 
-def write_pages(results: dict[str, Any]) -> None:
-    """Put the results into README and guide."""
-    write_generated_part(README, summary(results))
-    write_generated_part(GUIDE, f"{summary(results)}\n\n{table(results)}")
+REPORT = Report(RESULTS / "bccd_cpu.json", parts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="run directory to read the results of")
     parser.add_argument("--commit", default="unknown", help="commit of the code that the run was made with")
-    arguments = parser.parse_args()
-    if arguments.run is not None:
-        results = collect(arguments.run, arguments.commit)
-        STORED.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    results = json.loads(STORED.read_text(encoding="utf-8"))
-    write_pages(results)
-    print(summary(results), table(results), sep="\n\n")
+    options = parser.parse_args()
+    REPORT.update(collect(options.run, options.commit) if options.run else None, indent=1)
 
 
 if __name__ == "__main__":

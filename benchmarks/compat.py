@@ -1,10 +1,9 @@
-"""Run the fast tests with the oldest and the newest releases of what the library needs.
+"""Run the fast tests with the oldest and the newest releases of the packages that the library needs.
 
-`python -m benchmarks.compat` makes a throwaway environment for every Python that `pyproject.toml` names: one with the
-oldest release of every required package, and of Numba, that its bounds allow, and one with the newest. Packages of the
-extras are the newest that go with them. It runs `make test` in each without a GPU, writes
-`benchmarks/results/compat.json` and, from that, the table of `docs/installation.md`; with `--table` it only writes the
-table.
+`python -m benchmarks.compat` makes two temporary environments for every Python that `pyproject.toml` names: one with
+the oldest allowed release of every required package and of Numba, and one with the newest. Packages of the extras are
+the newest that fit. It runs `make test` in each, without a GPU, and writes `benchmarks/results/compat.json` and, from
+it, the table of `docs/installation.md`; with `--table` it only writes the table.
 """
 
 import argparse
@@ -22,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.pages import RESULTS, ROOT, write_generated_part
+from benchmarks.pages import RESULTS, ROOT, markdown, write_generated_part
 from benchmarks.results import describe_environment, today
 
 STORED = RESULTS / "compat.json"
@@ -39,7 +38,7 @@ COLUMNS = {
     "transformers": "transformers",
 }
 
-# What the oldest releases cannot pass, by the reason.
+# Tests that fail with the oldest releases, by reason.
 EXCLUDED = {
     "Triton 3.4 makes other machine code for GPUs of NVIDIA, and needs ROCm's linker for those of AMD": (
         "tests/kernels/test_machine_code.py::test_backward_adds_vectors_and_waits_for_none_of_them",
@@ -50,7 +49,7 @@ EXCLUDED = {
         "tests/nn/test_linear.py::test_compiled_transforms_see_pytorchs_operators",
     ),
 }
-# They judge the stored results, which are about to be replaced.
+# These test the stored results, which the run replaces.
 _OWN_TESTS = "tests/benchmarks/test_compat.py"
 
 _START = re.compile(r"=+ test session starts =+")
@@ -58,7 +57,7 @@ _END = re.compile(r"=+ (.*) in [\d.]+s(?: \([\d:]+\))? =+")
 _COUNT = re.compile(r"(\d+) (passed|failed|error|skipped)")
 _FAILURE = re.compile(r"(?:FAILED|ERROR) (\S+)")
 
-_TELL_VERSIONS = """
+_PRINT_VERSIONS = """
 import importlib.metadata, json, platform, sys
 versions = {name: importlib.metadata.version(name) for name in sys.argv[1:]}
 print(json.dumps({"python": platform.python_version()} | versions))
@@ -66,7 +65,7 @@ print(json.dumps({"python": platform.python_version()} | versions))
 
 
 class Outcome(NamedTuple):
-    """What the tests came to."""
+    """Counts of the tests, and the names of those that failed."""
 
     passed: int
     failed: int
@@ -81,20 +80,20 @@ def pythons() -> list[str]:
 
 
 def floors() -> dict[str, str]:
-    """Return the oldest release that is declared of every required package and of Numba; empty where none is."""
+    """Return the oldest declared release of every required package and of Numba, or an empty string."""
     requirements = [*_project()["dependencies"], *_project()["optional-dependencies"]["cpu"]]
     declared = (re.match(r"([\w-]+)(?:>=([\d.]+))?", requirement) for requirement in requirements)
     return {match[1]: match[2] or "" for match in declared if match}
 
 
 def measure(python: str, releases: str, directory: Path) -> dict[str, Any]:
-    """Run the tests in a new environment below a directory, which is removed afterwards."""
+    """Run the tests in a new environment in a directory, and remove the environment."""
     venv = directory / f"python{python}-{releases}"
     source = describe_environment("cpu", None)
     try:
         _install(venv, python, releases)
         versions = subprocess.run(
-            [_executable(venv), "-c", _TELL_VERSIONS, *COLUMNS], check=True, capture_output=True, text=True
+            [_executable(venv), "-c", _PRINT_VERSIONS, *COLUMNS], check=True, capture_output=True, text=True
         ).stdout
         started = time.monotonic()
         excluded = EXCLUDED if releases == "oldest" else {}
@@ -115,10 +114,10 @@ def measure(python: str, releases: str, directory: Path) -> dict[str, Any]:
 
 
 def read_outcome(lines: Sequence[str]) -> Outcome:
-    """Add up what all sessions of pytest print.
+    """Add up the counts that the sessions of pytest print.
 
     Raises:
-        RuntimeError: If there was no session, or one did not come to its end.
+        RuntimeError: If no session started, or one did not finish.
     """
     started = sum(1 for line in lines if _START.fullmatch(line))
     ends = [match[1] for line in lines if (match := _END.fullmatch(line))]
@@ -138,24 +137,26 @@ def load() -> list[dict[str, Any]]:
 
 
 def merge(rows: Iterable[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Put a row in the place of that of the same Python and releases, in the order of the page."""
+    """Replace the row of the same Python and releases, and sort the rows as on the page."""
 
     def key(row: dict[str, Any]) -> tuple[int, list[int]]:
-        # Of Python, the patch release does not count.
+        # Without the patch release of Python.
         return RELEASES.index(row["releases"]), [int(part) for part in row["versions"]["python"].split(".")[:2]]
 
     return sorted([*(other for other in rows if key(other) != key(row)), row], key=key)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Write the rows as the page has them."""
+    """Return the table of the page, with the failures and the excluded tests."""
     if not rows:
         return "Not tested yet."
     heads = ["releases", "Python", *COLUMNS.values(), "passed", "failed", "skipped"]
-    lines = [heads, ["---"] * (len(COLUMNS) + 2) + ["---:"] * 3]
-    for row in rows:
-        versions = [row["versions"][name] for name in ("python", *COLUMNS)]
-        lines.append([row["releases"], *versions, *(str(row[count]) for count in ("passed", "failed", "skipped"))])
+    cells = (
+        [row["releases"]]
+        + [row["versions"][name] for name in ("python", *COLUMNS)]
+        + [str(row[count]) for count in ("passed", "failed", "skipped")]
+        for row in rows
+    )
     sources = sorted({f"{row['commit']}{' with uncommitted changes' if row['dirty'] else ''}" for row in rows})
     failures = [
         f"Failed with Python {row['versions']['python']} and the {row['releases']} releases: {_list(row['failures'])}."
@@ -169,7 +170,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         f"{max(row['date'] for row in rows)}, commit {', '.join(sources)}. Tests are skipped where the checkout has no "
         "photographs."
     )
-    return "\n\n".join(["\n".join(f"| {' | '.join(cells)} |" for cells in lines), *failures, *left_out, note])
+    return "\n\n".join([markdown(heads, cells, left=len(COLUMNS) + 2), *failures, *left_out, note])
 
 
 def _list(tests: Iterable[str]) -> str:
@@ -177,11 +178,11 @@ def _list(tests: Iterable[str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the tests, and return the exit status: 1 if one of them failed."""
+    """Run the tests, and return the exit status: 1 if any test failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", choices=pythons(), action="append", help="only this one; repeat it for several")
+    parser.add_argument("--python", choices=pythons(), action="append", help="only this one; repeatable")
     parser.add_argument("--releases", choices=RELEASES, action="append", help="only the oldest, or only the newest")
-    parser.add_argument("--directory", type=Path, help="where to make environments (default: the temporary directory)")
+    parser.add_argument("--directory", type=Path, help="parent of the environments (default: the temporary directory)")
     parser.add_argument("--table", action="store_true", help="only write the table, from the stored results")
     options = parser.parse_args(arguments)
     rows = load()
@@ -204,9 +205,9 @@ def _project() -> dict[str, Any]:
 
 
 def _install(venv: Path, python: str, releases: str) -> None:
-    # Seeded as by `python -m venv`: old releases of Triton need setuptools and do not say so.
+    # With setuptools, which old releases of Triton need without declaring it.
     _uv(venv, "venv", "--seed", "--python", python, str(venv))
-    # What would have to be compiled is no release for this Python.
+    # A release that would have to be compiled does not support this Python.
     options = ["--python", str(_executable(venv)), "--only-binary=:all:"]
     constraints = venv / "constraints.txt"
     if releases == "oldest":
@@ -216,12 +217,12 @@ def _install(venv: Path, python: str, releases: str) -> None:
         constraints.write_text("\n".join(pin for pin in pins.splitlines() if pin.partition("==")[0] in floors()))
         options += ["--constraints", str(constraints)]
     _uv(venv, "pip", "install", *options, "--no-binary=deformdetr", "--editable", ".[test]")
-    # Newer than `pyproject.toml`, so that make takes the environment as it is.
+    # Newer than `pyproject.toml`, so that make uses the environment as it is.
     (venv / ".ready").touch()
 
 
 def _uv(venv: Path, *arguments: str) -> str:
-    """Run uv, with a cache beside the environment, which links to it, and return what it prints."""
+    """Run uv and return its output. Its cache is beside the environment, which links to the cached files."""
     command = [sys.executable, "-m", "uv", "--cache-dir", str(venv.parent / "cache"), *arguments]
     return subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout
 
@@ -231,8 +232,8 @@ def _executable(venv: Path) -> Path:
 
 
 def _test(venv: Path, excluded: Sequence[str]) -> list[str]:
-    """Run the fast tests in an environment, and return the lines that they print, which are shown as well."""
-    # Every session runs, whatever became of the ones before it.
+    """Run the fast tests in an environment, print their output and return its lines."""
+    # Continues after a session with failures.
     command = ["make", "--ignore-errors", "test", f"VENV={venv}"]
     options = [f"--ignore={_OWN_TESTS}", *(f"--deselect={test}" for test in excluded)]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTEST_ADDOPTS": " ".join(options)}

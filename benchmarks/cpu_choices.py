@@ -131,7 +131,7 @@ def _measure(
             "chosen": partial(sample, is_chosen=True, is_trained=is_trained),
             "other": partial(sample, is_chosen=False, is_trained=is_trained),
         }
-        times = interleave(samples, dict.fromkeys(samples, rounds + 2), lambda: None)
+        times = interleave(samples, dict.fromkeys(samples, rounds + 2))
         # The first turns compile, and fill caches.
         medians[direction] = median(times["chosen"][2:]), median(times["other"][2:])
     return medians

@@ -1,22 +1,22 @@
-"""What no implementation of the operator can fall below: the bytes that have to cross a GPU's memory bus."""
+"""A lower bound of the operator's time on a GPU: the bytes that have to cross the memory bus."""
 
 from benchmarks.cases import Direction, Dtype, OperatorCase
 
 ITEM_SIZE: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
-# Bytes per second of a large copy, reads and writes counted; by `torch.cuda.get_device_name()`.
+# Bytes per second, reads and writes, of a large copy, by `torch.cuda.get_device_name()`.
 BANDWIDTH = {"NVIDIA H200": 4.3e12}
 
 
 def floor_bytes(case: OperatorCase, dtype: Dtype, direction: Direction = "forward", *, fused: bool = False) -> float:
-    """Count every byte of input and output once: value and attention in `dtype`, places in float32.
+    """Count every byte of input and output once: value and weights in `dtype`, locations in float32.
 
-    Of the value only rows (the channels of one head at one pixel) that are sampled are read; their expected number
-    follows from corners that fall anywhere in their level. The backward reads what the forward read and the output's
-    gradient, and writes all gradients.
+    Of the value, only those rows (the channels of one head at one pixel) count that are sampled, by their expected
+    number if the corners are uniform in their level. The backward reads what the forward reads and the gradient of the
+    output, and writes all gradients.
 
     Args:
-        fused: Offsets and logits in `dtype`, and one reference point per query and level in float32, instead of
-            locations and weights.
+        fused: Whether offsets and logits in `dtype`, and one reference point per query and level in float32, are read
+            instead of locations and weights.
     """
     if direction == "forward_backward":
         return sum(floor_bytes(case, dtype, part, fused=fused) for part in ("forward", "backward"))
@@ -30,15 +30,7 @@ def floor_bytes(case: OperatorCase, dtype: Dtype, direction: Direction = "forwar
     read = _sampled_rows(case) * case.channels * item + places + references
     if direction == "forward":
         return read + output
-    grad_value = case.batch * case.pixels * case.heads * case.channels * item
-    return read + output + grad_value + places
-
-
-def floor_seconds(
-    case: OperatorCase, dtype: Dtype, direction: Direction, bandwidth: float, *, fused: bool = False
-) -> float:
-    """Give the time that the floor's bytes take at a bandwidth in bytes per second."""
-    return floor_bytes(case, dtype, direction, fused=fused) / bandwidth
+    return read + output + case.batch * case.pixels * case.heads * case.channels * item + places
 
 
 def _sampled_rows(case: OperatorCase) -> float:

@@ -1,12 +1,11 @@
-"""Read the machine code of the GPU kernels: compiled offline, for devices none of which need be there.
+"""Read the machine code of the GPU kernels, which Triton compiles without a GPU.
 
 `python -m benchmarks.machine_code` compiles every kernel as the library launches it for four levels, four points and
-eight heads of 32 channels, writes `benchmarks/results/machine_code.json` and, from that, the table of `docs/gpu.md`;
+eight heads of 32 channels. It writes `benchmarks/results/machine_code.json` and, from it, the table of `docs/gpu.md`;
 with `--table` it only writes the table.
 """
 
 import argparse
-import json
 import math
 import re
 import subprocess
@@ -14,6 +13,8 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +22,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.pages import RESULTS, ROOT, write_generated_part
-from deformdetr.kernels._triton import _backward, _forward, _launch_table
+from benchmarks.pages import RESULTS, ROOT, Report, markdown
+from deformdetr.kernels._triton import _backward, _forward
+from deformdetr.kernels._triton import _launch_table as _launch
+
+KERNELS = {"forward": _forward.ms_deform_attn_forward, "backward": _backward.ms_deform_attn_backward}
 
 STORED = RESULTS / "machine_code.json"
 PAGE = ROOT / "docs" / "gpu.md"
@@ -31,21 +35,18 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 NVIDIA = {name: GPUTarget("cuda", number, 32) for name, number in (("sm_80", 80), ("sm_90", 90), ("sm_120", 120))}
 AMD = GPUTarget("hip", "gfx942", 64)
 
-LEVELS = 4
-# How often loops run, the outermost first: over levels, and, in the backward, over pairs of four points.
-TRIPS = (LEVELS, 2)
-# Bytes of a number.
+# Iterations of the nested loops: over four levels and, in the backward, over pairs of four points.
+TRIPS = (4, 2)
+# Bytes of an element.
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 class Code(NamedTuple):
-    """Machine code for an NVIDIA GPU."""
+    """Machine code for an NVIDIA GPU; `executed` is the number of instructions that one warp executes."""
 
     instructions: Counter[str]
     registers: int
-    shared_bytes: int
     executed: int
-    """Instructions of one warp."""
 
     def count(self, pattern: str) -> int:
         return sum(n for name, n in self.instructions.items() if re.match(pattern, name))
@@ -63,7 +64,7 @@ def build(direction: str, dtype: str, target: GPUTarget, size: str = "many", **c
         "PREDICATED": target.backend == "cuda",
         "ROWS": launch.rows, "CHUNKS": launch.chunks, "WIDTH": launch.width,
     }  # fmt: skip
-    kernel = _forward.ms_deform_attn_forward if direction == "forward" else _backward.ms_deform_attn_backward
+    kernel = KERNELS[direction]
     if direction == "backward":
         constants |= {f"NEEDS_{name}": name in needs for name in ("VALUE", "REFERENCES", "LOCATIONS", "WEIGHTS")}
     constants |= changes
@@ -77,28 +78,29 @@ def build(direction: str, dtype: str, target: GPUTarget, size: str = "many", **c
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": launch.warps, "enable_fp_fusion": True}
     with warnings.catch_warnings():
-        # The compiler's own; newer ones warn of a default that is given here.
+        # Newer compilers warn of a default that is set here.
         warnings.simplefilter("ignore")
         return triton.compile(source, target=target, options=options)
 
 
 def choose(
-    direction: _launch_table.Direction, dtype: str, target: GPUTarget, size: _launch_table.Size, channels: int
-) -> tuple[bool, _launch_table.Launch]:
-    """Give whether channels are read in pairs, and how the kernel is launched."""
+    direction: _launch.Direction, dtype: str, target: GPUTarget, size: _launch.Size, channels: int
+) -> tuple[bool, _launch.Launch]:
+    """Return whether channels are read in pairs, and the launch parameters of the kernel."""
     paired = channels % 2 == 0 and (dtype == "bf16" or (dtype == "fp16" and direction == "backward"))
-    launch = _launch_table.choose(
+    launch = _launch.choose(
         direction,
-        _launch_table.Architecture(str(target.arch), target.warp_size, predicates_loads=target.backend == "cuda"),
+        _launch.Architecture(str(target.arch), target.warp_size, predicates_loads=target.backend == "cuda"),
         precision="float32" if dtype == "fp32" else "half",
         row_words=channels // 2 if paired else channels,
         word_size=4 if paired else BYTES[dtype],
-        rows=_launch_table.MANY_ROWS if size == "many" else 1,
+        rows=_launch.MANY_ROWS if size == "many" else 1,
     )
     return paired, launch
 
 
 def disassemble(compiled: Any) -> Code:
+    """Count the instructions of a kernel for NVIDIA GPUs."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -122,11 +124,11 @@ def disassemble(compiled: Any) -> Code:
     if not found or registers is None:
         raise RuntimeError(f"cannot read what the CUDA tools say: {usage}")
     executed = sum(_times(number, loops) for number in range(len(found)))
-    return Code(Counter(found), int(registers[1]), compiled.metadata.shared, executed)
+    return Code(Counter(found), int(registers[1]), executed)
 
 
 def _times(number: int, loops: list[tuple[int, int]]) -> int:
-    """Say how often an instruction runs that so many of the loops are around."""
+    """Return how often an instruction runs, given the instructions that every loop spans."""
     depth = sum(first <= number < end for first, end in loops)
     if depth > len(TRIPS):
         raise RuntimeError(f"instruction {number} is in {depth} loops, of which {len(TRIPS)} are known")
@@ -136,73 +138,51 @@ def _times(number: int, loops: list[tuple[int, int]]) -> int:
 def measure() -> dict[str, Any]:
     """Compile and read all kernels."""
     rows = []
-    for target, direction, coordinates, dtype in (
-        (target, direction, coordinates, dtype)
-        for target in ("sm_90", "gfx942")
-        for direction in ("forward", "backward")
-        for coordinates in (0, 2)
-        for dtype in BYTES
-    ):
+    for target, direction, coordinates, dtype in product(("sm_90", "gfx942"), KERNELS, (0, 2), BYTES):
         started = time.perf_counter()
-        compiled = build(direction, dtype, AMD if target == "gfx942" else NVIDIA[target], coordinates=coordinates)
-        row = {
-            "target": target,
-            "kernel": direction,
-            "fused": bool(coordinates),
-            "dtype": dtype,
-            "seconds": round(time.perf_counter() - started, 1),
-        }
-        if target == "gfx942":
-            text = compiled.asm["amdgcn"]
-            counts = {
-                name: int(re.search(rf"\.{name}:\s+(\d+)", text)[1]) for name in ("vgpr_count", "vgpr_spill_count")
-            }
-            rows.append(row | {"registers": counts["vgpr_count"], "spilled": counts["vgpr_spill_count"]})
-        else:
+        compiled = build(direction, dtype, NVIDIA.get(target, AMD), coordinates=coordinates)
+        seconds = round(time.perf_counter() - started, 1)
+        row = {"target": target, "kernel": direction, "fused": bool(coordinates), "dtype": dtype, "seconds": seconds}
+        if target in NVIDIA:
             code = disassemble(compiled)
-            rows.append(
-                row
-                | {
-                    "registers": code.registers,
-                    "spilled": code.count("(LDL|STL)"),
-                    "instructions": round(code.executed / rows_per_warp(direction, dtype)),
-                    "wide_loads": code.count(r"LDG\..*128"),
-                    "vector_additions": code.count(r"REDG?\..*F32x4"),
-                }
-            )
-    return {
-        "command": "TRITON_ALWAYS_COMPILE=1 python -m benchmarks.machine_code",
-        "triton": triton.__version__,
-        "rows": rows,
-    }
+            row |= {
+                "registers": code.registers,
+                "spilled": code.count("(LDL|STL)"),
+                "instructions": round(code.executed / rows_per_warp(direction, dtype)),
+            }
+        else:
+            found = dict(re.findall(r"\.(vgpr_count|vgpr_spill_count):\s+(\d+)", compiled.asm["amdgcn"]))
+            row |= {"registers": int(found["vgpr_count"]), "spilled": int(found["vgpr_spill_count"])}
+        rows.append(row)
+    command = "TRITON_ALWAYS_COMPILE=1 python -m benchmarks.machine_code"
+    return {"command": command, "triton": triton.__version__, "rows": rows}
 
 
 def rows_per_warp(direction: str, dtype: str) -> int:
-    """Give the (query, head) rows that one warp of the kernel for many rows serves."""
+    """Return the number of (query, head) rows that one warp computes, if there are many rows."""
     launch = choose(direction, dtype, NVIDIA["sm_90"], "many", 32)[1]
     return launch.rows // launch.warps
 
 
-def table(results: dict[str, Any]) -> str:
-    """Write the results as the page has them."""
+def table(results: Mapping[str, Any]) -> str:
+    """Return the table of the page."""
     heads = ["target", "kernel", "value", "instructions per query and head", "registers", "spilled", "compiled in (s)"]
-    lines = [heads, ["---"] * 3 + ["---:"] * 4]
-    for row in results["rows"]:
-        kernel = f"{row['kernel']}, fused" if row["fused"] else row["kernel"]
-        numbers = (row.get("instructions", ""), row["registers"], row["spilled"], row["seconds"])
-        lines.append([row["target"], kernel, row["dtype"], *(str(number) for number in numbers)])
-    return (
-        "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-        + f"\n\nWritten by `{results['command']}` with Triton {results['triton']}, on two shared CPU cores."
+    rows = (
+        [row["target"], row["kernel"] + ", fused" * row["fused"], row["dtype"]]
+        + [str(row.get(name, "")) for name in ("instructions", "registers", "spilled", "seconds")]
+        for row in results["rows"]
     )
+    note = f"Written by `{results['command']}` with Triton {results['triton']}, on two shared CPU cores."
+    return f"{markdown(heads, rows, left=3)}\n\n{note}"
+
+
+REPORT = Report(STORED, lambda results: {PAGE: {"": table(results)}})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="only write the table, from the stored results")
-    if not parser.parse_args().table:
-        STORED.write_text(json.dumps(measure(), indent=2) + "\n")
-    write_generated_part(PAGE, table(json.loads(STORED.read_text())))
+    REPORT.update(None if parser.parse_args().table else measure())
 
 
 if __name__ == "__main__":

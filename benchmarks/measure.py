@@ -1,55 +1,44 @@
-"""Times: contenders take turns, so that a machine that slows down slows all of them."""
+"""Clocks and turns: contenders alternate in one process, so that a machine that slows down slows all of them."""
 
 import gc
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Protocol
 
 import torch
+from torch.nn import functional as F
+
+from benchmarks.cases import Dtype
 
 Call = Callable[[], object]
 
-# Repetitions of one turn last at least so long, so that the clock and the switch do not count.
+# One sample lasts at least this long, so that the clock's resolution does not matter.
 MIN_SECONDS = {"cpu": 0.02, "cuda": 0.005}
-# Below, the host may not keep up with the device, and what events enclose is Python's time.
+# Python may dispatch calls shorter than this more slowly than the GPU runs them.
 GRAPH_BELOW = 5e-3
 CALLS_PER_GRAPH = 20
-# Calls of so many seconds are not repeated only to learn what they take.
-_SLOW = 1.0
-# Larger than the second-level cache of any GPU, and so slow to fill that the host gets ahead.
+# Calls estimated to take this many seconds are not run again only to time them.
+SLOW = 1.0
+# More than the second-level cache of any GPU, and slow enough to fill that the host gets ahead.
 FLUSH_BYTES = 2**30
-
-
-class Sampler(Protocol):
-    """Takes the time of one call.
-
-    Attributes:
-        clock: What took it: `wall`, `cuda_events`, `cuda_graph`, and `_cold` behind them after a flush of the caches.
-        calls: How many calls a sample is the mean of.
-        seconds: What a sample is expected to take.
-        note: Why it is not the clock that one would expect.
-    """
-
-    clock: str
-    calls: int
-    seconds: float
-    note: str
-
-    def sample(self) -> float:
-        """Give the seconds of one call."""
+# Rows and columns of the square matrices whose products show what a device can do.
+PRODUCT_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
 
 
 class WallSampler:
-    """Time as the caller sees it, with everything that the call puts into the GPU's queue.
+    """Time as the caller sees it, including the work that the call queues on the GPU.
 
     Args:
-        call: It must have run before, so that nothing is compiled while it is timed.
-        device: Where it runs.
-        estimate: What a call took before, roughly.
+        call: A call that has run before, so that no compilation is timed.
+        estimate: Seconds of a call, roughly.
+
+    Attributes:
+        clock: `wall`, or on GPUs `cuda_events` or `cuda_graph`, with `_cold` appended if caches are overwritten.
+        calls: Number of calls that a sample is the mean of.
+        seconds: Expected duration of a sample.
+        note: Why the clock is not the expected one.
     """
 
     clock = "wall"
@@ -59,26 +48,26 @@ class WallSampler:
         self._call = call
         self._device = device
         self.calls = 1
-        self.seconds = estimate if estimate > _SLOW else self.sample()
-        self.calls = max(1, math.ceil(MIN_SECONDS[device] / self.seconds))
-        self.seconds *= self.calls
+        seconds = estimate if estimate > SLOW else self.sample()
+        self.calls = max(1, math.ceil(MIN_SECONDS[device] / seconds))
+        self.seconds = seconds * self.calls
 
     def sample(self) -> float:
-        synchronize(self._device)
+        _synchronize(self._device)
         start = time.perf_counter()
         for _ in range(self.calls):
             self._call()
-        synchronize(self._device)
+        _synchronize(self._device)
         return (time.perf_counter() - start) / self.calls
 
 
 class DeviceSampler:
-    """Time on the GPU between two events, of calls from Python or, for short ones, of replays of a CUDA graph.
+    """Time on the GPU between two events: of calls from Python or, if they are short, of replays of a CUDA graph.
 
-    Everything runs in the stream that is current when it is built, as capturing needs.
+    All work runs in the stream that is current at construction, as capturing requires.
 
     Args:
-        call: It must have run before, so that nothing is compiled while it is captured.
+        call: A call that has run before, so that no compilation is captured.
         cold: Whether to overwrite the caches before every call.
     """
 
@@ -92,7 +81,7 @@ class DeviceSampler:
         if seconds < GRAPH_BELOW:
             calls = 1 if cold else CALLS_PER_GRAPH
             try:
-                self._run = captured(call, calls).replay
+                self._run = _capture(call, calls).replay
             except RuntimeError as error:
                 self.note = f"timed with Python's dispatch, because capturing a CUDA graph failed: {first_line(error)}"
             else:
@@ -107,12 +96,13 @@ class DeviceSampler:
 
     def sample(self) -> float:
         pairs = []
-        for _ in range(self._runs if self._flush is not None else 1):
+        timings, runs = (1, self._runs) if self._flush is None else (self._runs, 1)
+        for _ in range(timings):
             start, end = _event(), _event()
             if self._flush is not None:
                 self._flush.zero_()
             start.record()
-            for _ in range(1 if self._flush is not None else self._runs):
+            for _ in range(runs):
                 self._run()
             end.record()
             pairs.append((start, end))
@@ -121,66 +111,71 @@ class DeviceSampler:
         return float(milliseconds) / 1e3 / (self._runs * self._calls_per_run)
 
 
+def interleave(samples: Mapping[str, Callable[[], float]], rounds: Mapping[str, int]) -> dict[str, list[float]]:
+    """Take samples in turns; contenders with fewer rounds take part in the first ones.
+
+    Every round has an order of its own: in a fixed one, each contender would always find the caches and the memory that
+    the same other one left.
+
+    Args:
+        samples: Functions that return one sample, by contender.
+        rounds: Number of rounds of each contender.
+    """
+    names = list(samples)
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for index in range(max(rounds.values(), default=0)):
+            for name in random.sample(names, len(names)):
+                if index < rounds[name]:
+                    taken[name].append(samples[name]())
+    finally:
+        if was_enabled:
+            gc.enable()
+    return taken
+
+
+def matrix_products(device: str) -> list[tuple[Dtype, int, Call]]:
+    """Return large matrix products with their dtype and their number of floating-point operations.
+
+    Each product comes twice, as a linear layer and as a 1x1 convolution: on CPUs, PyTorch computes them by different
+    libraries.
+    """
+    dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
+    products: list[tuple[Dtype, int, Call]] = []
+    for dtype in dtypes:
+        for size in PRODUCT_SIZES[device]:
+            a, b = (torch.randn(size, size, dtype=getattr(torch, dtype), device=device) for _ in range(2))
+            products.append((dtype, 2 * size**3, lambda a=a, b=b: F.linear(a, b)))
+            image, kernel = a.view(1, size, 32, size // 32), b.view(size, size, 1, 1)
+            products.append((dtype, 2 * size**3, lambda image=image, kernel=kernel: F.conv2d(image, kernel)))
+    return products
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's type and the first line of its message."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:300]
+
+
 @cache
 def _flush_buffer() -> torch.Tensor:
     return torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
 
 
 def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # PyTorch's has no annotations.
+    return torch.cuda.Event(enable_timing=True)
 
 
-def captured(call: Call, calls: int) -> torch.cuda.CUDAGraph:
-    """Capture some calls in a CUDA graph."""
-    stream = torch.cuda.current_stream()
+def _capture(call: Call, calls: int) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         for _ in range(calls):
             call()
     return graph
 
 
-def interleave(
-    samples: Mapping[str, Callable[[], float]], rounds: Mapping[str, int], after_round: Callable[[], object]
-) -> dict[str, list[float]]:
-    """Take samples in turns, every round in an order drawn anew; all contenders have the first rounds in common.
-
-    In one order, each would always find the caches and the memory that the same other one leaves.
-
-    Args:
-        samples: Gives a sample of each.
-        rounds: In how many rounds each takes part.
-        after_round: Called after every round.
-    """
-    names = list(samples)
-    taken: dict[str, list[float]] = {name: [] for name in names}
-    with _without_garbage_collection():
-        for index in range(max(rounds.values(), default=0)):
-            for name in random.sample(names, len(names)):
-                if index < rounds[name]:
-                    taken[name].append(samples[name]())
-            after_round()
-    return taken
-
-
-def synchronize(device: str) -> None:
-    """Wait until a GPU has done all its work."""
+def _synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def first_line(error: BaseException) -> str:
-    """Name an error and the beginning of its message."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    gc.collect()
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -1,4 +1,4 @@
-"""What a run found, as it is stored."""
+"""Results of a run, as they are stored."""
 
 import os
 import platform
@@ -25,7 +25,7 @@ class _Record(BaseModel):
 
 
 class Spread(_Record):
-    """Numbers of several rounds."""
+    """Median, quartiles and minimum over the rounds."""
 
     median: float
     lower_quartile: float
@@ -34,15 +34,23 @@ class Spread(_Record):
 
     @classmethod
     def of(cls, numbers: Sequence[float]) -> "Spread":
-        if len(numbers) == 1:
-            lower = median = upper = numbers[0]
-        else:
-            lower, median, upper = statistics.quantiles(numbers, n=4, method="inclusive")
+        # Quantiles need two.
+        lower, median, upper = statistics.quantiles([*numbers] * (1 + (len(numbers) == 1)), n=4, method="inclusive")
         return cls(median=median, lower_quartile=lower, upper_quartile=upper, minimum=min(numbers))
 
 
 class Row(_Record):
-    """What came out for one provider in one task; times are in seconds."""
+    """The result of one provider in one task. Times are in seconds.
+
+    Attributes:
+        reason: Why it was not measured.
+        error: The largest relative error of its results; see `benchmarks.problems.problem.largest_error`.
+        wall_time: Time as the caller sees it, where `time` is the GPU's.
+        speedup: Times as fast as the baseline, from the rounds that both took part in.
+        flops: Floating-point operations of a call.
+        product_flops: Most floating-point operations per second of a large matrix product, in the same rounds.
+        run: Index of the run in the file.
+    """
 
     kind: Kind
     case: str
@@ -51,23 +59,20 @@ class Row(_Record):
     provider: str
     status: Literal["measured", "unavailable", "disagrees", "failed"]
     reason: str = ""
-    """Why it was not measured."""
     note: str = ""
     error: float | None = None
-    """See `benchmarks.agreement`."""
     tolerance: float
     clock: str = ""
     rounds: int = 0
     calls_per_round: int = 0
     time: Spread | None = None
     wall_time: Spread | None = None
-    """As the caller sees it, where `time` is the GPU's."""
     baseline: str
     speedup: Spread | None = None
-    """How many times as fast as the baseline, from the rounds that both took part in."""
     peak_bytes: int | None = None
+    flops: int | None = None
+    product_flops: dict[Dtype, float] = {}
     run: int = 0
-    """Which of the file's."""
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -77,9 +82,15 @@ class Row(_Record):
     def is_ours(self) -> bool:
         return self.provider.startswith("ours")
 
+    def share_of_products(self, dtype: Dtype) -> float | None:
+        """Return the call's floating-point operations per second, divided by those of a large matrix product."""
+        if self.time is None or self.flops is None or dtype not in self.product_flops:
+            return None
+        return self.flops / self.time.median / self.product_flops[dtype]
+
 
 class Environment(_Record):
-    """Where the numbers come from."""
+    """The machine and the versions of a run; `dirty` says whether files differed from the commit (`None`: no git)."""
 
     device: Device
     device_name: str
@@ -88,11 +99,10 @@ class Environment(_Record):
     versions: dict[str, str]
     commit: str
     dirty: bool | None
-    """Whether files differed from the commit; unknown without git."""
 
 
 class Run(_Record):
-    """One call of the command."""
+    """One call of the command; `complete` says whether it ran to its end."""
 
     environment: Environment
     command: str
@@ -100,11 +110,10 @@ class Run(_Record):
     seed: int
     cold: bool
     complete: bool
-    """Whether it came to its end."""
 
 
 class Results(_Record):
-    """Rows of one kind and device, from one run or several."""
+    """Rows of one kind and device, from one or several runs."""
 
     kind: Kind
     runs: list[Run]
@@ -112,24 +121,29 @@ class Results(_Record):
 
     @property
     def environment(self) -> Environment:
-        """The newest run's."""
+        """Return the newest run's environment."""
         return self.runs[-1].environment
 
+    @property
+    def place(self) -> str:
+        """Return the device's name and, on CPUs, the number of threads."""
+        environment = self.environment
+        threads = f", {environment.threads} thread{'s' if environment.threads > 1 else ''}"
+        return environment.device_name + (threads if environment.device == "cpu" else "")
+
     def followed_by(self, run: Run, rows: Sequence[Row]) -> "Results":
-        """Add a run; its rows replace all rows of the same tasks, and runs without rows are dropped."""
+        """Add a run. Its rows replace those of the same tasks, and runs that have no rows left are dropped."""
         measured = {row.key[:3] for row in rows}
         kept = [row for row in self.rows if row.key[:3] not in measured]
         numbers = sorted({row.run for row in kept})
         renumbered = [row.model_copy(update={"run": numbers.index(row.run)}) for row in kept]
         added = [row.model_copy(update={"run": len(numbers)}) for row in rows]
-        return Results(
-            kind=self.kind, runs=[*(self.runs[number] for number in numbers), run], rows=[*renumbered, *added]
-        )
+        runs = [*(self.runs[number] for number in numbers), run]
+        return Results(kind=self.kind, runs=runs, rows=[*renumbered, *added])
 
     def row(self, case: str, dtype: str, direction: str, provider: str) -> Row | None:
-        """Find a row, if there is one."""
-        key = (case, dtype, direction, provider)
-        return next((row for row in self.rows if row.key == key), None)
+        """Return a row, if there is one."""
+        return next((row for row in self.rows if row.key == (case, dtype, direction, provider)), None)
 
 
 def save(results: Results, path: Path) -> None:
@@ -145,7 +159,7 @@ def load(path: Path) -> Results:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds something else.
+        ValueError: If it holds anything else.
     """
     try:
         return Results.model_validate_json(path.read_text(encoding="utf-8"))
@@ -154,22 +168,22 @@ def load(path: Path) -> Results:
 
 
 def load_all(directory: Path, kind: Kind) -> list[Results]:
-    """Read the results of one kind, of all devices, in the order of their files' names."""
+    """Read the results of one kind on all devices, in the order of their files' names."""
     return [load(path) for path in sorted(directory.glob(f"{kind}_*.json"))]
 
 
 def file_name(kind: Kind, environment: Environment) -> str:
-    """Name the file of a kind and device."""
+    """Return the name of the file for a kind and device."""
     slug = re.sub(r"[^a-z0-9]+", "-", environment.device_name.lower()).strip("-")
     return f"{kind}_{'cpu_' if environment.device == 'cpu' else ''}{slug}.json"
 
 
 def describe_environment(device: Device, commit: str | None) -> Environment:
-    """Say what the numbers are measured on and with.
+    """Return the machine's description, and the versions of the packages.
 
     Args:
-        device: Which of the machine's.
-        commit: Of the code, where git does not know it.
+        device: Device of the machine to describe.
+        commit: Commit of the code, where there is no git to ask.
     """
     found, dirty = _commit()
     return Environment(
@@ -184,15 +198,14 @@ def describe_environment(device: Device, commit: str | None) -> Environment:
 
 
 def today() -> str:
-    """Give the date, in UTC."""
+    """Return the date, in UTC."""
     return datetime.now(UTC).strftime("%Y-%m-%d")
 
 
 def _commit() -> tuple[str, bool | None]:
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "--short", "HEAD"), bool(git("status", "--porcelain", "--", "src", "benchmarks"))

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
-from benchmarks.agreement import TOLERANCES
 from benchmarks.cases import Direction, Dtype, OperatorCase
-from benchmarks.problems.contender import Candidate, Contender, Outputs, Problem, UnavailableError
-from benchmarks.problems.operator_inputs import Form, Inputs, comparable, draw_inputs, expected
-from benchmarks.problems.operator_providers import BASELINE, PROVIDERS, Provider
+from benchmarks.problems.operator_inputs import Form, Inputs, comparable, draw_inputs, expected, with_gradients
+from benchmarks.problems.operator_providers import BASELINE, PROVIDERS, Function, Provider
+from benchmarks.problems.problem import TOLERANCES, Contender, Outputs, Problem, UnavailableError
 
 
 def prepare_operator(
@@ -22,88 +21,80 @@ def prepare_operator(
     seed: int,
     providers: Sequence[Provider] = PROVIDERS,
 ) -> Problem:
-    """Draw inputs; the right results are computed when the first contender needs them."""
-    # What was compiled for other cases counts against what compilers keep of one function.
+    """Draw inputs; the expected results are computed when the first contender needs them."""
+    # Compilers limit the number of variants of a function that they keep, those of earlier cases included.
     torch.compiler.reset()
     inputs = draw_inputs(case, getattr(torch, dtype), device, seed)
-    shape = (case.batch, case.n_queries, case.heads * case.channels)
     rng = torch.Generator(device).manual_seed(seed + 1)
+    shape = (case.batch, case.n_queries, case.heads * case.channels)
     grad_output = torch.randn(shape, generator=rng, device=device).to(inputs.value.dtype)
     given = None if direction == "forward" else grad_output
-    right: dict[tuple[Form, bool], Outputs] = {}
 
-    def expect(inputs: Inputs, form: Form, one_dtype: bool) -> Outputs:  # noqa: FBT001 - Part of a key.
-        key = form, one_dtype
-        if key not in right:
-            right[key] = comparable(expected(inputs, form, given), inputs, form)
-        return right[key]
+    @cache
+    def inputs_of(one_dtype: bool) -> Inputs:  # noqa: FBT001 - A key of the cache.
+        if not one_dtype:
+            return inputs
+        return replace(inputs, sampling_locations=inputs.sampling_locations.to(inputs.value.dtype))
+
+    @cache
+    def right(form: Form, one_dtype: bool) -> Outputs:  # noqa: FBT001 - A key of the cache.
+        own = inputs_of(one_dtype)
+        return comparable(expected(own, form, given), own, form)
 
     def build(provider: Provider) -> Contender:
-        function = _load(provider, dtype, device)
-        own = inputs
-        if provider.one_dtype:
-            own = replace(inputs, sampling_locations=inputs.sampling_locations.to(inputs.value.dtype))
+        function = _load(provider, dtype, direction, device)
+        own = inputs_of(provider.one_dtype)
         tracked = own.tracking(provider.form)
+        leaves = dict(zip(provider.form, tracked.leaves(provider.form), strict=True))
+
+        def outputs() -> Outputs:
+            with torch.set_grad_enabled(given is not None):
+                return comparable(with_gradients(function(tracked), leaves, given), own, provider.form)
+
         return Contender(
-            call=_timed(function, tracked, provider.form, direction, grad_output),
-            outputs=lambda: comparable(_results(function, tracked, provider.form, given), own, provider.form),
-            expected=lambda: expect(own, provider.form, provider.one_dtype),
+            call=timed(partial(function, tracked), list(leaves.values()), direction, grad_output),
+            outputs=outputs,
+            expected=partial(right, provider.form, provider.one_dtype),
             note=provider.note,
         )
 
     return Problem(
-        candidates=tuple(Candidate(each.name, partial(build, each)) for each in providers),
+        candidates={provider.name: partial(build, provider) for provider in providers},
         baseline=BASELINE,
         tolerance=TOLERANCES[dtype],
         clock="device",
     )
 
 
-def _load(provider: Provider, dtype: Dtype, device: str) -> Callable[[Inputs], Tensor]:
+def timed(
+    function: Callable[[], Tensor], leaves: Sequence[Tensor], direction: Direction, grad_output: Tensor
+) -> Callable[[], object]:
+    """Return the call to time: a forward, a backward or both."""
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return function()
+
+    def forward_backward() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(function(), leaves, grad_output)
+
+    output = cache(function)
+
+    def backward() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(output(), leaves, grad_output, retain_graph=True)
+
+    calls = {"forward": forward, "backward": backward, "forward_backward": forward_backward}
+    return calls[direction]
+
+
+def _load(provider: Provider, dtype: Dtype, direction: Direction, device: str) -> Function:
     if device not in provider.devices:
         raise UnavailableError(f"does not run on {device}")
     if dtype not in provider.dtypes:
         raise UnavailableError(f"does not take {dtype}")
+    if direction == "backward" and not provider.keeps_graph:
+        raise UnavailableError("compiled for one backward per forward")
     try:
         return provider.load()
     except ImportError as error:
         raise UnavailableError(f"cannot be imported: {error}") from error
-
-
-def _timed(
-    function: Callable[[Inputs], Tensor], inputs: Inputs, form: Form, direction: Direction, grad_output: Tensor
-) -> Callable[[], object]:
-    leaves = inputs.leaves(form)
-
-    def forward() -> Tensor:
-        with torch.no_grad():
-            return function(inputs)
-
-    def forward_backward() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(function(inputs), leaves, grad_output)
-
-    outputs: list[Tensor] = []
-
-    def backward() -> tuple[Tensor, ...]:
-        if not outputs:
-            outputs.append(function(inputs))
-        return torch.autograd.grad(outputs[0], leaves, grad_output, retain_graph=True)
-
-    calls: dict[Direction, Callable[[], object]] = {
-        "forward": forward,
-        "backward": backward,
-        "forward_backward": forward_backward,
-    }
-    return calls[direction]
-
-
-def _results(
-    function: Callable[[Inputs], Tensor], inputs: Inputs, form: Form, grad_output: Tensor | None
-) -> dict[str, Tensor]:
-    if grad_output is None:
-        with torch.no_grad():
-            return {"output": function(inputs)}
-    output = function(inputs)
-    gradients = torch.autograd.grad(output, inputs.leaves(form), grad_output)
-    named = {f"grad_{name}": gradient for name, gradient in zip(form, gradients, strict=True)}
-    return {"output": output.detach()} | named

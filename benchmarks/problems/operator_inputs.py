@@ -1,8 +1,9 @@
-"""Inputs of the operator, and what it computes from them in float64."""
+"""Inputs of the operator, and its expected results in float64."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import torch
@@ -15,19 +16,18 @@ from deformdetr.kernels import ms_deform_attn
 Leaf: TypeAlias = Literal["value", "sampling_locations", "attention_weights", "sampling_offsets", "attention_logits"]
 Form: TypeAlias = tuple[Leaf, ...]
 
-# What implementations take, and are differentiated by: places and weights, or what these are computed from.
+# The tensors that implementations take and compute gradients of.
 SAMPLED: Form = ("value", "sampling_locations", "attention_weights")
 LOGITS: Form = ("value", "sampling_locations", "attention_logits")
 OFFSETS: Form = ("value", "sampling_offsets", "attention_logits")
 
 _OFFSET_NOISE = 2.0
-_POINTS_AT_ONCE = {"cpu": 2**18, "cuda": 2**21}
-_NEAR_PIXEL_CENTRE = 1e-3
+_NEAR_PIXEL_CENTER = 1e-3
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that any form takes; locations are (x, y) as fractions of a level, offsets count its pixels."""
+    """The tensors of all forms; locations are (x, y) as fractions of a level, offsets are in pixels of the level."""
 
     spatial_shapes: Levels
     value: Float[Tensor, "batch pixels heads channels"]
@@ -37,22 +37,23 @@ class Inputs:
     sampling_locations: Float[Tensor, "batch queries heads levels points 2"]
     attention_weights: Float[Tensor, "batch queries heads levels points"]
 
+    @cached_property
+    def level_tensors(self) -> tuple[Tensor, Tensor]:
+        """Return the spatial shapes and the index of each level's first pixel, as other packages take them."""
+        shapes = torch.tensor(self.spatial_shapes, device=self.value.device)
+        areas = shapes.prod(1)
+        return shapes, areas.cumsum(0) - areas
+
     def leaves(self, form: Form) -> list[Tensor]:
-        """Give the tensors that a form takes."""
+        """Return the tensors that a form takes."""
         return [getattr(self, name) for name in form]
 
     def tracking(self, form: Form) -> "Inputs":
-        """Give the same with the form's tensors as leaves that are differentiated by."""
+        """Return the same inputs with the form's tensors as leaves that require gradients."""
         return replace(self, **{name: getattr(self, name).detach().requires_grad_() for name in form})
 
-    def chunks(self, size: int) -> Iterator["Inputs"]:
-        """Go through the queries, some at a time."""
-        names = [each.name for each in fields(self) if each.name not in ("spatial_shapes", "value")]
-        for start in range(0, self.reference_points.shape[1], size):
-            yield replace(self, **{name: getattr(self, name)[:, start : start + size] for name in names})
-
     def double(self) -> "Inputs":
-        """Give the same in float64."""
+        """Return the same inputs in float64."""
         names = [each.name for each in fields(self) if each.name != "spatial_shapes"]
         return replace(self, **{name: getattr(self, name).double() for name in names})
 
@@ -60,9 +61,9 @@ class Inputs:
 def draw_inputs(case: OperatorCase, dtype: torch.dtype, device: str, seed: int) -> Inputs:
     """Draw inputs like those of a layer in training.
 
-    References of encoders are the pixels' centres, those of decoders lie anywhere. Head `m` of `M` looks into the
-    direction `2 pi m / M`, its point `p` from a distance of `p + 1` pixels, give or take a normal deviation of two.
-    Locations and references are float32, all else has the dtype.
+    Reference points are the pixels' centers in encoders and uniform in decoders. Head `m` of `M` looks in the direction
+    `2 pi m / M`: its point `p` lies `p + 1` pixels away, plus normal noise with a deviation of two pixels. Locations
+    and reference points are float32; all other tensors have `dtype`.
     """
     rng = torch.Generator(device).manual_seed(seed)
     shape = (case.batch, case.n_queries, case.heads, len(case.levels), case.points)
@@ -71,11 +72,16 @@ def draw_inputs(case: OperatorCase, dtype: torch.dtype, device: str, seed: int) 
         return torch.randn(size, generator=rng, device=device)
 
     if case.queries is None:
-        reference = pixel_centres(case.levels, device).expand(case.batch, -1, -1)
+        axes = [[(torch.arange(size, device=device) + 0.5) / size for size in level] for level in case.levels]
+        centers = torch.cat([torch.cartesian_prod(y, x).flip(-1) for y, x in axes])
+        reference = centers.expand(case.batch, -1, -1)
     else:
         reference = torch.rand(case.batch, case.queries, 2, generator=rng, device=device)
     reference = reference.unsqueeze(2).expand(-1, -1, len(case.levels), -1).contiguous()
-    offsets = (directions(case.heads, case.points, device) + _OFFSET_NOISE * normal(*shape, 2)).to(dtype)
+    angle = torch.arange(case.heads, device=device) * (2 * math.pi / case.heads)
+    direction = torch.stack([angle.cos(), angle.sin()], dim=-1)[:, None, None]
+    distance = torch.arange(1, case.points + 1, device=device)[:, None]
+    offsets = (direction * distance + _OFFSET_NOISE * normal(*shape, 2)).to(dtype)
     logits = normal(*shape).to(dtype)
     return Inputs(
         spatial_shapes=case.levels,
@@ -88,72 +94,46 @@ def draw_inputs(case: OperatorCase, dtype: torch.dtype, device: str, seed: int) 
     )
 
 
-def pixel_centres(levels: Levels, device: str) -> Float[Tensor, "pixels 2"]:
-    """Give the centres (x, y) of the pixels of all levels, as fractions of their level."""
-    grids = []
-    for height, width in levels:
-        y, x = torch.meshgrid(
-            (torch.arange(height, device=device) + 0.5) / height,
-            (torch.arange(width, device=device) + 0.5) / width,
-            indexing="ij",
-        )
-        grids.append(torch.stack([x, y], dim=-1).flatten(0, 1))
-    return torch.cat(grids)
-
-
-def directions(heads: int, points: int, device: str) -> Float[Tensor, "heads 1 points 2"]:
-    """Give the offsets (x, y), in pixels, that the heads' points begin training with."""
-    angle = torch.arange(heads, device=device) * (2 * math.pi / heads)
-    distance = torch.arange(1, points + 1, device=device)
-    return torch.stack([angle.cos(), angle.sin()], dim=-1)[:, None, None] * distance[:, None]
-
-
 def locate(
     reference_points: Float[Tensor, "batch queries levels 2"],
     sampling_offsets: Float[Tensor, "batch queries heads levels points 2"],
     levels: Levels,
 ) -> Float[Tensor, "batch queries heads levels points 2"]:
-    """Turn offsets in pixels into locations as fractions of each level."""
+    """Return the locations, as fractions of each level, of offsets in pixels."""
     return reference_points[:, :, None, :, None] + sampling_offsets / _sizes(levels, sampling_offsets)
 
 
 def weigh(
     attention_logits: Float[Tensor, "batch queries heads levels points"],
 ) -> Float[Tensor, "batch queries heads levels points"]:
-    """Give the softmax over all levels and points."""
+    """Return the softmax over all levels and points."""
     return attention_logits.flatten(-2).softmax(-1).view_as(attention_logits)
 
 
 def expected(inputs: Inputs, form: Form, grad_output: Tensor | None) -> dict[str, Tensor]:
-    """Compute output and, for a gradient of it, those of the form's tensors, in float64, some queries at a time."""
-    double = inputs.double()
-    batch, _, heads, levels, points = inputs.attention_weights.shape
-    size = max(1, _POINTS_AT_ONCE[inputs.value.device.type] // (batch * heads * levels * points))
-    outputs = []
-    gradients: list[Sequence[Tensor]] = []
-    for index, chunk in enumerate(double.chunks(size)):
-        if grad_output is None:
-            with torch.no_grad():
-                outputs.append(_sample(chunk, form))
-            continue
-        tracked = chunk.tracking(form)
-        output = _sample(tracked, form)
-        of_chunk = grad_output[:, index * size : (index + 1) * size].double()
-        outputs.append(output.detach())
-        gradients.append(torch.autograd.grad(output, tracked.leaves(form), of_chunk))
-    results = {"output": torch.cat(outputs, dim=1)}
-    if gradients:
-        by_value, *others = zip(*gradients, strict=True)
-        results["grad_value"] = sum(by_value[1:], by_value[0])
-        for name, of_chunks in zip(form[1:], others, strict=True):
-            results[f"grad_{name}"] = torch.cat(of_chunks, dim=1)
-    return results
+    """Compute the output and, given its gradient, the gradients of the form's tensors in float64, by the reference."""
+    double = inputs.double().tracking(form if grad_output is not None else ())
+    locations, weights = double.sampling_locations, double.attention_weights
+    if "sampling_offsets" in form:
+        locations = locate(double.reference_points, double.sampling_offsets, inputs.spatial_shapes)
+    if "attention_logits" in form:
+        weights = weigh(double.attention_logits)
+    output = ms_deform_attn(double.value, inputs.spatial_shapes, locations, weights, backend="reference")
+    return with_gradients(output, dict(zip(form, double.leaves(form), strict=True)), grad_output)
+
+
+def with_gradients(output: Tensor, leaves: Mapping[str, Tensor], grad_output: Tensor | None) -> dict[str, Tensor]:
+    """Return the output and, given its gradient, the gradients of the leaves."""
+    if grad_output is None:
+        return {"output": output.detach()}
+    gradients = torch.autograd.grad(output, list(leaves.values()), grad_output.to(output.dtype))
+    return {"output": output.detach()} | {f"grad_{name}": g for name, g in zip(leaves, gradients, strict=True)}
 
 
 def comparable(results: dict[str, Tensor], inputs: Inputs, form: Form) -> dict[str, Tensor]:
-    """Express gradients of locations per pixel, and leave out places where they jump: pixel centres, nearly."""
-    places = f"grad_{form[1]}"
-    if places not in results:
+    """Scale gradients of locations to pixels, and set them to 0 close to pixel centers, where they jump."""
+    name = f"grad_{form[1]}"
+    if name not in results:
         return results
     double = inputs.double()
     locations = double.sampling_locations
@@ -161,23 +141,12 @@ def comparable(results: dict[str, Tensor], inputs: Inputs, form: Form) -> dict[s
         locations = locate(double.reference_points, double.sampling_offsets, inputs.spatial_shapes)
     sizes = _sizes(inputs.spatial_shapes, locations)
     position = locations * sizes - 0.5
-    # At such a place along one axis, the derivative along the other one is continuous.
-    jumps = (position - position.round()).abs() < _NEAR_PIXEL_CENTRE
-    gradient = results[places].double()
+    # Each axis on its own: at a jump along x, the derivative along y is continuous.
+    jumps = (position - position.round()).abs() < _NEAR_PIXEL_CENTER
+    gradient = results[name].double()
     if "sampling_locations" in form:
         gradient = gradient / sizes
-    return results | {places: gradient.masked_fill(jumps, 0)}
-
-
-def _sample(inputs: Inputs, form: Form) -> Tensor:
-    if "attention_logits" in form:
-        inputs = replace(inputs, attention_weights=weigh(inputs.attention_logits))
-    if "sampling_offsets" in form:
-        locations = locate(inputs.reference_points, inputs.sampling_offsets, inputs.spatial_shapes)
-        inputs = replace(inputs, sampling_locations=locations)
-    return ms_deform_attn(
-        inputs.value, inputs.spatial_shapes, inputs.sampling_locations, inputs.attention_weights, backend="reference"
-    )
+    return results | {name: gradient.masked_fill(jumps, 0)}
 
 
 def _sizes(levels: Levels, like: Tensor) -> Float[Tensor, "levels 1 2"]:

@@ -1,4 +1,4 @@
-"""Results to store, compare and draw."""
+"""Made-up results."""
 
 from collections.abc import Callable
 
@@ -21,11 +21,8 @@ def environment() -> Environment:
 
 @pytest.fixture
 def make_run(environment) -> Callable[..., Run]:
-    def make(**changes) -> Run:
-        given = {"environment": environment, "command": "python -m benchmarks run", "date": "2026-01-02", "seed": 1}
-        return Run(**given | {"cold": False, "complete": True} | changes)
-
-    return make
+    given = {"environment": environment, "command": "python -m benchmarks run", "date": "2026-01-02", "seed": 1}
+    return lambda **changes: Run(**given | {"cold": False, "complete": True} | changes)
 
 
 @pytest.fixture

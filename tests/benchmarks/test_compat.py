@@ -1,4 +1,4 @@
-"""What the package declares to work with, the table of what was tested, and the command that tests it."""
+"""The declared releases, the table of the tested ones, and the command that tests them."""
 
 import itertools
 import json
@@ -38,26 +38,26 @@ def make_row():
     return make
 
 
-def test_page_is_that_of_the_stored_results(rows):
+def test_the_page_is_that_of_the_stored_results(rows):
     assert generated_part(compat.PAGE, "compat") == compat.table(rows)
 
 
-def test_oldest_releases_tested_are_those_declared(rows):
+def test_the_oldest_tested_releases_are_the_declared_ones(rows):
     for versions in (row["versions"] for row in rows if row["releases"] == "oldest"):
         for package in ("torch", "torchvision"):
             assert versions[package].startswith(f"{compat.floors()[package]}."), versions
-        # Newer Pythons have no wheels of so old a NumPy.
+        # The oldest NumPy has no wheels for newer Pythons.
         if versions["python"].startswith(f"{compat.pythons()[0]}."):
             for package in ("numpy", "numba"):
                 assert versions[package].startswith(f"{compat.floors()[package]}."), versions
 
 
-def test_everything_that_was_tested_passed(rows):
+def test_no_test_failed(rows):
     assert [failure for row in rows for failure in row["failures"]] == []
     assert all(row["passed"] > 1000 for row in rows)
 
 
-def test_first_python_declared_is_the_one_required():
+def test_the_first_declared_python_is_the_required_one():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["project"]["requires-python"] == f">={compat.pythons()[0]}"
     assert project["tool"]["mypy"]["python_version"] == compat.pythons()[0]
@@ -70,25 +70,25 @@ def test_pages_name_the_declared_floors(page):
     assert f"PyTorch {compat.floors()['torch']} or newer" in text
 
 
-def test_tests_that_are_left_out_exist():
+def test_excluded_tests_exist():
     for test in itertools.chain(*compat.EXCLUDED.values()):
         file, _, name = test.partition("::")
         assert f"def {name.partition('[')[0]}(" in (ROOT / file).read_text()
 
 
-def test_results_of_all_sessions_are_added_up():
+def test_counts_of_all_sessions_are_added_up():
     outcome = compat.read_outcome(OUTPUT.splitlines())
     assert outcome[:3] == (25, 2, 3)
     assert outcome.failures == ["tests/test_a.py::test_one[x-1]", "tests/test_b.py"]
 
 
 @pytest.mark.parametrize(("kept", "message"), [(-1, "2 sessions of pytest started, and 1 came"), (1, "0 sessions")])
-def test_sessions_that_do_not_end_are_no_result(kept, message):
+def test_sessions_that_do_not_finish_are_errors(kept, message):
     with pytest.raises(RuntimeError, match=message):
         compat.read_outcome(OUTPUT.splitlines()[:kept])
 
 
-def test_result_replaces_that_of_the_same_python_and_releases(make_row):
+def test_a_row_replaces_that_of_the_same_python_and_releases(make_row):
     before = [make_row("3.11.7"), make_row("3.13.0"), make_row("3.11.7", "newest")]
     after = compat.merge(before, make_row("3.11.9", passed=6))
     assert [(row["versions"]["python"], row["releases"], row["passed"]) for row in after] == [
@@ -99,7 +99,7 @@ def test_result_replaces_that_of_the_same_python_and_releases(make_row):
     assert compat.merge(after, make_row("3.12.1"))[1]["versions"]["python"] == "3.12.1"
 
 
-def test_table_names_versions_counts_failures_and_source(make_row):
+def test_the_table_has_versions_counts_failures_and_source(make_row):
     excluded = {"too old": ["tests/test_c.py::test_new"]}
     text = compat.table(
         [make_row(dirty=True, excluded=excluded), make_row("3.13.0", failed=1, failures=["tests/test_a.py::test_one"])]
@@ -110,7 +110,7 @@ def test_table_names_versions_counts_failures_and_source(make_row):
     assert "2026-01-02, commit abc1234, abc1234 with uncommitted changes." in text
 
 
-def test_environment_is_tested_described_and_removed(tmp_path, monkeypatch):
+def test_an_environment_is_made_tested_and_removed(tmp_path, monkeypatch):
     def install(venv, python, releases):
         assert (python, releases) == ("3.12", "newest")
         executable = venv / "bin" / "python"
@@ -126,7 +126,7 @@ def test_environment_is_tested_described_and_removed(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_make_takes_an_environment_that_is_ready_as_it_is(tmp_path):
+def test_make_uses_a_ready_environment_as_it_is(tmp_path):
     (tmp_path / ".ready").touch()
     command = ["make", "--dry-run", "test", f"VENV={tmp_path}"]
     printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
