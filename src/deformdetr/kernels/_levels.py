@@ -38,7 +38,7 @@ class Pyramid(NamedTuple):
     """Number of consecutive groups of points per level; empty for one each."""
 
 
-def pack_shapes(spatial_shapes: Any) -> Pyramid:
+def pack_shapes(spatial_shapes: Any, repeats: Sequence[int] = ()) -> Pyramid:
     """Pack spatial shapes for the op: a tensor stays a tensor, ints become a flat list.
 
     Raises:
@@ -46,7 +46,7 @@ def pack_shapes(spatial_shapes: Any) -> Pyramid:
         ValueError: If an item is not a pair.
     """
     if isinstance(spatial_shapes, Tensor):
-        return Pyramid(spatial_shapes, [], [])
+        return Pyramid(spatial_shapes, [], list(repeats))
     sizes: list[Any]
     try:
         sizes = [size for height, width in spatial_shapes for size in (height, width)]
@@ -55,7 +55,7 @@ def pack_shapes(spatial_shapes: Any) -> Pyramid:
             sizes = [size if isinstance(size, int | torch.SymInt) else operator.index(size) for size in sizes]
     except (TypeError, ValueError) as error:
         raise type(error)(f"spatial_shapes must be pairs of ints (height, width), got {spatial_shapes!r}") from error
-    return Pyramid(None, sizes, [])
+    return Pyramid(None, sizes, list(repeats))
 
 
 def pairs(sizes: Sequence[int]) -> list[tuple[int, int]]:

@@ -65,12 +65,12 @@ def ms_deform_attn(
         >>> ms_deform_attn(value, [(2, 3)], center, torch.ones(1, 1, 1, 1, 1))
         tensor([[[2.5000]]])
     """
-    pyramid = pack_shapes(spatial_shapes)
+    repeats: Sequence[int] = ()
     if points_per_level is not None:
         sampling_locations, attention_weights, repeats = _group_points(
             sampling_locations, attention_weights, points_per_level
         )
-        pyramid = pyramid._replace(repeats=repeats)
+    pyramid = pack_shapes(spatial_shapes, repeats)
     check_arguments(value, pyramid, sampling_locations, attention_weights)
     run = _op.choose_forward(backend, value, sampling_locations, attention_weights)
     return run(value, *pyramid, sampling_locations, attention_weights, None, None, _is_deterministic(deterministic))

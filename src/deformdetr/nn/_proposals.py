@@ -157,7 +157,8 @@ class Proposals(NamedTuple):
 
     def refine(self, box_head: nn.Module) -> "Proposals":
         """Add the output of a box head to the logits of the boxes."""
-        return self._replace(box_logits=at_least_float32(box_head(self.features)) + self.box_logits)
+        box_logits = at_least_float32(box_head(self.features)) + self.box_logits
+        return Proposals(self.features, self.class_logits, box_logits)
 
     def select(self, scores: Float[Tensor, "batch pixels"], count: int) -> "Proposals":
         """Return the proposals of the `count` highest scores, best first."""
