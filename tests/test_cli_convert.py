@@ -28,7 +28,7 @@ def run(capsys, *arguments):
     return status, re.sub(r"[\s│]+", " ", printed.out), printed.err
 
 
-def test_report_lists_changes_and_losses(capsys, checkpoint, tmp_path):
+def test_report_says_what_was_recognized_changed_and_lost(capsys, checkpoint, tmp_path):
     target = tmp_path / "mmdetection.pth"
     status, text, error = run(capsys, checkpoint, target, "--to", "mmdetection_3")
     assert status == 2
