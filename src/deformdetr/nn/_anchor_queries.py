@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deformdetr._tracing import smaller
+from deformdetr.kernels._layers import apply_linear
 from deformdetr.nn._geometry import LevelShapes, at_least_float32
-from deformdetr.nn._linear import apply_linear
 from deformdetr.nn._queries import Queries, proposal_logits
 
 

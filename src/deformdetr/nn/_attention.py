@@ -18,8 +18,8 @@ from deformdetr.kernels import (
     register_flop_formulas,
     sampling_locations,
 )
+from deformdetr.kernels._layers import apply_linear
 from deformdetr.nn._geometry import at_least_float32
-from deformdetr.nn._linear import apply_linear
 
 
 class MSDeformAttn(nn.Module):

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deformdetr._files import expand_path, read_tensor_file
+from deformdetr.kernels._layers import to_fast_format
 from deformdetr.nn._residual import FrozenBatchNorm2d, ResidualBlock, convolve_and_normalize
 
 ResNetName: TypeAlias = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
@@ -106,10 +107,8 @@ class ResNetBackbone(nn.Module):
         Args:
             images: RGB, normalised as the weights expect it.
         """
-        if images.device.type == "cpu" and not torch.compiler.is_compiling():
-            # Convolutions of the other layout copy what goes in and what comes out.
-            images = images.contiguous(memory_format=torch.channels_last)
-        x = self.maxpool(self.relu(convolve_and_normalize(images, self.conv1, self.bn1)))
+        x = convolve_and_normalize(to_fast_format(images), self.conv1, self.bn1)
+        x = self.maxpool(self.relu(x))
         features = []
         for index, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), start=1):
             x = stage(x)

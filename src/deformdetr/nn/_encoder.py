@@ -6,11 +6,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from deformdetr.kernels import SpatialShapes
+from deformdetr.kernels._chunks import apply_in_chunks
+from deformdetr.kernels._layers import apply_dropout
 from deformdetr.nn._attention import MSDeformAttn
-from deformdetr.nn._dropout import apply_dropout
 from deformdetr.nn._feed_forward import FeedForward
 from deformdetr.nn._geometry import LevelShapes, pixel_centers
-from deformdetr.nn._pieces import apply_by_pieces
 
 
 class DeformableEncoderLayer(nn.Module):
@@ -42,7 +42,7 @@ class DeformableEncoderLayer(nn.Module):
         attended = self.self_attn(
             src + position, reference_points, src, spatial_shapes, input_padding_mask=padding_mask
         )
-        return apply_by_pieces(self._transform, src, attended)
+        return apply_in_chunks(self._transform, src, attended)
 
     def _transform(self, src: Tensor, attended: Tensor) -> Tensor:
         src = self.self_attn_norm(src + apply_dropout(self.dropout, attended))

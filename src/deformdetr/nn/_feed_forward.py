@@ -5,8 +5,7 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deformdetr.nn._dropout import apply_dropout
-from deformdetr.nn._linear import apply_linear
+from deformdetr.kernels._layers import apply_dropout, apply_linear
 
 
 class FeedForward(nn.Module):

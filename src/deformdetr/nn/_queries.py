@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from deformdetr._tracing import smaller
+from deformdetr.kernels._layers import apply_linear
 from deformdetr.nn._geometry import LevelShapes, at_least_float32, pixel_indices, valid_sizes
-from deformdetr.nn._linear import apply_linear
 from deformdetr.nn._position import sine_features
 from deformdetr.structures import LayerPredictions
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deformdetr import _compat
-from deformdetr.nn import _onednn
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -89,9 +88,6 @@ def convolve_and_normalize(
         return out
     scale, shift = norm.scale_and_shift()
     weight = conv.weight * scale[:, None, None, None]
-    # Compilers choose between convolutions themselves.
-    if not torch.compiler.is_compiling() and _onednn.serves(x, weight, shift):
-        return _compat.convolve_by_onednn(x, weight, shift, conv)
     return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 

@@ -1,10 +1,17 @@
-"""Dropout layers draw as PyTorch's does, by other random numbers."""
+"""Dropout by 16 random bits per number has the distribution of PyTorch's."""
 
 import pytest
 import torch
 from torch import nn
 
-from deformdetr.nn._dropout import apply_dropout
+from deformdetr.kernels import set_layer_kernels
+from deformdetr.kernels._layers import apply_dropout
+
+
+@pytest.fixture(autouse=True, params=[["dropout"], []], ids=["16 bits", "PyTorch's"])
+def _kernels(request):
+    with set_layer_kernels(request.param):
+        yield
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.93])
