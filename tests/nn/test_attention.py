@@ -297,8 +297,9 @@ def test_spatial_shapes_that_do_not_fit_are_refused(rng, shapes, as_tensor, coor
         _layer(rng)(*_inputs(rng, coordinates=coordinates), torch.tensor(shapes) if as_tensor else shapes)
 
 
-def test_printed_layer_names_its_sizes():
-    assert "n_levels=3, n_heads=4, n_points=2" in repr(MSDeformAttn(24, 3, 4, 2))
+def test_printed_layer_names_its_settings():
+    assert "n_levels=3, n_heads=4, n_points=2\n" in repr(MSDeformAttn(24, 3, 4, 2))
+    assert "n_levels=3, n_heads=4, n_points=2, ratio=0.5\n" in repr(MSDeformAttn(24, 3, 4, 2, ratio=0.5))
 
 
 def _pyramid_of(height, width):

@@ -274,7 +274,7 @@ def test_group_norm_serves_every_network():
 
 def test_weights_of_batch_norm_do_not_go_into_group_norm(weights):
     _, path = weights
-    with pytest.raises(ValueError, match=rf"{path}\) are of a batch-norm network .* norm='group'"):
+    with pytest.raises(ValueError, match=rf"{path}\) are those of a batch-norm network .* norm='group'"):
         ResNetBackbone("resnet18", norm="group", weights=path)
 
 
@@ -292,7 +292,7 @@ def test_weights_of_batch_norm_do_not_go_into_group_norm(weights):
         ({"out_layers": (2, 2)}, r"got \(2, 2\)"),
         ({"out_layers": (4, 5)}, r"got \(4, 5\)"),
         ({"convolutions": {5: DeformConv2d}}, "convolutions are for stages 1 to 4, got 5"),
-        ({"name": "resnet18", "convolutions": {4: DeformConv2d}}, "bottleneck's, which resnet18 has none of"),
+        ({"name": "resnet18", "convolutions": {4: DeformConv2d}}, "bottlenecks, which resnet18 does not have"),
     ],
 )
 def test_settings_that_do_not_exist_are_refused(settings, message):

@@ -14,12 +14,20 @@ from deformdetr.nn._geometry import LevelShapes, pixel_centers
 
 
 class DeformableEncoderLayer(nn.Module):
-    """Let every pixel of the pyramid attend to a few others, then transform it; norms follow the residual sums.
+    """Deformable self-attention of all pixels, then a feed-forward layer; each residual sum is normalized.
 
     Args:
         self_attn: The attention layer.
-        feed_forward: The layer after it.
-        dropout: Probability of dropping a channel of either residual branch.
+        feed_forward: The feed-forward layer.
+        dropout: Probability of dropping an element of either residual branch.
+
+    Example:
+        >>> import torch
+        >>> from deformdetr.nn import FeedForward, pixel_centers
+        >>> layer = DeformableEncoderLayer(MSDeformAttn(32, n_levels=1, n_heads=4), FeedForward(32, 64))
+        >>> references = pixel_centers([(8, 12)], torch.ones(1, 1, 2))
+        >>> layer(torch.rand(1, 96, 32), torch.rand(1, 96, 32), references, [(8, 12)]).shape
+        torch.Size([1, 96, 32])
     """
 
     def __init__(self, self_attn: MSDeformAttn, feed_forward: FeedForward, *, dropout: float = 0.1) -> None:
@@ -38,7 +46,7 @@ class DeformableEncoderLayer(nn.Module):
         spatial_shapes: SpatialShapes,
         padding_mask: Bool[Tensor, "batch pixels"] | None = None,
     ) -> Float[Tensor, "batch pixels d_model"]:
-        """Transform the features of all levels; `position` is added to the queries, not to the values."""
+        """Return new features of all levels; `position` is added to queries, not to values."""
         attended = self.self_attn(
             src + position, reference_points, src, spatial_shapes, input_padding_mask=padding_mask
         )
@@ -55,11 +63,20 @@ class DeformableEncoder(nn.Module):
 
     Args:
         layers: Built layers, which the stack owns.
+
+    Example:
+        >>> import torch
+        >>> from deformdetr.nn import FeedForward
+        >>> encoder = DeformableEncoder(
+        ...     DeformableEncoderLayer(MSDeformAttn(32, n_levels=1, n_heads=4), FeedForward(32, 64)) for _ in range(2)
+        ... )
+        >>> encoder(torch.rand(1, 96, 32), torch.rand(1, 96, 32), [(8, 12)], torch.ones(1, 1, 2)).shape
+        torch.Size([1, 96, 32])
     """
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         super().__init__()
-        # Built layers rather than a prototype to copy, because copies would share one initialisation.
+        # Built layers rather than a prototype to copy, because copies would share one initialization.
         self.layers = nn.ModuleList(layers)
 
     def forward(
@@ -70,7 +87,7 @@ class DeformableEncoder(nn.Module):
         valid_ratios: Float[Tensor, "batch levels 2"],
         padding_mask: Bool[Tensor, "batch pixels"] | None = None,
     ) -> Float[Tensor, "batch pixels d_model"]:
-        """Refine the features of all levels.
+        """Return the refined features of all levels.
 
         Args:
             src: Features, flattened row by row, levels concatenated.
