@@ -69,7 +69,7 @@ class set_layer_kernels:  # noqa: N801 - named like `torch.set_grad_enabled`, wh
 
 def is_selected(kernel: LayerKernel) -> bool:
     """Return whether layers use this kernel on CPUs."""
-    if kernel == "linear" and not (torch.backends.mkldnn.enabled and _has_onednn()):
+    if kernel == "linear" and not (bool(torch.backends.mkldnn.enabled) and _has_onednn()):
         return False
     return kernel in (_faster_here() if _selected is None else _selected)
 
