@@ -25,7 +25,7 @@ def _on_meta(*args, **kwargs):
 
 
 def _state_dict(rng, name="resnet18", num_classes=7):
-    """Give a trained-looking state dict of torchvision: no scale is one, no statistic is zero."""
+    """Return a trained-looking state dict of torchvision: no scale is one, no statistic is zero."""
     state = torchvision.models.get_model(name, weights=None, num_classes=num_classes).state_dict()
     for key, tensor in state.items():
         if key.endswith("num_batches_tracked"):
@@ -37,7 +37,7 @@ def _state_dict(rng, name="resnet18", num_classes=7):
 
 @pytest.fixture
 def weights(rng, tmp_path):
-    """Give a state dict of ResNet-18 with a classifier, and its file."""
+    """Return a state dict of ResNet-18 with a classifier, and its file."""
     state = _state_dict(rng)
     path = tmp_path / "resnet18.pth"
     torch.save(state, path)
@@ -319,7 +319,7 @@ def test_chosen_stages_have_the_given_convolutions_with_the_geometry_of_the_plai
 
 @pytest.fixture(scope="module")
 def bottlenecks(tmp_path_factory):
-    """Give a state dict of ResNet-50 with a classifier, and its file."""
+    """Return a state dict of ResNet-50 with a classifier, and its file."""
     state = _state_dict(torch.Generator().manual_seed(0), "resnet50")
     path = tmp_path_factory.mktemp("weights") / "resnet50.pth"
     torch.save(state, path)
