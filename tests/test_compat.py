@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from deformdetr import DeformableDETRConfig, _compat
 from deformdetr.config import ResNetConfig
 from deformdetr.integrations.transformers import accelerate
-from deformdetr.kernels import ms_deform_attn, register_flop_formulas
+from deformdetr.kernels import _chunks, ms_deform_attn, register_flop_formulas, set_layer_kernels
 from deformdetr.kernels._numba import _threads
-from deformdetr.nn import MSDeformAttn, _onednn, _pieces
+from deformdetr.nn import MSDeformAttn
 
 SOURCES = Path(__file__).parents[1] / "src" / "deformdetr"
 # Undocumented without an underscore, or in a namespace where hardly anything is documented.
@@ -40,7 +40,6 @@ NAMES = {
     "storages": (torch._C, "_has_storage"),
     "global_hooks": (nn.modules.module, "_global_forward_hooks"),
     "product": (torch.ops, "mkldnn"),
-    "convolution": (torch, "mkldnn_convolution"),
     "extension": (torch._C, "__file__"),
 }
 
@@ -68,9 +67,10 @@ def removed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let oneDNN serve on any CPU."""
-    monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
+def onednn() -> Iterator[None]:
+    """Multiply by oneDNN on any processor."""
+    with set_layer_kernels(["linear"]):
+        yield
 
 
 def layer_and_inputs(rng: torch.Generator) -> tuple[MSDeformAttn, tuple[Any, ...]]:
@@ -138,7 +138,7 @@ def counted(rng: torch.Generator) -> int:
 
 
 @pytest.mark.parametrize("names", [(name,) for name in NAMES] + [tuple(NAMES)], ids="+".join)
-def test_everything_computes_the_same_without(names, removed, rows, rng, seed):
+def test_everything_computes_the_same_without(names, removed, onednn, rng, seed):
     state = rng.get_state()
 
     def compute() -> list[Tensor]:
@@ -170,7 +170,7 @@ def test_work_is_shared_among_other_threads_without_the_path_of_the_runtime(remo
 
 @pytest.mark.compile
 @pytest.mark.parametrize("names", [("product",), ("global_hooks",), tuple(NAMES)], ids="+".join)
-def test_compiled_layer_computes_the_same_without(names, removed, rows, rng):
+def test_compiled_layer_computes_the_same_without(names, removed, onednn, rng):
     torch.compiler.reset()
     layer, inputs = layer_and_inputs(rng)
     expected = layer_step(layer, inputs)
@@ -184,15 +184,16 @@ def test_compiled_layer_computes_the_same_without(names, removed, rows, rng):
 def test_compilers_cut_nothing_without_a_way_to_tell_fixed_sizes(monkeypatch, rng):
     from torch.fx.experimental import symbolic_shapes
 
-    from deformdetr.nn import _compiling
+    from deformdetr.kernels import _compiling
 
     torch.compiler.reset()
     monkeypatch.delattr(symbolic_shapes, "has_static_value")
     monkeypatch.setattr(_compiling, "has_static_value", _compat.find_static_value())
-    monkeypatch.setattr(_pieces, "_ROWS_PER_THREAD", 3)
+    monkeypatch.setattr(_chunks, "_ROWS_PER_THREAD", 3)
     x = torch.randn(2, 5, 4, generator=rng)
-    compiled = torch.compile(lambda x: _pieces.apply_by_pieces(torch.sin, x), fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(x), x.sin())
+    compiled = torch.compile(lambda x: _chunks.apply_in_chunks(torch.sin, x), fullgraph=True, backend="aot_eager")
+    with set_layer_kernels(["chunks"]):
+        assert torch.equal(compiled(x), x.sin())
 
 
 def test_failures_of_onnxruntime_are_all_exceptions_where_it_hides_them(monkeypatch):

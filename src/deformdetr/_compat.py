@@ -18,7 +18,6 @@ _count_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
 _find_transform = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
 _has_storage = getattr(torch._C, "_has_storage", None)
 _linear_pointwise = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-_mkldnn_convolution = getattr(torch, "mkldnn_convolution", None)
 _extension = getattr(getattr(torch, "_C", None), "__file__", None)
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
@@ -99,15 +98,6 @@ def multiply_by_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(a, b, bias)
     product: Tensor = _linear_pointwise(a, b, bias, "none", [], "")
     return product
-
-
-def convolve_by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, like: nn.Conv2d) -> Tensor:
-    """Convolve by oneDNN with the settings of `like`."""
-    if _mkldnn_convolution is None:
-        return F.conv2d(x, weight, bias, like.stride, like.padding, like.dilation, like.groups)
-    settings: Any = like.padding, like.stride, like.dilation, like.groups
-    out: Tensor = _mkldnn_convolution(x, weight, bias, *settings)
-    return out
 
 
 def find_static_value() -> Callable[[Any], bool]:

@@ -29,7 +29,7 @@ def entered_functions(call: Callable[[], object]) -> list[list[str]]:
             return
         if event == "call":
             stack.append(f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}")
-            if not any(entry.startswith("_linear.") for entry in stack):
+            if not any(entry.startswith(("_layers.", "_linear.")) for entry in stack):
                 stacks.append(list(stack))
         elif event == "return":
             stack.pop()

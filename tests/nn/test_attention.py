@@ -16,7 +16,7 @@ PARTS = load_golden("parts").arrays
 
 
 def _shake(layer, rng):
-    """Replace the initialisation, under which attention is uniform and offsets do not depend on the query."""
+    """Replace the initialization, under which attention is uniform and offsets do not depend on the query."""
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=rng) * 0.3)
@@ -36,7 +36,7 @@ def _inputs(rng, batch=2, queries=7, d_model=24, coordinates=2, dtype=torch.floa
 
 
 def _golden_case(key):
-    """Give the layer, the arguments and the output that `tests/goldens/README.md` describes under `module/`."""
+    """Return the layer, the arguments and the output that `tests/goldens/README.md` describes under `module/`."""
     layer = MSDeformAttn(d_model=64, n_levels=3, n_heads=4, n_points=2)
     layer.load_state_dict({name: fill(f"module.{name}", tuple(p.shape)) for name, p in layer.state_dict().items()})
     coordinates = int(key.removeprefix("output_ref")[0])
@@ -73,11 +73,11 @@ def test_initial_offsets_are_the_golden_ones(key):
     assert not layer.sampling_offsets.weight.any()
 
 
-def test_eight_heads_look_at_the_eight_neighbours_in_turn():
+def test_eight_heads_look_at_the_eight_neighbors_in_turn():
     bias = MSDeformAttn().sampling_offsets.bias.detach().view(8, 4, 4, 2)
-    neighbours = torch.tensor([(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)])
+    neighbors = torch.tensor([(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)])
     distances = torch.arange(1, 5)
-    expected = (neighbours[:, None, None, :] * distances[:, None]).expand(8, 4, 4, 2)
+    expected = (neighbors[:, None, None, :] * distances[:, None]).expand(8, 4, 4, 2)
     torch.testing.assert_close(bias, expected.float(), rtol=0, atol=1e-5)
 
 
@@ -91,7 +91,7 @@ def test_initial_attention_is_uniform_and_projections_are_xavier():
 
 
 @pytest.mark.parametrize("name", ["reset_parameters", "_reset_parameters"])
-def test_both_names_of_reset_restore_the_initialisation(name, rng):
+def test_both_names_of_reset_restore_the_initialization(name, rng):
     layer = _layer(rng)
     getattr(layer, name)()
     fresh = MSDeformAttn(24, 3, 4, 2)
@@ -171,8 +171,8 @@ def test_offset_of_a_whole_pixel_reads_that_pixel(rng):
         for projection in (layer.value_proj, layer.output_proj):
             projection.weight.copy_(torch.eye(2))
     features = torch.randn(1, 5, 4, 2, generator=rng)
-    centre = torch.tensor([(1 + 0.5) / 4, (3 + 0.5) / 5]).view(1, 1, 1, 2)
-    output = layer(torch.zeros(1, 1, 2), centre, features.view(1, 20, 2), [(5, 4)])
+    center = torch.tensor([(1 + 0.5) / 4, (3 + 0.5) / 5]).view(1, 1, 1, 2)
+    output = layer(torch.zeros(1, 1, 2), center, features.view(1, 20, 2), [(5, 4)])
     torch.testing.assert_close(output[0, 0], features[0, 3 - 1, 1 + 2], rtol=0, atol=1e-5)
 
 
@@ -297,8 +297,9 @@ def test_spatial_shapes_that_do_not_fit_are_refused(rng, shapes, as_tensor, coor
         _layer(rng)(*_inputs(rng, coordinates=coordinates), torch.tensor(shapes) if as_tensor else shapes)
 
 
-def test_printed_layer_names_its_sizes():
-    assert "n_levels=3, n_heads=4, n_points=2" in repr(MSDeformAttn(24, 3, 4, 2))
+def test_printed_layer_names_its_settings():
+    assert "n_levels=3, n_heads=4, n_points=2\n" in repr(MSDeformAttn(24, 3, 4, 2))
+    assert "n_levels=3, n_heads=4, n_points=2, ratio=0.5\n" in repr(MSDeformAttn(24, 3, 4, 2, ratio=0.5))
 
 
 def _pyramid_of(height, width):

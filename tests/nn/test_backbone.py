@@ -25,7 +25,7 @@ def _on_meta(*args, **kwargs):
 
 
 def _state_dict(rng, name="resnet18", num_classes=7):
-    """Give a trained-looking state dict of torchvision: no scale is one, no statistic is zero."""
+    """Return a trained-looking state dict of torchvision: no scale is one, no statistic is zero."""
     state = torchvision.models.get_model(name, weights=None, num_classes=num_classes).state_dict()
     for key, tensor in state.items():
         if key.endswith("num_batches_tracked"):
@@ -37,7 +37,7 @@ def _state_dict(rng, name="resnet18", num_classes=7):
 
 @pytest.fixture
 def weights(rng, tmp_path):
-    """Give a state dict of ResNet-18 with a classifier, and its file."""
+    """Return a state dict of ResNet-18 with a classifier, and its file."""
     state = _state_dict(rng)
     path = tmp_path / "resnet18.pth"
     torch.save(state, path)
@@ -274,7 +274,7 @@ def test_group_norm_serves_every_network():
 
 def test_weights_of_batch_norm_do_not_go_into_group_norm(weights):
     _, path = weights
-    with pytest.raises(ValueError, match=rf"{path}\) are of a batch-norm network .* norm='group'"):
+    with pytest.raises(ValueError, match=rf"{path}\) are those of a batch-norm network .* norm='group'"):
         ResNetBackbone("resnet18", norm="group", weights=path)
 
 
@@ -292,7 +292,7 @@ def test_weights_of_batch_norm_do_not_go_into_group_norm(weights):
         ({"out_layers": (2, 2)}, r"got \(2, 2\)"),
         ({"out_layers": (4, 5)}, r"got \(4, 5\)"),
         ({"convolutions": {5: DeformConv2d}}, "convolutions are for stages 1 to 4, got 5"),
-        ({"name": "resnet18", "convolutions": {4: DeformConv2d}}, "bottleneck's, which resnet18 has none of"),
+        ({"name": "resnet18", "convolutions": {4: DeformConv2d}}, "bottlenecks, which resnet18 does not have"),
     ],
 )
 def test_settings_that_do_not_exist_are_refused(settings, message):
@@ -319,7 +319,7 @@ def test_chosen_stages_have_the_given_convolutions_with_the_geometry_of_the_plai
 
 @pytest.fixture(scope="module")
 def bottlenecks(tmp_path_factory):
-    """Give a state dict of ResNet-50 with a classifier, and its file."""
+    """Return a state dict of ResNet-50 with a classifier, and its file."""
     state = _state_dict(torch.Generator().manual_seed(0), "resnet50")
     path = tmp_path_factory.mktemp("weights") / "resnet50.pth"
     torch.save(state, path)

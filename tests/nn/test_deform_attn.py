@@ -18,7 +18,7 @@ def _shake(layer, rng):
     return layer
 
 
-def _pixel_centres():
+def _pixel_centers():
     y, x = torch.meshgrid(torch.arange(HEIGHT) + 0.5, torch.arange(WIDTH) + 0.5, indexing="ij")
     return torch.stack([x / WIDTH, y / HEIGHT], dim=-1).view(1, HEIGHT * WIDTH, 2)
 
@@ -70,7 +70,7 @@ def test_deformable_convolution_is_attention_whose_heads_are_its_taps(rng, versi
     grid = torch.stack(torch.meshgrid(torch.arange(-1, 2), torch.arange(-1, 2), indexing="ij"), dim=-1).view(taps, 2)
     moved = grid + offsets.view(2, taps, 2, queries).permute(0, 3, 1, 2)
     size = torch.tensor([WIDTH, HEIGHT])
-    locations = (_pixel_centres()[:, :, None] + moved.flip(-1) / size)[:, :, :, None, None]
+    locations = (_pixel_centers()[:, :, None] + moved.flip(-1) / size)[:, :, :, None, None]
     weights = torch.ones(2, taps, queries) if mask is None else mask.flatten(2)
     value = features.flatten(2).transpose(1, 2)[:, :, None].expand(-1, -1, taps, -1)
     sampled = ms_deform_attn(value, [(HEIGHT, WIDTH)], locations, weights.transpose(1, 2)[..., None, None].contiguous())
@@ -85,7 +85,7 @@ def test_layer_with_one_point_and_identity_values_is_a_deformable_convolution_of
     nn.init.zeros_(layer.attention.value_proj.bias)
     features = torch.randn(2, d_model, HEIGHT, WIDTH, generator=rng)
     query = torch.randn(2, HEIGHT * WIDTH, d_model, generator=rng)
-    output = layer(query, _pixel_centres(), features)
+    output = layer(query, _pixel_centers(), features)
 
     # Heads are groups of channels that have their own offsets, the output projection is the kernel.
     offsets = layer.attention.sampling_offsets(query).view(2, HEIGHT, WIDTH, heads, 2).flip(-1)

@@ -82,8 +82,8 @@ def test_logits_of_version_two_switch_taps_on_and_off(rng):
     with torch.no_grad():
         layer.conv_offset.bias[18:] = -100
         layer.conv_offset.bias[18 + 4] = 100
-    centre = F.conv2d(x, layer.weight[:, :, 1:2, 1:2])
-    torch.testing.assert_close(layer(x), centre, rtol=1e-4, atol=1e-5)
+    center = F.conv2d(x, layer.weight[:, :, 1:2, 1:2])
+    torch.testing.assert_close(layer(x), center, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -73,7 +73,7 @@ def test_stack_applies_its_layers_in_turn_around_every_pixel(rng):
     torch.testing.assert_close(_encode(encoder, pyramid), expected)
 
 
-def test_stack_keeps_the_initialisation_of_every_layer():
+def test_stack_keeps_the_initialization_of_every_layer():
     encoder = DeformableEncoder([_layer(), _layer()])
     first, second = (layer.feed_forward.linear1.weight for layer in encoder.layers)
     assert not torch.equal(first, second)

@@ -113,7 +113,7 @@ def test_outputs_that_no_stride_gives_are_refused():
 
 
 def _train_a_step(backbone, images):
-    """Give the state before and after a step, from evaluation mode and back as a training loop goes."""
+    """Return the state before and after a step, from evaluation mode and back as a training loop goes."""
     before = copy.deepcopy(backbone.state_dict())
     backbone.eval()
     backbone.train()
@@ -177,7 +177,7 @@ def test_frozen_parts_of_timm_do_not_change(rng):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Give a classifier of timm, and the files of its weights."""
+    """Return a classifier of timm, and the files of its weights."""
     import timm
     from safetensors.torch import save_file
 

@@ -51,7 +51,7 @@ def test_mlp_has_relu_between_its_layers_only(rng, n_layers, widths):
     assert (mlp(x) < 0).any()
 
 
-def test_mlp_keeps_pytorchs_initialisation():
+def test_mlp_keeps_pytorchs_initialization():
     for layer in MLP(256, 256, 256, 3).layers:
         assert fills_uniform_bound(layer.weight, 1 / 16)
         assert fills_uniform_bound(layer.bias, 1 / 16)

@@ -80,5 +80,5 @@ def test_channels_that_groups_do_not_divide_are_refused():
 def test_another_number_of_features_is_refused(rng, count):
     neck = ChannelMapper(CHANNELS, 16, norm_groups=4)
     features = (_features(rng) * 2)[:count]
-    with pytest.raises(ValueError, match=rf"built for 3 features .* got {count}"):
+    with pytest.raises(ValueError, match=rf"expected 3 features .* got {count}"):
         neck(features)

@@ -49,8 +49,8 @@ def test_sine_encoding_agrees_with_loops_over_valid_pixels(offset, normalize, te
 def test_offset_of_deformable_detr_is_the_default_and_halves_a_pixel():
     mask = torch.zeros(1, 1, 8, dtype=torch.bool)
     ours, detrs = SinePositionEncoding(8)(mask), SinePositionEncoding(8, offset=0.0)(mask)
-    centre, edge = 0.5 / 8, 1 / 8
-    assert ours[0, 4, 0, 0].item() == pytest.approx(math.sin(2 * math.pi * centre), abs=1e-5)
+    center, edge = 0.5 / 8, 1 / 8
+    assert ours[0, 4, 0, 0].item() == pytest.approx(math.sin(2 * math.pi * center), abs=1e-5)
     assert detrs[0, 4, 0, 0].item() == pytest.approx(math.sin(2 * math.pi * edge), abs=1e-5)
 
 

@@ -10,7 +10,6 @@ from torch.nn.utils import prune
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionsFrozenBatchNorm2d
 
-from deformdetr.nn import _onednn
 from deformdetr.nn._residual import FrozenBatchNorm2d, ResidualBlock, convolve_and_normalize
 
 
@@ -54,9 +53,7 @@ def torchvisions_block(kind: type[nn.Module], stride: int) -> nn.Module:
 
 @pytest.mark.parametrize("kind", [BasicBlock, Bottleneck])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("by_onednn", [True, False])
-def test_block_has_outputs_gradients_and_names_of_torchvisions(kind, stride, by_onednn, rng, monkeypatch):
-    monkeypatch.setattr(_onednn, "_is_faster", lambda: by_onednn)
+def test_block_has_outputs_gradients_and_names_of_torchvisions(kind, stride, rng):
     theirs = torchvisions_block(kind, stride)
     fill(theirs, rng)
     nn.init.normal_(theirs.conv1.weight, std=0.1)
@@ -122,8 +119,7 @@ def prune_convolution(conv: nn.Conv2d, norm: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("change", [hook_convolution, hook_norm, prune_convolution])
-def test_changes_of_convolution_and_norm_count(change, rng, monkeypatch):
-    monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
+def test_changes_of_convolution_and_norm_count(change, rng):
     conv, norm = nn.Conv2d(4, 6, 3, padding=1, bias=False), FrozenBatchNorm2d(6)
     x = torch.randn(2, 4, 7, 5, generator=rng)
     plain = convolve_and_normalize(x, conv, norm)
@@ -134,8 +130,7 @@ def test_changes_of_convolution_and_norm_count(change, rng, monkeypatch):
 
 
 @pytest.mark.parametrize("settings", [{"padding_mode": "reflect"}, {"padding": "same"}], ids=str)
-def test_convolutions_of_other_borders_are_called(settings, rng, monkeypatch):
-    monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
+def test_convolutions_of_other_borders_are_called(settings, rng):
     conv, norm = nn.Conv2d(4, 6, 3, bias=False, **({"padding": 1} | settings)), random_norm(6, rng)
     x = torch.randn(2, 4, 7, 5, generator=rng)
     torch.testing.assert_close(convolve_and_normalize(x, conv, norm), norm(conv(x)))

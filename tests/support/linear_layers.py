@@ -4,7 +4,7 @@ import copy
 
 from torch import Tensor, nn
 
-from deformdetr.nn._linear import apply_linear
+from deformdetr.kernels._layers import apply_linear
 
 
 class Applied(nn.Module):

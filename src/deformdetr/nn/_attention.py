@@ -19,36 +19,43 @@ from deformdetr.kernels import (
     register_flop_formulas,
     sampling_locations,
 )
-from deformdetr.nn._linear import apply_linear
+from deformdetr.kernels._layers import apply_linear
 
 
 class MSDeformAttn(nn.Module):
     """Attend to a few learned points around a reference, on every level of a feature pyramid.
 
-    Constructor, call, initialisation and parameter names are those of the original layer, so that its checkpoints and
+    Constructor, call, initialization and parameter names are those of the original layer, so that its checkpoints and
     its callers work unchanged.
 
     Args:
         d_model: Channels of queries and features; a multiple of `n_heads`.
         n_levels: Levels of the feature pyramid.
         n_heads: Attention heads.
-        n_points: Sampling points per head and level; where levels differ, the number of each.
-        ratio: Channels of the projected features as a multiple of `d_model`, rounded down: with 0.5, heads sample and
-            sum half as many. mmcv's name for it is `value_proj_ratio`.
+        n_points: Sampling points per head and level: one number, or a number for each level.
+        ratio: Channels of the projected features as a multiple of `d_model`, rounded down. With 0.5, heads sample half
+            as many channels. mmcv calls it `value_proj_ratio`.
 
     Raises:
-        ValueError: If `d_model` is not a positive multiple of `n_heads`, a count is not positive, there are numbers of
-            points for another number of levels, or `ratio` gives channels that are not a positive multiple of
-            `n_heads`.
+        ValueError: If `d_model` is not a positive multiple of `n_heads`, a count is not positive, `n_points` does not
+            have one number per level, or the projected channels are not a positive multiple of `n_heads`.
 
     References:
         Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", ICLR 2021, equation 3
-        and appendix A.4 for the initialisation; Lv et al., "RT-DETRv2", 2024, for points that differ between levels;
+        and appendix A.4 for the initialization; Lv et al., "RT-DETRv2", 2024, for points that differ between levels;
         Chen et al., "Vision Transformer Adapter for Dense Predictions", ICLR 2023, for the ratio.
+
+    Example:
+        >>> import torch
+        >>> shapes = [(8, 12), (4, 6)]
+        >>> layer = MSDeformAttn(d_model=32, n_levels=2, n_heads=4)
+        >>> query, features = torch.rand(1, 10, 32), torch.rand(1, 8 * 12 + 4 * 6, 32)
+        >>> layer(query, torch.rand(1, 10, 2, 2), features, shapes).shape
+        torch.Size([1, 10, 32])
     """
 
     im2col_step = 64
-    """Read by callers of the original, whose kernel cuts a batch into pieces of so many images; not used here."""
+    """Images per kernel launch in the original, whose callers read this attribute; not used here."""
 
     def __init__(
         self,
@@ -79,7 +86,7 @@ class MSDeformAttn(nn.Module):
         self.d_model = d_model
         self.n_levels = n_levels
         self.n_heads = n_heads
-        # Equal numbers are one number, because only levels that differ need to be apart.
+        # The fused operator takes one number for all levels.
         self.n_points: int | tuple[int, ...] = points[0] if len(set(points)) == 1 else points
         self.ratio = ratio
         self._points_per_level = points
@@ -92,7 +99,7 @@ class MSDeformAttn(nn.Module):
             register_flop_formulas()
 
     def reset_parameters(self) -> None:
-        """Point head m in direction 2 pi m / n_heads, point p at distance p + 1 pixels, with uniform attention."""
+        """Set offsets to direction 2 pi m / n_heads for head m and p + 1 pixels for point p, with uniform attention."""
         nn.init.zeros_(self.sampling_offsets.weight)
         angles = torch.arange(self.n_heads, dtype=torch.float32) * (2 * math.pi / self.n_heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
@@ -106,7 +113,7 @@ class MSDeformAttn(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
-    # The original's transformer calls this name on the layers it holds.
+    # The original's transformer calls the method by this name.
     _reset_parameters = reset_parameters
 
     def forward(
@@ -122,19 +129,19 @@ class MSDeformAttn(nn.Module):
 
         Args:
             query: Content plus position.
-            reference_points: Fractions of each level: centres (x, y), or boxes (cx, cy, w, h), which scale the offsets.
-                One that holds for every image, or for every level, may have a single one there.
+            reference_points: Fractions of each level: centers (x, y), or boxes (cx, cy, w, h), which scale the offsets.
+                An axis of batch or levels may have size 1, for all images or levels.
             input_flatten: Features of all levels, flattened row by row and concatenated.
             input_spatial_shapes: (height, width) of every level, as ints or as a tensor.
-            input_level_start_index: Where every level starts in `input_flatten`, for callers of the original. Must be
-                an integer per level; the values follow from the shapes and are not read.
+            input_level_start_index: Index of each level's first pixel in `input_flatten`, for callers of the original:
+                an integer per level. The values follow from the shapes and are not read.
             input_padding_mask: True at padded pixels, whose projected features count as zero.
 
         Raises:
-            TypeError: If what should be a tensor is not one.
-            ValueError: If `reference_points` has neither 2 nor 4 coordinates, or neither one level nor the layer's, or
-                the spatial shapes do not fit the layer or the features, or `input_level_start_index` is anything but an
-                integer per level, such as a padding mask.
+            TypeError: If an argument that must be a tensor is not one.
+            ValueError: If `reference_points` does not have 2 or 4 coordinates, or has a number of levels other than 1
+                and the layer's; if the spatial shapes do not fit the layer or the features; or if
+                `input_level_start_index` is not an integer per level but, say, a padding mask.
         """
         _check_level_starts(input_level_start_index, self.n_levels)
         value = _split(apply_linear(self.value_proj, input_flatten), self.n_heads, -1)
@@ -164,11 +171,11 @@ class MSDeformAttn(nn.Module):
         Float[Tensor, "batch queries heads *levels_and_points 2"],
         Float[Tensor, "batch queries heads *levels_and_points"],
     ]:
-        """Give where each query samples, (x, y) as fractions of each level, and with which attention.
+        """Return the sampling locations, (x, y) as fractions of each level, and the attention weights.
 
-        Locations have at least float32 precision in every mode of training; an offset counts pixels of its level for a
-        centre, and eighths of the box (for the usual four points) for a box. Where levels differ in their number of
-        points, one axis has all of them, level by level, in place of the axes of levels and points.
+        Locations are float32 or wider, also under autocast. The unit of an offset is a pixel of its level for a center,
+        and `1 / (2 * n_points)` of the box for a box. If levels differ in their number of points, one axis holds the
+        points of all levels, in place of the two axes of levels and points.
         """
         offsets, logits = self._offsets_and_logits(query, reference_points, spatial_shapes)
         weights = logits.flatten(3).softmax(-1).view(logits.shape)
@@ -214,13 +221,14 @@ class MSDeformAttn(nn.Module):
             raise ValueError(f"spatial_shapes has {len(spatial_shapes)} levels, but the layer has {self.n_levels}")
 
     def extra_repr(self) -> str:
-        """Name the sizes that the linear layers do not show."""
-        return f"n_levels={self.n_levels}, n_heads={self.n_heads}, n_points={self.n_points}"
+        """Return the settings that the linear layers do not show."""
+        ratio = "" if self.ratio == 1 else f", ratio={self.ratio}"
+        return f"n_levels={self.n_levels}, n_heads={self.n_heads}, n_points={self.n_points}{ratio}"
 
 
 @compares_sizes
 def _check_level_starts(starts: Any, n_levels: int) -> None:
-    """Refuse what cannot be level starts by its kind and shape, which the host knows without reading it."""
+    """Check the type and shape of level starts, without reading their values from the device."""
     if starts is None:
         return
     if isinstance(starts, Tensor):
@@ -230,18 +238,17 @@ def _check_level_starts(starts: Any, n_levels: int) -> None:
     if not fits:
         found = f"{starts.dtype} of shape {tuple(starts.shape)}" if isinstance(starts, Tensor) else repr(starts)
         raise ValueError(
-            f"input_level_start_index must be None or an integer for each of {n_levels} levels, got {found}. A padding "
-            "mask has this place in the call of early Deformable DETR, which TrackFormer and TransTrack kept, (query, "
-            "reference_points, input_flatten, input_spatial_shapes, input_padding_mask): pass it as "
+            f"input_level_start_index must be None or an integer for each of {n_levels} levels, got {found}. In early "
+            "Deformable DETR, TrackFormer and TransTrack the fifth argument is the padding mask: pass it as "
             "input_padding_mask=mask"
         )
 
 
 def _is_integer(number: Any) -> bool:
-    """Return whether a number is an integer, of any kind and also in a tensor, which is not read."""
+    """Return whether a number is an integer of any type, or an integer tensor without axes, which is not read."""
     if isinstance(number, Tensor):
         return not number.ndim and _is_whole(number)
-    return isinstance(number, int | torch.SymInt | Integral)
+    return isinstance(number, (int, torch.SymInt, Integral))
 
 
 def _is_whole(tensor: Tensor) -> bool:
@@ -249,5 +256,5 @@ def _is_whole(tensor: Tensor) -> bool:
 
 
 def _split(projected: Tensor, *sizes: int) -> Tensor:
-    """Split the last axis; `unflatten` would keep the batch of the traced inputs in PyTorch's older ONNX exporter."""
+    """Split the last axis. In PyTorch's older ONNX exporter, `unflatten` would fix the batch size of the trace."""
     return projected.view(*projected.shape[:-1], *sizes)

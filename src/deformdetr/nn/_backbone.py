@@ -1,4 +1,4 @@
-"""Convolutional backbones that give features of several strides."""
+"""Convolutional backbones that return features of several strides."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deformdetr._files import expand_path, read_tensor_file
+from deformdetr.kernels._layers import to_fast_format
 from deformdetr.nn._residual import FrozenBatchNorm2d, ResidualBlock, convolve_and_normalize
 
 ResNetName: TypeAlias = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
@@ -21,32 +22,38 @@ class ResNetBackbone(nn.Module):
     """A ResNet of torchvision without its classifier.
 
     Args:
-        name: Which one.
-        out_layers: Stages whose outputs are given, out of 1 to 4, at strides 4 to 32; ascending.
-        norm: `frozen_batch` keeps BatchNorm's statistics and scales as loaded, right for pretrained weights and small
-            batches; `batch` trains it; `group` is GroupNorm of 32 groups, right for training from scratch with small
+        name: Depth of the network.
+        out_layers: Stages to return, ascending out of 1 to 4, whose strides are 4 to 32.
+        norm: `frozen_batch` keeps BatchNorm's statistics and scales as loaded, for pretrained weights and small
+            batches; `batch` trains it; `group` is GroupNorm of 32 groups, for training from scratch with small
             batches.
         dilation: Whether the last stage keeps stride 16 and dilates its convolutions instead (DC5).
-        trainable_layers: How many stages train, counted from the last: 0 to 5, where 5 includes the stem. The others
-            have no gradients and keep their norm's statistics.
-        weights: None draws random ones, "DEFAULT" downloads torchvision's best ImageNet weights, anything else is the
-            path of a state dict in torchvision's names, read with `weights_only=True`.
-        convolutions: What takes the place of the 3x3 convolutions of a stage, 1 to 4, such as `DeformConv2d`: called
-            with what `nn.Conv2d` is called with, and holding its kernel as `weight`. It is loaded like the plain one;
-            what else it learns may be missing in `weights`.
+        trainable_layers: Number of stages that train, counted from the last: 0 to 5, where 5 includes the stem. The
+            others have no gradients and keep their norm's statistics.
+        weights: None for random weights, "DEFAULT" to download torchvision's best ImageNet weights, or the path of a
+            state dict with torchvision's names, read with `weights_only=True`.
+        convolutions: Constructor of the 3x3 convolutions, for each stage (1 to 4) where they are not `nn.Conv2d`, such
+            as `DeformConv2d`. It takes the arguments of `nn.Conv2d`, and the layer holds its kernel as `weight`. The
+            kernel is loaded like that of the plain layer; `weights` may lack its other parameters.
 
     Attributes:
         channels: Channels of each output.
         strides: Stride of each output, in pixels of the image.
-        blocks: The residual blocks, each of which can be run again for the backward pass.
+        blocks: The residual blocks, each of which can be recomputed in the backward pass.
 
     Raises:
-        ValueError: If a setting is unknown, or the network cannot be built that way, or the weights cannot be read
-            or do not fit.
-        FileNotFoundError: If `weights` names no file.
+        ValueError: If a setting is unknown, the settings contradict each other, or the weights cannot be read or do
+            not fit.
+        FileNotFoundError: If there is no file `weights`.
 
     References:
         He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
+
+    Example:
+        >>> import torch
+        >>> backbone = ResNetBackbone("resnet18")
+        >>> [tuple(feature.shape) for feature in backbone(torch.rand(1, 3, 64, 96))]
+        [(1, 128, 8, 12), (1, 256, 4, 6), (1, 512, 2, 3)]
     """
 
     def __init__(
@@ -61,25 +68,9 @@ class ResNetBackbone(nn.Module):
         convolutions: Mapping[int, Callable[..., nn.Module]] | None = None,
     ) -> None:
         super().__init__()
-        # Imported here, so that the rest of the package works where torchvision does not match torch.
-        import torchvision
-
-        if name not in ("resnet18", "resnet34", "resnet50", "resnet101"):
-            raise ValueError(f"name must be resnet18, resnet34, resnet50 or resnet101, got {name!r}")
-        if dilation and name in ("resnet18", "resnet34"):
-            raise ValueError(f"{name} has no dilated form; dilation needs resnet50 or resnet101")
-        if convolutions and name in ("resnet18", "resnet34"):
-            raise ValueError(f"convolutions take the place of a bottleneck's, which {name} has none of")
-        if not 0 <= trainable_layers <= 5:
-            raise ValueError(f"trainable_layers must lie in 0..5, got {trainable_layers}")
+        _check_settings(name, trainable_layers, dilation=dilation, has_convolutions=bool(convolutions))
         self.out_layers = _ascending_stages(out_layers)
-        state = None if weights is None else _read_weights(name, norm, weights)
-        resnet = torchvision.models.get_model(
-            name, weights=None, norm_layer=_norm_layer(norm), replace_stride_with_dilation=[False, False, dilation]
-        )
-        added = _replace_convolutions(resnet, convolutions or {})
-        if state is not None:
-            _load_weights(resnet, f"weights ({weights}) do not fit {name}", state, added)
+        resnet = _build_resnet(name, norm, weights, convolutions or {}, dilation=dilation)
         self.conv1 = resnet.conv1
         self.bn1 = resnet.bn1
         self.relu = resnet.relu
@@ -88,10 +79,9 @@ class ResNetBackbone(nn.Module):
             nn.Sequential(*(ResidualBlock(block) for block in stage))
             for stage in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4)
         )
-
         widest = resnet.fc.in_features
         self.channels = tuple(widest >> (4 - layer) for layer in self.out_layers)
-        self.strides = tuple(16 if dilation and layer == 4 else 2 << layer for layer in self.out_layers)
+        self.strides = _strides(self.out_layers, dilation=dilation)
         stages = [nn.ModuleList([self.conv1, self.bn1]), self.layer1, self.layer2, self.layer3, self.layer4]
         self._frozen = tuple(stages[: 5 - trainable_layers])
         for stage in self._frozen:
@@ -101,15 +91,13 @@ class ResNetBackbone(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> list[Float[Tensor, "batch _channels _height _width"]]:
-        """Give the outputs of the chosen stages, finest first.
+        """Return the outputs of the chosen stages, finest first.
 
         Args:
-            images: RGB, normalised as the weights expect it.
+            images: RGB, normalized as the weights expect it.
         """
-        if images.device.type == "cpu" and not torch.compiler.is_compiling():
-            # Convolutions of the other layout copy what goes in and what comes out.
-            images = images.contiguous(memory_format=torch.channels_last)
-        x = self.maxpool(self.relu(convolve_and_normalize(images, self.conv1, self.bn1)))
+        x = convolve_and_normalize(to_fast_format(images), self.conv1, self.bn1)
+        x = self.maxpool(self.relu(x))
         features = []
         for index, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), start=1):
             x = stage(x)
@@ -119,7 +107,7 @@ class ResNetBackbone(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Give the residual blocks, in order."""
+        """Return the residual blocks, in order."""
         return [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]
 
     def train(self, mode: bool = True) -> "ResNetBackbone":  # noqa: FBT001, FBT002 - PyTorch's signature.
@@ -131,20 +119,26 @@ class ResNetBackbone(nn.Module):
 
 
 class ConvBackbone(nn.Module):
-    """A small residual network with group norm, for demonstrations and tests; it needs no torchvision.
+    """A small residual network with group norm, for demonstrations and tests, without torchvision.
 
     Args:
         channels: Channels at strides 4, 8, 16 and 32, each a multiple of 8.
-        out_layers: Stages whose outputs are given, out of 1 to 4, at those strides; ascending.
+        out_layers: Stages to return, ascending out of 1 to 4.
         dilation: Whether the last stage keeps stride 16 and dilates its second convolution instead (DC5).
 
     Attributes:
         channels: Channels of each output.
         strides: Stride of each output, in pixels of the image.
-        blocks: The stages, each of which can be run again for the backward pass.
+        blocks: The stages, each of which can be recomputed in the backward pass.
 
     Raises:
         ValueError: If a width is not a positive multiple of 8, or the stages are not ascending out of 1 to 4.
+
+    Example:
+        >>> import torch
+        >>> backbone = ConvBackbone(channels=(8, 16, 32, 64), out_layers=(3, 4))
+        >>> [tuple(feature.shape) for feature in backbone(torch.rand(1, 3, 64, 96))]
+        [(1, 32, 4, 6), (1, 64, 2, 3)]
     """
 
     def __init__(
@@ -166,12 +160,12 @@ class ConvBackbone(nn.Module):
             for stage, (a, b) in enumerate(zip(widths, channels, strict=False), start=1)
         )
         self.channels = tuple(channels[layer - 1] for layer in self.out_layers)
-        self.strides = tuple(16 if dilation and layer == 4 else 2 << layer for layer in self.out_layers)
+        self.strides = _strides(self.out_layers, dilation=dilation)
 
     def forward(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> list[Float[Tensor, "batch _channels _height _width"]]:
-        """Give the outputs of the chosen stages, finest first."""
+        """Return the outputs of the chosen stages, finest first."""
         x = self.stem(images).relu()
         features = []
         for index, stage in enumerate(self.stages, start=1):
@@ -182,12 +176,12 @@ class ConvBackbone(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Give the stages, in order."""
+        """Return the stages, in order."""
         return list(self.stages)
 
 
 class _ResidualStage(nn.Module):
-    """A strided convolution, then a residual one, which is dilated where the first keeps the stride."""
+    """A strided convolution, then a residual one. A stage that keeps its stride dilates the second instead."""
 
     def __init__(self, d_in: int, d_out: int, *, keeps_stride: bool) -> None:
         super().__init__()
@@ -211,16 +205,53 @@ def _ascending_stages(out_layers: Sequence[int]) -> tuple[int, ...]:
     return tuple(out_layers)
 
 
+def _strides(out_layers: tuple[int, ...], *, dilation: bool) -> tuple[int, ...]:
+    return tuple(16 if dilation and layer == 4 else 2 << layer for layer in out_layers)
+
+
 def _group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(8, channels)
 
 
 def torchvision_ops() -> ModuleType:
-    """Give torchvision's operators, imported when they are first needed."""
+    """Return torchvision's operators, imported at the first call."""
     import torchvision.ops
 
     ops: ModuleType = torchvision.ops
     return ops
+
+
+def _check_settings(name: str, trainable_layers: int, *, dilation: bool, has_convolutions: bool) -> None:
+    if name not in ("resnet18", "resnet34", "resnet50", "resnet101"):
+        raise ValueError(f"name must be resnet18, resnet34, resnet50 or resnet101, got {name!r}")
+    if dilation and name in ("resnet18", "resnet34"):
+        raise ValueError(f"{name} has no dilated form; dilation needs resnet50 or resnet101")
+    if has_convolutions and name in ("resnet18", "resnet34"):
+        raise ValueError(f"convolutions replace those of bottlenecks, which {name} does not have")
+    if not 0 <= trainable_layers <= 5:
+        raise ValueError(f"trainable_layers must lie in 0..5, got {trainable_layers}")
+
+
+def _build_resnet(
+    name: ResNetName,
+    norm: ResNetNorm,
+    weights: str | Path | None,
+    convolutions: Mapping[int, Callable[..., nn.Module]],
+    *,
+    dilation: bool,
+) -> Any:
+    """Return torchvision's network with the chosen norms, convolutions and weights."""
+    # Imported here, so that the rest of the package works where torchvision does not match torch.
+    import torchvision
+
+    state = None if weights is None else _read_weights(name, norm, weights)
+    resnet = torchvision.models.get_model(
+        name, weights=None, norm_layer=_norm_layer(norm), replace_stride_with_dilation=[False, False, dilation]
+    )
+    added = _replace_convolutions(resnet, convolutions)
+    if state is not None:
+        _load_weights(resnet, f"weights ({weights}) do not fit {name}", state, added)
+    return resnet
 
 
 def _norm_layer(norm: ResNetNorm) -> Callable[[int], nn.Module]:
@@ -235,7 +266,7 @@ def _norm_layer(norm: ResNetNorm) -> Callable[[int], nn.Module]:
 
 
 def _replace_convolutions(resnet: nn.Module, convolutions: Mapping[int, Callable[..., nn.Module]]) -> Collection[str]:
-    """Put in new 3x3 convolutions, which start from the kernels of the old ones; name what they learn besides."""
+    """Replace 3x3 convolutions, keep their kernels, and return the names of the state that the new ones add."""
     plain = resnet.state_dict().keys()
     for stage, build in convolutions.items():
         if stage not in (1, 2, 3, 4):
@@ -260,7 +291,7 @@ def _replace_convolutions(resnet: nn.Module, convolutions: Mapping[int, Callable
 
 def _read_weights(name: str, norm: ResNetNorm, weights: str | Path) -> dict[str, Tensor]:
     if norm == "group":
-        raise ValueError(f"weights ({weights}) are of a batch-norm network and do not fit norm='group'")
+        raise ValueError(f"weights ({weights}) are those of a batch-norm network and do not fit norm='group'")
     return _default_state_dict(name) if weights == "DEFAULT" else _read_state_dict(expand_path(weights))
 
 
@@ -272,7 +303,7 @@ def _load_weights(resnet: nn.Module, refusal: str, state: dict[str, Tensor], opt
     try:
         resnet.load_state_dict(state)
     except RuntimeError as error:
-        # One line for each kind of difference, and one for each size: enough of them to see what was given.
+        # PyTorch writes a line for each kind of difference, and one for each size. The first three tell enough.
         reasons = "; ".join(shorten(line, 200) for line in str(error).splitlines()[1:4])
         raise ValueError(f"{refusal}: {reasons}") from error
 

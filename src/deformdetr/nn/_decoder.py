@@ -11,9 +11,9 @@ from deformdetr._dtypes import at_least_float32
 from deformdetr._tracing import fixed_size
 from deformdetr.boxes import inverse_sigmoid
 from deformdetr.kernels import SpatialShapes
+from deformdetr.kernels._layers import apply_dropout
 from deformdetr.nn._anchor_position import AnchorPosition
 from deformdetr.nn._attention import MSDeformAttn
-from deformdetr.nn._dropout import apply_dropout
 from deformdetr.nn._feed_forward import FeedForward
 
 

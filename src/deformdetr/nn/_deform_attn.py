@@ -7,7 +7,7 @@ from deformdetr.nn._attention import MSDeformAttn
 
 
 class DeformAttn(nn.Module):
-    """Attend to a few learned points around a reference, on one feature map that is kept as a map.
+    """Attend to a few learned points around a reference, on one feature map of shape (channels, height, width).
 
     Args:
         d_model: Channels of queries and features; a multiple of `n_heads`.
@@ -15,13 +15,19 @@ class DeformAttn(nn.Module):
         n_points: Sampling points per head.
 
     Attributes:
-        attention: The `MSDeformAttn` of one level that does the work; its parameters are those of the layer.
+        attention: The `MSDeformAttn` of one level, which holds all parameters.
 
     Raises:
         ValueError: If `d_model` is not a positive multiple of `n_heads`, or a count is not positive.
 
     References:
         Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", ICLR 2021, equation 2.
+
+    Example:
+        >>> import torch
+        >>> layer = DeformAttn(d_model=32, n_heads=4)
+        >>> layer(torch.rand(1, 10, 32), torch.rand(1, 10, 2), torch.rand(1, 32, 8, 12)).shape
+        torch.Size([1, 10, 32])
     """
 
     def __init__(self, d_model: int = 256, n_heads: int = 8, n_points: int = 4) -> None:
@@ -39,8 +45,8 @@ class DeformAttn(nn.Module):
 
         Args:
             query: Content plus position.
-            reference_points: Fractions of the map: centres (x, y), or boxes (cx, cy, w, h), which scale the offsets.
-            features: The map.
+            reference_points: Fractions of the map: centers (x, y), or boxes (cx, cy, w, h), which scale the offsets.
+            features: The feature map.
             padding_mask: True at padded pixels, whose projected features count as zero.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Convolutions that sample where they have learned to."""
+"""Deformable convolutions."""
 
 from typing import Literal
 
@@ -10,23 +10,24 @@ from deformdetr.nn._backbone import torchvision_ops
 
 
 class DeformConv2d(nn.Module):
-    """A convolution whose taps are moved, and in version 2 weighted, by what another convolution predicts.
+    """A convolution whose taps have predicted offsets and, in version 2, predicted weights.
 
-    `conv_offset` predicts for every tap its offset (y, x) in pixels of the input and, in version 2, after all offsets,
-    the logit of its weight. It starts from zero, as published: version 1 is a plain convolution then, and version 2
-    one of half the size, because the sigmoid of zero is a half. The published training gives `conv_offset` the learning
-    rate of the other layers in version 1 and a tenth of it in version 2. Parameters are named as in mmcv.
+    Another convolution, `conv_offset`, predicts the offset (y, x) of every tap in pixels of the input. In version 2 it
+    also predicts, after all offsets, the logit of every tap's weight. It is initialized to zero, as published. Version
+    1 then equals a plain convolution, and version 2 half of one, because the sigmoid of zero is 0.5. The published
+    training uses the same learning rate for `conv_offset` as for other layers in version 1, and a tenth in version 2.
+    Parameters are named as in mmcv.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         kernel_size: (height, width) of the kernel, or one number for both; so are the following three.
-        version: 1 moves the taps; 2 weighs them too, each by a number from 0 to 1.
-        stride: Pixels of the input from one output to the next.
+        version: 1 for offsets alone, 2 for offsets and weights between 0 and 1.
+        stride: Pixels of the input between neighboring outputs.
         padding: Zeros around the input.
-        dilation: Pixels of the input from one tap to the next, before they are moved.
-        groups: Groups of channels that are convolved apart.
-        offset_groups: Groups of input channels that have their own offsets and weights.
+        dilation: Pixels of the input between neighboring taps, before their offsets.
+        groups: Groups of channels that are convolved separately.
+        offset_groups: Groups of input channels with offsets and weights of their own.
         bias: Whether the output has a learned bias.
 
     Raises:
@@ -35,6 +36,11 @@ class DeformConv2d(nn.Module):
     References:
         Dai et al., "Deformable Convolutional Networks", ICCV 2017, for version 1; Zhu et al., "Deformable ConvNets v2:
         More Deformable, Better Results", CVPR 2019, section 3.2, for version 2.
+
+    Example:
+        >>> import torch
+        >>> DeformConv2d(8, 16, kernel_size=3, padding=1)(torch.rand(1, 8, 5, 7)).shape
+        torch.Size([1, 16, 5, 7])
     """
 
     bias: nn.Parameter | None
@@ -72,7 +78,7 @@ class DeformConv2d(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch in_channels _height _width"]
     ) -> Float[Tensor, "batch out_channels _new_height _new_width"]:
-        """Convolve; the sampling runs in float32 or better, whatever the precision of the rest."""
+        """Return the convolved input, in its dtype; sampling runs in float32 or wider."""
         predicted = self.conv_offset(x)
         taps = at_least_float32(predicted)
         n_offsets = 2 * self.offset_groups * self.weight[0, 0].numel()
@@ -89,7 +95,7 @@ class DeformConv2d(nn.Module):
         return out.to(predicted.dtype)
 
     def extra_repr(self) -> str:
-        """Name what `conv_offset` does not show."""
+        """Return the settings that `conv_offset` does not show."""
         channels, rest = self.weight.shape[:2]
         return (
             f"out_channels={channels}, version={self.version}, groups={self.conv_offset.in_channels // rest}, "

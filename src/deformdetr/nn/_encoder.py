@@ -6,20 +6,28 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from deformdetr.kernels import SpatialShapes
+from deformdetr.kernels._chunks import apply_in_chunks
+from deformdetr.kernels._layers import apply_dropout
 from deformdetr.nn._attention import MSDeformAttn
-from deformdetr.nn._dropout import apply_dropout
 from deformdetr.nn._feed_forward import FeedForward
 from deformdetr.nn._geometry import LevelShapes, pixel_centers
-from deformdetr.nn._pieces import apply_by_pieces
 
 
 class DeformableEncoderLayer(nn.Module):
-    """Let every pixel of the pyramid attend to a few others, then transform it; norms follow the residual sums.
+    """Deformable self-attention of all pixels, then a feed-forward layer; each residual sum is normalized.
 
     Args:
         self_attn: The attention layer.
-        feed_forward: The layer after it.
-        dropout: Probability of dropping a channel of either residual branch.
+        feed_forward: The feed-forward layer.
+        dropout: Probability of dropping an element of either residual branch.
+
+    Example:
+        >>> import torch
+        >>> from deformdetr.nn import FeedForward, pixel_centers
+        >>> layer = DeformableEncoderLayer(MSDeformAttn(32, n_levels=1, n_heads=4), FeedForward(32, 64))
+        >>> references = pixel_centers([(8, 12)], torch.ones(1, 1, 2))
+        >>> layer(torch.rand(1, 96, 32), torch.rand(1, 96, 32), references, [(8, 12)]).shape
+        torch.Size([1, 96, 32])
     """
 
     def __init__(self, self_attn: MSDeformAttn, feed_forward: FeedForward, *, dropout: float = 0.1) -> None:
@@ -38,11 +46,11 @@ class DeformableEncoderLayer(nn.Module):
         spatial_shapes: SpatialShapes,
         padding_mask: Bool[Tensor, "batch pixels"] | None = None,
     ) -> Float[Tensor, "batch pixels d_model"]:
-        """Transform the features of all levels; `position` is added to the queries, not to the values."""
+        """Return new features of all levels; `position` is added to queries, not to values."""
         attended = self.self_attn(
             src + position, reference_points, src, spatial_shapes, input_padding_mask=padding_mask
         )
-        return apply_by_pieces(self._transform, src, attended)
+        return apply_in_chunks(self._transform, src, attended)
 
     def _transform(self, src: Tensor, attended: Tensor) -> Tensor:
         src = self.self_attn_norm(src + apply_dropout(self.dropout, attended))
@@ -55,11 +63,20 @@ class DeformableEncoder(nn.Module):
 
     Args:
         layers: Built layers, which the stack owns.
+
+    Example:
+        >>> import torch
+        >>> from deformdetr.nn import FeedForward
+        >>> encoder = DeformableEncoder(
+        ...     DeformableEncoderLayer(MSDeformAttn(32, n_levels=1, n_heads=4), FeedForward(32, 64)) for _ in range(2)
+        ... )
+        >>> encoder(torch.rand(1, 96, 32), torch.rand(1, 96, 32), [(8, 12)], torch.ones(1, 1, 2)).shape
+        torch.Size([1, 96, 32])
     """
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         super().__init__()
-        # Built layers rather than a prototype to copy, because copies would share one initialisation.
+        # Built layers rather than a prototype to copy, because copies would share one initialization.
         self.layers = nn.ModuleList(layers)
 
     def forward(
@@ -70,7 +87,7 @@ class DeformableEncoder(nn.Module):
         valid_ratios: Float[Tensor, "batch levels 2"],
         padding_mask: Bool[Tensor, "batch pixels"] | None = None,
     ) -> Float[Tensor, "batch pixels d_model"]:
-        """Refine the features of all levels.
+        """Return the refined features of all levels.
 
         Args:
             src: Features, flattened row by row, levels concatenated.

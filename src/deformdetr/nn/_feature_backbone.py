@@ -1,4 +1,4 @@
-"""Any network that gives feature maps, as a backbone."""
+"""Any network that returns feature maps, as a backbone."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,17 +11,17 @@ _PROBE = 256
 
 
 class FeatureBackbone(nn.Module):
-    """A network of any origin, with what a detector needs to know of it.
+    """Any network, with the channels and strides of its feature maps that a detector reads.
 
     Args:
-        body: Turns images (batch, 3, height, width) into a list, a tuple or a mapping of feature maps (batch, channels,
+        body: Maps images (batch, 3, height, width) to a list, a tuple or a mapping of feature maps (batch, channels,
             height, width).
-        outputs: Positions or keys of the feature maps to give, finest first; None gives all, as they come.
-        channels: Channels of each output. None finds them, and the strides, by a dry run on an image of 256 x 256
-            pixels in evaluation mode.
-        strides: Stride of each output, in pixels of the image; given with `channels`.
-        frozen: Names of parts of `body`, as in `get_submodule`, that do not train: they have no gradients, and stay in
-            evaluation mode, so that their norms do not drift.
+        outputs: Indices or keys of the feature maps to return, finest first; None for all, in the order of `body`.
+        channels: Channels of each output. If None, channels and strides are found by a dry run on an image of
+            256 x 256 pixels in evaluation mode.
+        strides: Stride of each output, in pixels of the image. Required with `channels`, and only then.
+        frozen: Names of submodules of `body`, as for `get_submodule`, that do not train. They have no gradients and
+            stay in evaluation mode, so that their norms do not drift.
 
     Attributes:
         channels: Channels of each output.
@@ -29,7 +29,15 @@ class FeatureBackbone(nn.Module):
 
     Raises:
         ValueError: If a frozen part does not exist, only one of `channels` and `strides` is given, they differ in
-            length, or the dry run gives maps whose sizes do not divide that of the image.
+            length, or the dry run returns maps whose sizes do not divide that of the image.
+
+    Example:
+        >>> from torchvision.models import resnet18
+        >>> from torchvision.models.feature_extraction import create_feature_extractor
+        >>> body = create_feature_extractor(resnet18(), ["layer3", "layer4"])
+        >>> backbone = FeatureBackbone(body)
+        >>> backbone.channels, backbone.strides
+        ((256, 512), (16, 32))
     """
 
     def __init__(
@@ -65,10 +73,10 @@ class FeatureBackbone(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> list[Float[Tensor, "batch _channels _height _width"]]:
-        """Give the chosen feature maps, finest first.
+        """Return the chosen feature maps, finest first.
 
         Args:
-            images: RGB, normalised as the weights of `body` expect it.
+            images: RGB, normalized as the weights of `body` expect it.
         """
         found = self.body(images)
         if self.outputs is not None:
@@ -84,7 +92,7 @@ class FeatureBackbone(nn.Module):
 
     @torch.no_grad()
     def _probe(self) -> tuple[list[int], list[int]]:
-        """Find channels and strides, and leave every part in the mode that it was in."""
+        """Return channels and strides from a dry run, which leaves the mode of every part unchanged."""
         modes = [(part, part.training) for part in self.body.modules()]
         self.body.eval()
         like, *_ = *self.body.parameters(), torch.empty(0)

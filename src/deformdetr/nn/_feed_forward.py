@@ -1,22 +1,26 @@
-"""Layers that act on every position alone."""
+"""Perceptrons that act on each position independently."""
 
 from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deformdetr.nn._dropout import apply_dropout
-from deformdetr.nn._linear import apply_linear
+from deformdetr.kernels._layers import apply_dropout, apply_linear
 
 
 class FeedForward(nn.Module):
-    """Expand, activate, contract: the two-layer perceptron of a transformer layer, without residual or norm.
+    """The two-layer perceptron of a transformer layer, without residual connection or norm.
 
     Args:
         d_model: Channels in and out.
         d_ffn: Hidden channels.
         dropout: Probability of dropping a hidden activation.
-        activation: Applied to the hidden channels; ReLU when omitted.
+        activation: Applied to the hidden channels; ReLU by default.
+
+    Example:
+        >>> import torch
+        >>> FeedForward(d_model=8, d_ffn=32)(torch.rand(2, 5, 8)).shape
+        torch.Size([2, 5, 8])
     """
 
     def __init__(self, d_model: int, d_ffn: int, *, dropout: float = 0.1, activation: nn.Module | None = None) -> None:
@@ -28,12 +32,12 @@ class FeedForward(nn.Module):
         self.reset_parameters()
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Apply both layers to the last axis."""
+        """Return the last axis expanded, activated and contracted."""
         hidden = self.activation(apply_linear(self.linear1, x))
         return apply_linear(self.linear2, apply_dropout(self.dropout, hidden))
 
     def reset_parameters(self) -> None:
-        """Draw the weights from Xavier's uniform distribution; biases keep PyTorch's default."""
+        """Initialize weights by Xavier's uniform distribution; biases keep PyTorch's default."""
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
 
@@ -45,10 +49,15 @@ class MLP(nn.Module):
         d_in: Channels in.
         d_hidden: Channels between the layers.
         d_out: Channels out.
-        n_layers: Linear layers, at least one.
+        n_layers: Number of linear layers, at least one.
 
     Raises:
         ValueError: If `n_layers` is less than one.
+
+    Example:
+        >>> import torch
+        >>> MLP(d_in=8, d_hidden=16, d_out=4, n_layers=3)(torch.rand(2, 5, 8)).shape
+        torch.Size([2, 5, 4])
     """
 
     def __init__(self, d_in: int, d_hidden: int, d_out: int, n_layers: int) -> None:
@@ -59,7 +68,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
-        """Apply the layers to the last axis."""
+        """Return the output of all layers, applied to the last axis."""
         *hidden, last = self.layers
         for layer in hidden:
             x = apply_linear(layer, x).relu()

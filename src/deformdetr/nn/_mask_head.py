@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deformdetr.nn._linear import apply_linear
+from deformdetr.kernels._layers import apply_linear
 
 # For an image of 800 x 1333 pixels the largest activation of a query takes 8.5 MB, and three of them exist at a time.
 _QUERIES_AT_ONCE = 25

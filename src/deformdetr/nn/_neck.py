@@ -1,4 +1,4 @@
-"""From backbone features to a pyramid of equal channels."""
+"""The neck: backbone features to a pyramid with equal channels."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -10,18 +10,25 @@ from torch import Tensor, nn
 class ChannelMapper(nn.Module):
     """Project every backbone feature to `d_model` channels and append coarser levels.
 
-    A 1x1 convolution and a group norm serve each given feature; the first further level is a 3x3 convolution of stride
-    2 on the last raw feature, each later one on the projected level before it.
+    Each feature has a 1x1 convolution and a group norm. The first added level is a 3x3 convolution of stride 2 on the
+    last backbone feature, each later one on the level before it; a group norm follows.
 
     Args:
         in_channels: Channels of the backbone's features, finest first.
         d_model: Channels of every level; a multiple of `norm_groups`.
-        n_levels: Levels to give, at least as many as there are features.
+        n_levels: Levels to return, at least as many as there are features.
         norm_groups: Groups of the group norm.
 
     Raises:
-        ValueError: If there are no features or more than levels, or `d_model` is not a multiple of `norm_groups`; when
-            called, if the number of features is another one.
+        ValueError: If there are no features or more than `n_levels`, or `d_model` is not a multiple of `norm_groups`;
+            when called, if the number of features differs from that of `in_channels`.
+
+    Example:
+        >>> import torch
+        >>> neck = ChannelMapper([16, 32], d_model=64, n_levels=3)
+        >>> levels = neck([torch.rand(1, 16, 8, 12), torch.rand(1, 32, 4, 6)])
+        >>> [tuple(level.shape) for level in levels]
+        [(1, 64, 8, 12), (1, 64, 4, 6), (1, 64, 2, 3)]
     """
 
     def __init__(
@@ -51,10 +58,10 @@ class ChannelMapper(nn.Module):
     def forward(
         self, features: Sequence[Float[Tensor, "batch _channels _height _width"]]
     ) -> list[Float[Tensor, "batch d_model _height _width"]]:
-        """Give the levels, finest first."""
+        """Return the levels, finest first."""
         n_features = len(self.in_channels)
         if len(features) != n_features:
-            raise ValueError(f"built for {n_features} features with {self.in_channels} channels, got {len(features)}")
+            raise ValueError(f"expected {n_features} features with {self.in_channels} channels, got {len(features)}")
         levels = [level(feature) for level, feature in zip(self.levels[:n_features], features, strict=True)]
         coarsest = features[-1]
         for level in self.levels[n_features:]:

@@ -10,20 +10,24 @@ from deformdetr._tracing import compares_sizes
 
 
 class SinePositionEncoding(nn.Module):
-    """Encode each pixel's place among the valid pixels by sines and cosines: half of the channels for y, half for x.
+    """Encode each pixel's position among the valid pixels by sines and cosines: half of the channels for y, half for x.
 
     Args:
         d_model: Channels of the encoding, a multiple of 4.
         temperature: Ratio of the longest to the shortest wavelength.
-        normalize: Whether positions run over [0, 2 pi] whatever the size, rather than counting pixels.
-        offset: Added to the pixel count, which starts at 1: -0.5 gives pixel centres, as Deformable DETR has it; 0 is
-            DETR's. Used when normalising only.
+        normalize: Whether positions are scaled to [0, 2 pi], rather than counted in pixels.
+        offset: Added to the pixel count, which starts at 1, if positions are normalized. -0.5 places positions at pixel
+            centers, as in Deformable DETR; DETR uses 0.
 
     Raises:
         ValueError: If `d_model` is not a positive multiple of 4, or `temperature` is not positive.
 
     References:
         Vaswani et al., "Attention Is All You Need", NeurIPS 2017, section 3.5, in two dimensions.
+
+    Example:
+        >>> SinePositionEncoding(d_model=8)(torch.zeros(1, 4, 6, dtype=torch.bool)).shape
+        torch.Size([1, 8, 4, 6])
     """
 
     def __init__(
@@ -40,10 +44,10 @@ class SinePositionEncoding(nn.Module):
         self.offset = offset
 
     def forward(self, padding_mask: Bool[Tensor, "batch height width"]) -> Float[Tensor, "batch d_model height width"]:
-        """Encode the positions of a feature map, in float32.
+        """Return the encoding of a feature map's positions, in float32.
 
         Args:
-            padding_mask: True at padded pixels; positions count the others, along each row and column.
+            padding_mask: True at padded pixels. Positions count the other pixels along each row and column.
         """
         valid = (~padding_mask).float()
         y, x = valid.cumsum(1), valid.cumsum(2)
@@ -54,23 +58,27 @@ class SinePositionEncoding(nn.Module):
         return torch.cat(features, dim=-1).permute(0, 3, 1, 2)
 
     def extra_repr(self) -> str:
-        """Name the settings, since there are no parameters to show."""
+        """Return the settings, since there are no parameters to show."""
         names = ("d_model", "temperature", "normalize", "offset")
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
 
 class LearnedPositionEncoding(nn.Module):
-    """Learn one vector for every row and one for every column.
+    """Encode each pixel's position by a learned vector for its row and one for its column.
 
     Args:
-        d_model: Channels of the encoding, even; half for x, half for y.
+        d_model: Channels of the encoding, even: half for x, half for y.
         max_size: Largest height and width of a feature map, in pixels.
 
     Raises:
-        ValueError: If `d_model` is odd or not positive, or (when called) if a feature map is larger than `max_size`.
+        ValueError: If `d_model` is odd or not positive; when called, if a feature map is larger than `max_size`.
 
     References:
         Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020, section 4.2.
+
+    Example:
+        >>> LearnedPositionEncoding(d_model=8)(torch.zeros(1, 4, 6, dtype=torch.bool)).shape
+        torch.Size([1, 8, 4, 6])
     """
 
     def __init__(self, d_model: int = 256, *, max_size: int = 50) -> None:
@@ -84,10 +92,10 @@ class LearnedPositionEncoding(nn.Module):
         nn.init.uniform_(self.col_embed.weight)
 
     def forward(self, padding_mask: Bool[Tensor, "batch height width"]) -> Float[Tensor, "batch d_model height width"]:
-        """Encode the positions of a feature map, which do not depend on the padding.
+        """Return the encoding of a feature map's positions, which does not depend on the padding.
 
         Args:
-            padding_mask: True at padded pixels; only its shape counts.
+            padding_mask: True at padded pixels; only its shape is used.
         """
         batch, height, width = padding_mask.shape
         self._check(height, width)
@@ -104,12 +112,18 @@ class LearnedPositionEncoding(nn.Module):
 def sine_features(
     positions: Float[Tensor, "*batch"], channels: int, temperature: float = 10000.0
 ) -> Float[Tensor, "*batch {channels}"]:
-    """Encode scalars by interleaved sines and cosines of geometrically spaced frequencies.
+    """Return interleaved sines and cosines of scalars, at geometrically spaced frequencies.
 
     Args:
-        positions: In radians of the highest frequency.
-        channels: Even; 2i and 2i + 1 are sine and cosine of `positions / temperature^(2i / channels)`.
+        positions: Scalars in radians of the highest frequency.
+        channels: Even number of channels; 2i and 2i + 1 are sine and cosine of
+            `positions / temperature^(2i / channels)`.
         temperature: Ratio of the longest to the shortest wavelength.
+
+    Example:
+        >>> sine_features(torch.tensor([0.0, 1.0]), channels=2)
+        tensor([[0.0000, 1.0000],
+                [0.8415, 0.5403]])
     """
     exponents = torch.arange(0, channels, 2, dtype=positions.dtype, device=positions.device) / channels
     angles = positions.unsqueeze(-1) / temperature**exponents

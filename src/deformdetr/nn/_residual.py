@@ -1,4 +1,4 @@
-"""The blocks of a ResNet, with frozen norms folded into the convolutions before them."""
+"""Residual blocks whose frozen norms are folded into the convolutions before them."""
 
 from typing import Any, TypeGuard
 
@@ -8,11 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deformdetr import _compat
-from deformdetr.nn import _onednn
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch norm with fixed statistics, scale and shift, in the names that `nn.BatchNorm2d` has for them.
+    """Batch norm with fixed statistics, scale and shift, named as in `nn.BatchNorm2d`.
 
     Args:
         num_features: Channels.
@@ -33,30 +32,30 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_load_state_dict_pre_hook(_drop_count)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Scale and shift every channel."""
+        """Return every channel scaled and shifted."""
         scale, shift = self.scale_and_shift()
         return torch.addcmul(shift[:, None, None], x, scale[:, None, None])
 
     def scale_and_shift(self) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
-        """Give what channels are multiplied by, and what is added to them then."""
+        """Return the factor of every channel, and the number added to the product."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
     def extra_repr(self) -> str:
-        """Name the settings, since there are no parameters to show."""
+        """Return the settings, since there are no parameters to show."""
         return f"{len(self.weight)}, eps={self.eps}"
 
 
 def _drop_count(norm: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    # Batch norm counts batches, which nothing here depends on.
+    # `nn.BatchNorm2d` counts batches, which a frozen norm does not use.
     state_dict.pop(f"{prefix}num_batches_tracked", None)
 
 
 class ResidualBlock(nn.Module):
-    """The layers of one of torchvision's residual blocks, run faster.
+    """One of torchvision's residual blocks, with its norms folded where they are frozen.
 
     Args:
-        block: A `BasicBlock` or a `Bottleneck`, whose layers this takes over with their names.
+        block: A `BasicBlock` or a `Bottleneck`, whose layers and their names the new block keeps.
     """
 
     def __init__(self, block: Any) -> None:
@@ -70,7 +69,7 @@ class ResidualBlock(nn.Module):
         self.downsample = block.downsample
 
     def forward(self, x: Float[Tensor, "batch _channels _height _width"]) -> Float[Tensor, "batch _d_out _h _w"]:
-        """Add what the convolutions make of the input to the input, or to its projection."""
+        """Return the sum of the convolved input and the input or its projection, after ReLU."""
         out = self.relu(convolve_and_normalize(x, self.conv1, self.bn1))
         out = convolve_and_normalize(out, self.conv2, self.bn2)
         if self.is_bottleneck:
@@ -83,20 +82,20 @@ class ResidualBlock(nn.Module):
 def convolve_and_normalize(
     x: Float[Tensor, "batch _channels _height _width"], conv: nn.Module, norm: nn.Module
 ) -> Float[Tensor, "batch _d_out _h _w"]:
-    """Apply a convolution and a norm; a frozen norm becomes part of the kernel, which is smaller than feature maps."""
+    """Return `norm(conv(x))`, with a frozen norm folded into the kernel.
+
+    That saves a pass over the feature map: about 50 ms of 1.2 s for a Deformable DETR with ResNet-50, on an Intel Xeon.
+    """
     if not (_is_bare(conv) and _compat.is_plain(norm, FrozenBatchNorm2d)):
         out: Tensor = norm(conv(x))
         return out
     scale, shift = norm.scale_and_shift()
     weight = conv.weight * scale[:, None, None, None]
-    # Compilers choose between convolutions themselves.
-    if not torch.compiler.is_compiling() and _onednn.serves(x, weight, shift):
-        return _compat.convolve_by_onednn(x, weight, shift, conv)
     return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def _is_bare(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Return whether a convolution does nothing but multiply, on a map with zeros around it."""
+    """Return whether a layer is an unchanged convolution without a bias, with numeric padding by zeros."""
     return (
         _compat.is_plain(conv, nn.Conv2d)
         and conv.bias is None

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from deformdetr.nn._dropout import apply_dropout
+from deformdetr.kernels._layers import apply_dropout
 from deformdetr.nn._feed_forward import FeedForward
 
 

@@ -1,10 +1,17 @@
-"""Dropout layers draw as PyTorch's does, by other random numbers."""
+"""Dropout by 16 random bits per number has the distribution of PyTorch's."""
 
 import pytest
 import torch
 from torch import nn
 
-from deformdetr.nn._dropout import apply_dropout
+from deformdetr.kernels import set_layer_kernels
+from deformdetr.kernels._layers import apply_dropout
+
+
+@pytest.fixture(autouse=True, params=[["dropout"], []], ids=["16 bits", "PyTorch's"])
+def _kernels(request):
+    with set_layer_kernels(request.param):
+        yield
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.93])
@@ -13,7 +20,7 @@ def test_numbers_are_dropped_independently_with_the_probability(p, rng):
     out = apply_dropout(nn.Dropout(p), x)
     kept = out != 0
     torch.testing.assert_close(out[kept], x[kept] / (1 - p), rtol=1e-3, atol=0)
-    # Six deviations of a binomial variable; neighbours, which share a random word, are both kept with (1 - p)^2.
+    # Six deviations of a binomial variable; neighbors, which share a random word, are both kept with (1 - p)^2.
     for share, expected in ((kept, 1 - p), (kept[:, 1:] & kept[:, :-1], (1 - p) ** 2)):
         deviation = (expected * (1 - expected) / share.numel()) ** 0.5
         assert share.double().mean().item() == pytest.approx(expected, abs=12 * deviation)

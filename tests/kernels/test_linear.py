@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deformdetr import PRESETS, DeformableDETRConfig
 from deformdetr.config import ConvBackboneConfig
-from deformdetr.nn import MLP, FeedForward, MSDeformAttn, _onednn
-from deformdetr.nn._linear import apply_linear
+from deformdetr.kernels._layers import apply_linear
+from deformdetr.nn import MLP, FeedForward, MSDeformAttn
 from linear_layers import Applied, pair
 
 
@@ -133,14 +133,13 @@ def test_onednn_can_be_switched_off(rng, calls):
 
 @pytest.mark.compile
 @pytest.mark.parametrize("bias", [True, False])
-def test_compiled_layers_take_the_same_product(bias, rng, monkeypatch):
+def test_compiled_layers_take_the_same_product(bias, rng, onednn):
     torch.compiler.reset()
-    monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
     ours, theirs = pair(24, 10, bias=bias)
     seen = EagerAndRecordGraphs()
     compiled = torch.compile(ours, fullgraph=True)
     torch.compile(ours, fullgraph=True, backend=seen)(torch.randn(5, 24, generator=rng))
-    assert "deformdetr.multiply" in seen.graphs[0].print_readable(print_output=False)
+    assert "deformdetr.linear" in seen.graphs[0].print_readable(print_output=False)
     for positions in (7, 5, 9):
         x = torch.randn(2, positions, 24, generator=rng, requires_grad=True)
         grads = [torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()]) for layer in (compiled, theirs)]
@@ -149,9 +148,8 @@ def test_compiled_layers_take_the_same_product(bias, rng, monkeypatch):
 
 
 @pytest.mark.compile
-def test_compiled_layers_have_the_gradients_of_many_rows(rng, monkeypatch):
+def test_compiled_layers_have_the_gradients_of_many_rows(rng, onednn):
     torch.compiler.reset()
-    monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
     ours, theirs = pair(24, 10)
     theirs.double()
     x = torch.randn(2, 600, 24, generator=rng)
@@ -163,17 +161,15 @@ def test_compiled_layers_have_the_gradients_of_many_rows(rng, monkeypatch):
 
 
 @pytest.mark.compile
-def test_compiled_transforms_see_pytorchs_operators(rng, monkeypatch):
+def test_compiled_transforms_see_pytorchs_operators(rng, onednn):
     torch.compiler.reset()
-    monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
     layer, x = Applied(nn.Linear(6, 4)), torch.randn(3, 5, 6, generator=rng)
     compiled = torch.compile(torch.func.vmap(layer), fullgraph=True)
     torch.testing.assert_close(compiled(x), layer(x))
 
 
 @pytest.mark.compile
-def test_exported_layers_hold_pytorchs_operators_alone(rng, monkeypatch):
-    monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
+def test_exported_layers_hold_pytorchs_operators_alone(rng, onednn):
     program = torch.export.export(Applied(nn.Linear(6, 4)), (torch.randn(5, 6, generator=rng),))
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert targets == ["aten.linear.default"]
@@ -183,7 +179,7 @@ def test_exported_layers_hold_pytorchs_operators_alone(rng, monkeypatch):
 @pytest.mark.parametrize("bias", [True, False])
 def test_opcheck_passes_on_the_product(bias, rng):
     a, b = torch.randn(5, 6, generator=rng), torch.randn(6, 4, generator=rng).T
-    opcheck(torch.ops.deformdetr.multiply.default, (a, b, torch.randn(4, generator=rng) if bias else None))
+    opcheck(torch.ops.deformdetr.linear.default, (a, b, torch.randn(4, generator=rng) if bias else None))
 
 
 @pytest.mark.compile
@@ -191,7 +187,7 @@ def test_opcheck_passes_on_the_product(bias, rng):
 @pytest.mark.parametrize("columns", [3, 7])
 def test_opcheck_passes_on_the_gradient_of_weights(columns, rows, rng):
     opcheck(
-        torch.ops.deformdetr.correlate.default,
+        torch.ops.deformdetr.linear_weight_gradient.default,
         (torch.randn(rows, columns, generator=rng), torch.randn(rows, 5, generator=rng)),
     )
 
@@ -228,9 +224,8 @@ def test_wrong_width_is_refused_as_pytorch_refuses_it(width, rng, calls):
 
 
 @pytest.mark.compile
-def test_compiled_layer_refuses_a_wrong_width_as_pytorch_does(rng, monkeypatch):
+def test_compiled_layer_refuses_a_wrong_width_as_pytorch_does(rng, onednn):
     torch.compiler.reset()
-    monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
     compiled = torch.compile(Applied(nn.Linear(6, 4)), backend="aot_eager")
     with pytest.raises(RuntimeError, match=r"mat1 and mat2 shapes|size mismatch|must have same reduction dim"):
         compiled(torch.randn(3, 5, generator=rng))
@@ -339,8 +334,7 @@ def test_dynamic_quantization_finds_all_linear_layers(preset, rng):
 @pytest.mark.parametrize(
     "layer", [MLP(6, 8, 4, 2), FeedForward(6, 8, dropout=0.0)], ids=lambda layer: type(layer).__name__
 )
-def test_symbolic_traces_hold_the_linear_layers(layer, rng, monkeypatch):
-    monkeypatch.setattr(_onednn, "_is_faster", lambda: True)
+def test_symbolic_traces_hold_the_linear_layers(layer, rng, onednn):
     traced = torch.fx.symbolic_trace(layer)
     called = [traced.get_submodule(node.target) for node in traced.graph.nodes if node.op == "call_module"]
     assert sum(type(module) is nn.Linear for module in called) == 2
@@ -356,7 +350,7 @@ def test_shapes_that_do_not_fit_are_refused_by_the_product_itself(shapes, rng):
     tensors = [None if shape is None else torch.randn(shape, generator=rng) for shape in shapes]
     # oneDNN would read beyond three-dimensional weights.
     with pytest.raises(RuntimeError, match=r"size|shape|dimension"):
-        torch.ops.deformdetr.multiply(*tensors)
+        torch.ops.deformdetr.linear(*tensors)
 
 
 @pytest.mark.parametrize("where", [0, 1, 2])
@@ -364,16 +358,16 @@ def test_tensors_of_several_devices_are_refused_by_the_product_itself(where, rng
     tensors = [torch.randn(shape, generator=rng) for shape in ((5, 8), (4, 8), (4,))]
     tensors[where] = tensors[where].to("meta")
     with pytest.raises(ValueError, match=r"one device, got .*meta"):
-        torch.ops.deformdetr.multiply(*tensors)
+        torch.ops.deformdetr.linear(*tensors)
     if where < 2:
         with pytest.raises(ValueError, match=r"one device, got .*meta"):
-            torch.ops.deformdetr.correlate(*(tensor[:4] for tensor in tensors[:2]))
+            torch.ops.deformdetr.linear_weight_gradient(*(tensor[:4] for tensor in tensors[:2]))
 
 
 @pytest.mark.parametrize("shapes", [[(2000, 8), (1024, 8)], [(1024, 8), (2048, 8)], [(10, 8), (20, 8)]], ids=str)
 def test_rows_that_do_not_fit_are_refused_by_the_gradient_of_weights_itself(shapes, rng):
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        torch.ops.deformdetr.correlate(*(torch.randn(shape, generator=rng) for shape in shapes))
+        torch.ops.deformdetr.linear_weight_gradient(*(torch.randn(shape, generator=rng) for shape in shapes))
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (2, 8), (2, 4, 8)], ids=str)

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from deformdetr.nn._linear import apply_linear
+from deformdetr.kernels._layers import apply_linear
 from linear_layers import pair
 
 
@@ -22,14 +22,14 @@ def test_tensors_whose_storage_was_shrunk_are_refused_by_the_product(at, rng, ca
     with pytest.raises(ValueError, match="its storage was resized to 8"):
         apply_linear(layer, x)
     with pytest.raises(ValueError, match="its storage was resized to 8"):
-        torch.ops.deformdetr.multiply(x, layer.weight.detach(), layer.bias.detach())
+        torch.ops.deformdetr.linear(x, layer.weight.detach(), layer.bias.detach())
 
 
 def test_rows_whose_storage_was_shrunk_are_refused_by_the_gradient_of_weights(rng):
     tensors = [torch.randn(2000, 8, generator=rng) for _ in range(2)]
     tensors[1].untyped_storage().resize_(8)
     with pytest.raises(RuntimeError, match="storage of size 8"):
-        torch.ops.deformdetr.correlate(*tensors)
+        torch.ops.deformdetr.linear_weight_gradient(*tensors)
 
 
 # PyTorch itself compiles formulas of forward mode by it.
@@ -104,10 +104,10 @@ import torch
 from torch import nn
 forward = nn.Linear.forward
 nn.Linear.forward = lambda layer, x: 2 * forward(layer, x)
-from deformdetr.nn import _onednn
-from deformdetr.nn._linear import apply_linear
-_onednn._is_faster = lambda: True
-layer, x = nn.Linear(6, 4), torch.rand(5, 6)
+from deformdetr.kernels import set_layer_kernels
+from deformdetr.kernels._layers import apply_linear
+set_layer_kernels(["linear"])
+layer, x = nn.Linear(6, 4), torch.rand(64, 6)
 torch.testing.assert_close(apply_linear(layer, x), layer(x))
 """
     subprocess.run([sys.executable, "-c", code], check=True)
