@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.cases import MODEL_CASES, ModelCase
 from benchmarks.measure import interleave
-from benchmarks.problems.contender import Contender
 from benchmarks.problems.model import prepare_model
+from benchmarks.problems.problem import Contender
 from deformdetr.kernels import LayerKernel, set_layer_kernels
 
 KERNELS: tuple[LayerKernel, ...] = get_args(LayerKernel)
@@ -47,10 +47,10 @@ def measure(case: ModelCase, rounds: int) -> tuple[dict[str, float], dict[str, f
 
     ratios = []
     for direction in ("forward", "training_step"):
-        contender = prepare_model(case, "float32", direction, "cpu", seed=0).candidates[0].build()
+        contender = prepare_model(case, "float32", direction, "cpu", seed=0).candidates["ours"]()
         samples = {name: partial(sample, contender, selection) for name, selection in selections.items()}
         # The first round warms up.
-        times = interleave(samples, dict.fromkeys(samples, rounds + 1), lambda: None)
+        times = interleave(samples, dict.fromkeys(samples, rounds + 1))
         with_all = times.pop("")[1:]
         ratios.append(
             {

@@ -126,16 +126,16 @@ class DeformableDETR(nn.Module):
             ignored,
         )
         queries = self.queries(memory, pyramid.spatial_shapes, pyramid.padding_mask)
-        queries = queries if noised is None else prepend(noised, queries)
+        decoder_queries = queries if noised is None else prepend(noised, queries)
         decoded = self.decoder(
-            queries.content,
-            queries.position,
-            queries.reference_points,
+            decoder_queries.content,
+            decoder_queries.position,
+            decoder_queries.reference_points,
             memory,
             pyramid.spatial_shapes,
             pyramid.valid_ratios,
             ignored,
-            queries.attention_mask,
+            decoder_queries.attention_mask,
         )
         outputs = gather_layers(self._predict(decoded), aux_loss=self.aux_loss, noised=noised)
         outputs.update(queries.predictions)
