@@ -284,12 +284,11 @@ def test_defaults_of_the_process_change_nothing(
     monkeypatch.setattr(_large_pages, "LARGE", least)
     shapes = [(7, 5), (3, 2)]
     inputs = draw(rng, shapes)
+    torch.set_default_dtype(torch.float64)
     try:
-        torch.set_default_dtype(torch.float64)
-        torch.set_default_device("meta")
-        results = run(kernel, inputs, place(shapes))
+        with torch.device("meta"):
+            results = run(kernel, inputs, place(shapes))
     finally:
-        torch.set_default_device(None)
         torch.set_default_dtype(torch.float32)
     for got, wanted in zip(results, run(kernel, inputs, place(shapes)), strict=True):
         assert torch.equal(got, wanted)
