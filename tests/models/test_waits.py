@@ -59,7 +59,7 @@ def test_a_training_step_reads_nothing_but_costs(
         transfers.append({block.device.type for block in blocks})
         return iter([torch.rand(block.shape, generator=rng) for block in blocks])
 
-    monkeypatch.setattr(_hungarian, "_to_host", to_host)
+    monkeypatch.setattr(_hungarian, "_copy_to_host", to_host)
     criterion = config.build_criterion()
     drawn = targets_for(config, [2, 0], (64, 96), rng)
     targets: Any = [{key: value.to("meta") for key, value in target.items()} for target in drawn]
@@ -76,7 +76,7 @@ def test_a_training_step_reads_nothing_but_costs(
 def test_a_training_step_waits_for_the_gpu_once(
     config: Any, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    to_host, transfers = _hungarian._to_host, []
+    to_host, transfers = _hungarian._copy_to_host, []
 
     def to_host_and_wait(blocks: Sequence[Tensor]) -> Any:
         torch.cuda.set_sync_debug_mode("default")
@@ -85,7 +85,7 @@ def test_a_training_step_waits_for_the_gpu_once(
         torch.cuda.set_sync_debug_mode("error")
         return iter(rows)
 
-    monkeypatch.setattr(_hungarian, "_to_host", to_host_and_wait)
+    monkeypatch.setattr(_hungarian, "_copy_to_host", to_host_and_wait)
     model, criterion = config.build().cuda().train(), config.build_criterion()
     images, mask = torch.randn(2, 3, 96, 128, device="cuda"), torch.zeros(2, 96, 128, dtype=torch.bool, device="cuda")
     drawn = targets_for(config, [2, 3], (96, 128), rng)
