@@ -17,7 +17,7 @@ class LabelMap(Config):
 
     Labels count from 0 without gaps. Category ids are the integers of the annotation file, in any order.
 
-    Example:
+    Examples:
         >>> from deformdetr.data import LabelMap
         >>> label_map = LabelMap.contiguous({18: "dog", 17: "cat"})
         >>> label_map.names
@@ -82,7 +82,7 @@ class RunLengths(TypedDict):
 def encode_masks(masks: Bool[Tensor, "masks 1 height width"]) -> list[RunLengths]:
     """Encode masks, True inside the object, in COCO's compressed run-length encoding.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deformdetr.evaluation import encode_masks
         >>> encode_masks(torch.ones(1, 1, 2, 3, dtype=torch.bool))

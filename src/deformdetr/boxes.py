@@ -24,7 +24,7 @@ __all__ = [
 def cxcywh_to_xyxy(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
     """Convert (center x, center y, width, height) to (x_min, y_min, x_max, y_max).
 
-    Example:
+    Examples:
         >>> cxcywh_to_xyxy(torch.tensor([5.0, 5.0, 2.0, 4.0]))
         tensor([4., 3., 6., 7.])
     """
@@ -35,7 +35,7 @@ def cxcywh_to_xyxy(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"
 def xyxy_to_cxcywh(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
     """Convert (x_min, y_min, x_max, y_max) to (center x, center y, width, height).
 
-    Example:
+    Examples:
         >>> xyxy_to_cxcywh(torch.tensor([4.0, 3.0, 6.0, 7.0]))
         tensor([5., 5., 2., 4.])
     """
@@ -52,7 +52,7 @@ def scale_boxes(
         boxes: xyxy or cxcywh.
         size_hw: (height, width) of the image, or a tensor of such pairs that broadcasts over the boxes' leading axes.
 
-    Example:
+    Examples:
         >>> scale_boxes(torch.tensor([0.5, 0.5, 0.25, 0.5]), (480, 640))
         tensor([320., 240., 160., 240.])
     """
@@ -64,7 +64,7 @@ def scale_boxes(
 def box_area(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
     """Compute the areas of xyxy boxes; a box with x_max < x_min or y_max < y_min has area 0.
 
-    Example:
+    Examples:
         >>> box_area(torch.tensor([[0.0, 0.0, 2.0, 3.0], [2.0, 0.0, 0.0, 3.0]]))
         tensor([6., 0.])
     """
@@ -76,7 +76,7 @@ def elementwise_box_iou(boxes1: Float[Tensor, "*#batch 4"], boxes2: Float[Tensor
 
     The IoU of two boxes without area is 0.
 
-    Example:
+    Examples:
         >>> elementwise_box_iou(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[0.0, 0.0, 1.0, 2.0]]))
         tensor([0.5000])
     """
@@ -91,7 +91,7 @@ def elementwise_generalized_box_iou(
 
     The GIoU is 0 where the smallest box that encloses both has no area.
 
-    Example:
+    Examples:
         >>> elementwise_generalized_box_iou(torch.tensor([0.0, 0.0, 1.0, 1.0]), torch.tensor([3.0, 0.0, 4.0, 1.0]))
         tensor(-0.5000)
 
@@ -107,7 +107,7 @@ def elementwise_generalized_box_iou(
 def box_iou(boxes1: Float[Tensor, "*batch n 4"], boxes2: Float[Tensor, "*batch m 4"]) -> Float[Tensor, "*batch n m"]:
     """Compute the intersection over union of every xyxy box in `boxes1` with every one in `boxes2`, in [0, 1].
 
-    Example:
+    Examples:
         >>> box_iou(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[0.0, 0.0, 1.0, 2.0], [5.0, 5.0, 6.0, 6.0]]))
         tensor([[0.5000, 0.0000]])
     """
@@ -121,7 +121,7 @@ def generalized_box_iou(
 
     Values lie in [-1, 1].
 
-    Example:
+    Examples:
         >>> generalized_box_iou(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[3.0, 0.0, 4.0, 1.0]]))
         tensor([[-0.5000]])
 
@@ -141,7 +141,7 @@ def inverse_sigmoid(x: Float[Tensor, "*batch"], eps: float = 1e-5) -> Float[Tens
     Raises:
         ValueError: If `eps` does not lie in (0, 0.5).
 
-    Example:
+    Examples:
         >>> inverse_sigmoid(torch.tensor([0.0, 0.5, 1.0]))
         tensor([-11.5129,   0.0000,  11.5129])
     """

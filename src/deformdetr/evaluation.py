@@ -105,7 +105,7 @@ class CocoEvaluator:
     References:
         Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; https://cocodataset.org/#detection-eval.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deformdetr.boxes import cxcywh_to_xyxy
         >>> from deformdetr.data import ShapesConfig, build_dataset

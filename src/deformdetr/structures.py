@@ -20,7 +20,7 @@ __all__ = [
 class ImageBatch(NamedTuple):
     """Images of different sizes, padded to a common size.
 
-    Example:
+    Examples:
         >>> batch = ImageBatch.from_images([torch.rand(3, 4, 6), torch.rand(3, 5, 3)])
         >>> batch.images.shape
         torch.Size([2, 3, 5, 6])
@@ -83,7 +83,7 @@ class ImageBatch(NamedTuple):
 class LayerPredictions(TypedDict):
     """Predictions of one decoder layer, or the encoder's proposals.
 
-    Example:
+    Examples:
         >>> predictions: LayerPredictions = {
         ...     "pred_logits": torch.zeros(2, 300, 91),
         ...     "pred_boxes": torch.full((2, 300, 4), 0.5),
@@ -109,7 +109,7 @@ class DenoisingPredictions(LayerPredictions):
 class Predictions(LayerPredictions):
     """Predictions of a model: of its last decoder layer and, in training, of all others.
 
-    Example:
+    Examples:
         >>> last: LayerPredictions = {"pred_logits": torch.zeros(2, 300, 91), "pred_boxes": torch.zeros(2, 300, 4)}
         >>> predictions: Predictions = {**last, "aux_outputs": [last] * 5}
     """
@@ -132,7 +132,7 @@ class Predictions(LayerPredictions):
 class Target(TypedDict):
     """Objects of one image.
 
-    Example:
+    Examples:
         >>> target: Target = {"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.4]]), "labels": torch.tensor([17])}
     """
 
@@ -156,7 +156,7 @@ class Target(TypedDict):
 class Detections(TypedDict):
     """Detections in one image; `SigmoidPostProcess` sorts them by score, highest first.
 
-    Example:
+    Examples:
         >>> detections: Detections = {
         ...     "boxes": torch.tensor([[10.0, 20.0, 110.0, 220.0]]),
         ...     "scores": torch.tensor([0.9]),

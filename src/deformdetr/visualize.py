@@ -50,7 +50,7 @@ _LAYER_SUFFIX = re.compile(r"_(\d+|enc|interm)$")
 def class_color(label: int) -> Color:
     """Return the (red, green, blue) of a label, from 0 to 255. Consecutive labels differ clearly.
 
-    Example:
+    Examples:
         >>> from deformdetr.visualize import class_color
         >>> class_color(0)
         (230, 57, 70)
@@ -75,7 +75,7 @@ def displayable(
         mean: Value that was subtracted from each channel.
         std: Value that each channel was divided by.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deformdetr.visualize import displayable
         >>> displayable(torch.ones(3, 1, 1), mean=(0.5, 0.5, 0.5), std=(0.1, 0.2, 0.3)).flatten()
@@ -112,7 +112,7 @@ def draw_boxes(
     Raises:
         ValueError: If a label has no name.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deformdetr.visualize import draw_boxes
         >>> boxes, labels = torch.tensor([[10.0, 10, 90, 90]]), torch.tensor([0])
@@ -163,7 +163,7 @@ def draw_comparison(
         score_threshold: Detections with lower scores are left out.
         min_size: As in `draw_boxes`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deformdetr.visualize import draw_comparison
         >>> labels = torch.tensor([0])
@@ -210,7 +210,7 @@ def plot_sampling_points(
         reference: Reference point (x, y) or box (cx, cy, w, h) of the query, as fractions of the image.
         title: Title above the image.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deformdetr.visualize import plot_sampling_points
         >>> locations, weights = torch.rand(8, 4, 4, 2), torch.full((8, 4, 4), 1 / 16)
@@ -272,7 +272,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     Raises:
         ValueError: If no record has a loss or a precision.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from deformdetr.visualize import plot_curves
         >>> records = [{"epoch": 1, "loss": 9.0}, {"epoch": 2, "loss": 5.0, "AP": 0.1}]
@@ -307,7 +307,7 @@ def save_image(image: Image.Image, path: str | Path) -> None:
         ValueError: If the suffix does not belong to an image format.
         OSError: If the file cannot be written. An existing file is then unchanged.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from PIL import Image
         >>> from deformdetr.visualize import save_image

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Arguments of the command line, by default those of the process.
 
-    Example:
+    Examples:
         >>> from deformdetr.cli import main
         >>> main(["--version"])  # doctest: +ELLIPSIS
         0...

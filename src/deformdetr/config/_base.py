@@ -18,7 +18,7 @@ class Config(BaseModel):
 
         A nested config is given as a config or as a mapping, and replaced completely.
 
-        Example:
+        Examples:
             >>> from deformdetr.config import DETRConfig
             >>> DETRConfig().replace(num_classes=3).num_classes
             3
@@ -36,7 +36,7 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 def save_config(config: Config, path: str | Path) -> None:
     """Write a config to a YAML or JSON file, by its suffix; the file is replaced atomically.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from deformdetr.config import DETRConfig
         >>> with tempfile.TemporaryDirectory() as folder:

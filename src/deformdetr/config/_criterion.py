@@ -13,7 +13,7 @@ from deformdetr.matching import FocalClassCost, HungarianMatcher, SoftmaxClassCo
 class FocalCriterionConfig(Config):
     """Costs of the matching, weights of the losses and parameters of the focal loss, as in Deformable DETR.
 
-    Example:
+    Examples:
         >>> FocalCriterionConfig(loss_giou=1.0).build().weights
         {'loss_ce': 2.0, 'loss_bbox': 5.0, 'loss_giou': 1.0}
     """
@@ -38,7 +38,7 @@ class FocalCriterionConfig(Config):
 class SoftmaxCriterionConfig(Config):
     """Costs of the matching, weights of the losses and the weight of "no object", as in DETR.
 
-    Example:
+    Examples:
         >>> SoftmaxCriterionConfig(loss_giou=1.0).build().weights
         {'loss_ce': 1.0, 'loss_bbox': 5.0, 'loss_giou': 1.0}
     """

@@ -48,7 +48,7 @@ class DeformableDETRConfig(Config):
     references of all decoder layers. With `anchor_queries` the queries are boxes, as in DAB-DETR, DN-DETR and DINO. The
     other fields that these papers add require it.
 
-    Example:
+    Examples:
         >>> config = DeformableDETRConfig(num_classes=3, with_box_refine=True)
         >>> config.replace(two_stage=True).two_stage
         True

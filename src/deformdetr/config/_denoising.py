@@ -11,7 +11,7 @@ from deformdetr.nn import ContrastiveDenoising, Denoising
 class DenoisingConfig(Config):
     """Denoising of DN-DETR; see `deformdetr.nn.Denoising`.
 
-    Example:
+    Examples:
         >>> DenoisingConfig(num_groups=3).build(num_classes=91, d_model=256, eps=1e-3).num_groups
         3
     """
@@ -41,7 +41,7 @@ class DenoisingConfig(Config):
 class ContrastiveDenoisingConfig(Config):
     """Contrastive denoising of DINO; see `deformdetr.nn.ContrastiveDenoising`.
 
-    Example:
+    Examples:
         >>> ContrastiveDenoisingConfig(dn_number=50).build(num_classes=91, d_model=256, eps=1e-3).dn_number
         50
     """

@@ -26,7 +26,7 @@ from deformdetr.nn import (
 class DETRConfig(Config):
     """DETR; the defaults are those of the published model with a ResNet-50.
 
-    Example:
+    Examples:
         >>> DETRConfig(num_classes=3).build_criterion().weights
         {'loss_ce': 1.0, 'loss_bbox': 5.0, 'loss_giou': 2.0}
     """

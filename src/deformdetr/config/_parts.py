@@ -14,7 +14,7 @@ from deformdetr.nn import ConvBackbone, DeformConv2d, LearnedPositionEncoding, R
 class DeformConvConfig(Config):
     """Deformable convolutions instead of 3x3 convolutions; see `deformdetr.nn.DeformConv2d`.
 
-    Example:
+    Examples:
         >>> ResNetConfig(deform_conv=DeformConvConfig(layers=(4,))).deform_conv.version
         2
     """
@@ -31,7 +31,7 @@ class DeformConvConfig(Config):
 class ResNetConfig(Config):
     """A torchvision ResNet; see `deformdetr.nn.ResNetBackbone`.
 
-    Example:
+    Examples:
         >>> ResNetConfig(name="resnet18").build(out_layers=(3, 4)).channels
         (256, 512)
     """
@@ -83,7 +83,7 @@ class ResNetConfig(Config):
 class ConvBackboneConfig(Config):
     """A small residual network for demonstrations and tests; see `deformdetr.nn.ConvBackbone`.
 
-    Example:
+    Examples:
         >>> ConvBackboneConfig().build(out_layers=(3, 4)).channels
         (128, 256)
     """
@@ -106,7 +106,7 @@ class ConvBackboneConfig(Config):
 class SinePositionConfig(Config):
     """Fixed position encodings; see `deformdetr.nn.SinePositionEncoding`.
 
-    Example:
+    Examples:
         >>> SinePositionConfig(offset=0.0).build(d_model=64).offset
         0.0
     """
@@ -124,7 +124,7 @@ class SinePositionConfig(Config):
 class LearnedPositionConfig(Config):
     """Learned position encodings; see `deformdetr.nn.LearnedPositionEncoding`.
 
-    Example:
+    Examples:
         >>> sum(parameter.numel() for parameter in LearnedPositionConfig(max_size=40).build(d_model=64).parameters())
         2560
     """

@@ -70,7 +70,7 @@ PRESETS: Mapping[str, DeformableDETRConfig | DETRConfig] = {
 def preset(name: str) -> DeformableDETRConfig | DETRConfig:
     """Return the config of a published model.
 
-    Example:
+    Examples:
         >>> preset("deformable_detr_r50_two_stage").two_stage
         True
 
@@ -85,7 +85,7 @@ def preset(name: str) -> DeformableDETRConfig | DETRConfig:
 def preset_names() -> list[str]:
     """Return the names of the presets.
 
-    Example:
+    Examples:
         >>> "dino_r50_4scale" in preset_names()
         True
     """

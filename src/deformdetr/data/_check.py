@@ -39,7 +39,7 @@ def check(
     Raises:
         DatasetError: If the dataset has problems. The message has one line per problem, with file, id and value.
 
-    Example:
+    Examples:
         >>> from deformdetr.data import ShapesConfig, check
         >>> check(ShapesConfig(num_train=4, num_val=2), decode=True).decoded
         6

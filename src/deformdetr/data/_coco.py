@@ -59,7 +59,7 @@ def read_coco(
     Raises:
         DatasetError: If there are problems. The message has one line per problem, with file, id and value.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from deformdetr.data import ShapesConfig, read_coco, write_shapes
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -71,7 +71,7 @@ class DataConfig(Config):
     Paths may contain `~`, `$VARIABLE` and `${VARIABLE}`. They are expanded when the files are read, so that a saved
     config keeps them as written. Relative paths are relative to the current directory.
 
-    Example:
+    Examples:
         >>> from deformdetr.data import DataConfig
         >>> config = DataConfig(
         ...     train_images="$COCO/train2017",

@@ -109,7 +109,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 def collate(samples: Sequence[tuple[Tensor, Target]]) -> tuple[ImageBatch, list[Target]]:
     """Pad images to one batch. Targets stay a list, with boxes as fractions of each image without its padding.
 
-    Example:
+    Examples:
         >>> from torch.utils.data import DataLoader
         >>> from deformdetr.data import ShapesConfig, build_dataset, collate
         >>> dataset = build_dataset(ShapesConfig(num_train=4, image_size=64), "train")
@@ -138,7 +138,7 @@ def build_datasets(config: AnyDataConfig, *, masks: bool = False) -> Datasets:
     Raises:
         DatasetError: If there are problems. The message lists those of both splits.
 
-    Example:
+    Examples:
         >>> from deformdetr.data import ShapesConfig, build_datasets
         >>> train, val = build_datasets(ShapesConfig(num_train=4, num_val=2))
         >>> len(train), len(val)
@@ -176,7 +176,7 @@ def build_dataset(config: AnyDataConfig, split: Split, *, masks: bool = False) -
     Raises:
         DatasetError: If there are problems, or no box to train on. The message lists all problems.
 
-    Example:
+    Examples:
         >>> from deformdetr.data import ShapesConfig, build_dataset
         >>> dataset = build_dataset(ShapesConfig(num_train=4, image_size=64), "train")
         >>> image, target = dataset[0]

@@ -23,7 +23,7 @@ def load_image(path: str | Path) -> UInt8[Tensor, "3 height width"]:
     Raises:
         DatasetError: If the file is missing, truncated or not an image. The message names the file.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from PIL import Image
         >>> from deformdetr.data import load_image

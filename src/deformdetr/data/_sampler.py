@@ -35,7 +35,7 @@ class SeededSampler(Sampler[SeededIndex]):
     Raises:
         ValueError: If `seed` is negative.
 
-    Example:
+    Examples:
         >>> from deformdetr.data import SeededSampler
         >>> sampler = SeededSampler(4, shuffle=False, seed=0)
         >>> [index.position for index in sampler]

@@ -40,7 +40,7 @@ def draw_shapes(
     Boxes are tight around the drawn pixels. Shapes may overlap a little, with the smaller one in front. With `masks`,
     the annotations also have the visible pixels of each shape.
 
-    Example:
+    Examples:
         >>> from deformdetr.data import ShapesConfig, draw_shapes
         >>> annotations, images = draw_shapes(ShapesConfig(num_val=2, image_size=64), "val")
         >>> images.shape
@@ -90,7 +90,7 @@ def write_shapes(config: ShapesConfig, folder: str | Path) -> DataConfig:
     Raises:
         OSError: If a file cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from deformdetr.data import ShapesConfig, build_dataset, write_shapes
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -44,7 +44,7 @@ def make_sample(
 ) -> Sample:
     """Wrap an image, boxes (xyxy in pixels) and masks for torchvision's transforms.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deformdetr.data import ResizeShortSide, make_sample, split_sample
         >>> image = torch.zeros(3, 40, 80, dtype=torch.uint8)
@@ -149,7 +149,7 @@ class RandomSizeCrop:
 def train_transforms(augment: AugmentConfig, mean: Sequence[float], std: Sequence[float]) -> SampleTransform:
     """Return the training transforms of DETR and Deformable DETR: flip, resize or crop, and normalize.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deformdetr.data import AugmentConfig, make_sample, split_sample, train_transforms
         >>> transforms = train_transforms(AugmentConfig(short_sides=(32,), crop=False), mean=(0, 0, 0), std=(1, 1, 1))
@@ -182,7 +182,7 @@ def eval_transforms(
 ) -> SampleTransform:
     """Return the evaluation transforms: resize to a shorter side (`None` keeps the size) and normalize.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deformdetr.data import eval_transforms, make_sample, split_sample
         >>> image = torch.zeros(3, 64, 96, dtype=torch.uint8)
@@ -198,7 +198,7 @@ def eval_transforms(
 def prepare_for_evaluation(image: UInt8[Tensor, "3 _height _width"], config: AnyDataConfig) -> Float32[Tensor, "3 _ _"]:
     """Resize and normalize an image as `eval_transforms` does with the settings of a dataset.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deformdetr.data import ShapesConfig, prepare_for_evaluation
         >>> config = ShapesConfig(eval_short_side=32)

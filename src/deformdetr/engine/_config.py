@@ -117,7 +117,7 @@ class Experiment(Config):
     `model` may name a preset whose fields are the defaults: `{"preset": "deformable_detr_r50", "num_queries": 100}`.
     Without `model.num_classes`, the dataset determines it when training starts.
 
-    Example:
+    Examples:
         >>> from deformdetr.engine import Experiment
         >>> experiment = Experiment(model={"preset": "demo"}, data={"kind": "shapes"}, train={"epochs": 2})
         >>> experiment.train.lr

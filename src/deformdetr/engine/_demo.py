@@ -39,7 +39,7 @@ def demo_experiment(*, masks: bool = False) -> Experiment:
 
     With masks, it trains for twice as many epochs, because only the last decoder layer predicts masks.
 
-    Example:
+    Examples:
         >>> from deformdetr.engine import demo_experiment
         >>> demo_experiment().train.epochs
         7

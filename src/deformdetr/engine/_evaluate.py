@@ -98,7 +98,7 @@ def evaluate_run(
         RunError: If the run does not exist, or the categories of the dataset differ.
         DatasetError: If the dataset has problems.
 
-    Example:
+    Examples:
         >>> from deformdetr.engine import evaluate_run
         >>> print(evaluate_run("runs/detector").table)  # doctest: +SKIP
     """

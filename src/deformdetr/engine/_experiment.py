@@ -24,7 +24,7 @@ def read_experiment(path: str | Path, overrides: Mapping[str, Any] | None = None
     Raises:
         ConfigError: If the file cannot be read, or settings are not valid. The message names each of them.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from deformdetr.config import save_config
         >>> from deformdetr.engine import demo_experiment, read_experiment
@@ -59,7 +59,7 @@ def resolve(experiment: Experiment, label_map: LabelMap) -> Experiment:
     Raises:
         ConfigError: If the model has fewer classes than there are labels.
 
-    Example:
+    Examples:
         >>> from deformdetr.data import LabelMap
         >>> from deformdetr.engine import demo_experiment, resolve
         >>> label_map = LabelMap.contiguous({1: "circle", 2: "rectangle", 3: "triangle"})
@@ -97,7 +97,7 @@ def changes_that_matter(old: Experiment, new: Experiment) -> dict[str, tuple[Any
 def experiment_schema() -> dict[str, Any]:
     """Return the JSON schema of experiment files, for completion and checks in editors.
 
-    Example:
+    Examples:
         >>> from deformdetr.engine import experiment_schema
         >>> sorted(experiment_schema()["properties"])
         ['data', 'model', 'train']

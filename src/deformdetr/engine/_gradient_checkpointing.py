@@ -20,7 +20,7 @@ def enable_gradient_checkpointing(model: DeformableDETR | DETR) -> None:
     timm. A backbone with batch normalization is left unchanged, because its running statistics would count every batch
     twice. Frozen batch normalization has none.
 
-    Example:
+    Examples:
         >>> from deformdetr.config import preset
         >>> from deformdetr.engine import enable_gradient_checkpointing
         >>> model = preset("demo").build()

@@ -26,7 +26,7 @@ def parameter_groups(
     References:
         Zhu et al., "Deformable DETR", ICLR 2021, appendix A.4.
 
-    Example:
+    Examples:
         >>> from deformdetr.config import preset
         >>> from deformdetr.engine import parameter_groups
         >>> {group["name"]: group["lr"] for group in parameter_groups(preset("demo").build(), lr=1e-3)}
@@ -56,7 +56,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     Raises:
         ValueError: If the model has no trainable parameter.
 
-    Example:
+    Examples:
         >>> from deformdetr.config import preset
         >>> from deformdetr.engine import TrainConfig, build_optimizer
         >>> optimizer = build_optimizer(preset("demo").build(), TrainConfig(lr=1e-3))
@@ -83,7 +83,7 @@ def learning_rate_factor(config: TrainConfig, step: int, *, steps_per_epoch: int
         steps_per_epoch: Number of optimizer steps in an epoch.
         total_steps: Number of optimizer steps in the run.
 
-    Example:
+    Examples:
         >>> from deformdetr.engine import TrainConfig, learning_rate_factor
         >>> learning_rate_factor(TrainConfig(warmup_steps=3), 1, steps_per_epoch=10, total_steps=500)
         0.5

@@ -68,7 +68,7 @@ def predict(
         PredictionError: If a path does not exist, there are no images, or a picture would replace one of the images.
             Nothing is written then.
 
-    Example:
+    Examples:
         >>> from deformdetr.engine import predict
         >>> result = predict("runs/detector", ["photo.jpg"], "predictions")  # doctest: +SKIP
         >>> result.images[0]["names"], result.images[0]["scores"]  # doctest: +SKIP

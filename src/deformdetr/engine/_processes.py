@@ -25,7 +25,7 @@ class Processes:
         ModuleNotFoundError: If accelerate is not installed.
         ConfigError: If the launcher requests anything but data parallelism.
 
-    Example:
+    Examples:
         >>> from deformdetr.engine import Processes
         >>> processes = Processes()
         >>> processes.is_main, processes.world_size

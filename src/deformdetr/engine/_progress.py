@@ -24,7 +24,7 @@ class ProgressDisplay:
     Raises:
         ModuleNotFoundError: If rich is not installed.
 
-    Example:
+    Examples:
         >>> from deformdetr.engine import ProgressDisplay
         >>> with ProgressDisplay("counting", 3) as display:
         ...     for number in range(3):

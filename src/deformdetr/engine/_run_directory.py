@@ -25,7 +25,7 @@ class RunDirectory:
         evaluation: The latest result of `deformdetr eval`, as JSON.
         environment: The command, versions and device of the latest start, as JSON.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> from deformdetr.engine import RunDirectory
         >>> RunDirectory(Path("runs/demo")).best.name

@@ -48,7 +48,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
 def setting_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Yield the dotted name of every setting, for all kinds of nested settings.
 
-    Example:
+    Examples:
         >>> from deformdetr.engine import CosineSchedule, setting_names
         >>> list(setting_names(CosineSchedule, "train.schedule."))
         ['train.schedule.kind', 'train.schedule.final_factor']
@@ -67,7 +67,7 @@ def suggest(name: str, known: Sequence[str]) -> str:
 
     These are settings of the same name in other sections, else those of similar spelling, else all of the section.
 
-    Example:
+    Examples:
         >>> from deformdetr.engine import suggest
         >>> suggest("train.epoch", ["train.epochs", "train.lr"])
         '; did you mean train.epochs?'
@@ -84,7 +84,7 @@ def suggest(name: str, known: Sequence[str]) -> str:
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
     """Return an error message with one line per invalid setting, and suggestions for unknown names.
 
-    Example:
+    Examples:
         >>> from pydantic import ValidationError
         >>> from deformdetr.engine import TrainConfig, describe
         >>> try:
@@ -134,7 +134,7 @@ def _kinds(model: type[BaseModel]) -> tuple[object, ...]:
 def models_in(annotation: object) -> _Models:
     """Return the pydantic models in an annotation.
 
-    Example:
+    Examples:
         >>> from deformdetr.engine import CosineSchedule, models_in
         >>> [model.__name__ for model in models_in(CosineSchedule | None)]
         ['CosineSchedule']

@@ -63,7 +63,7 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
         FileNotFoundError: If `train.init_checkpoint` does not exist.
         OSError: If a file of the run cannot be written. Files that were saved before are intact.
 
-    Example:
+    Examples:
         >>> from deformdetr.engine import read_experiment, train
         >>> result = train(read_experiment("detector.yaml"), "runs/detector")  # doctest: +SKIP
     """

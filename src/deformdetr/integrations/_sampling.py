@@ -120,7 +120,7 @@ EXTENSION_OF_MMCV: dict[str, Callable[..., Any]] = {
 class MultiScaleDeformableAttnFunction:
     """Replace the autograd function of mmcv and detrex, whose only method in use is `apply`.
 
-    Example:
+    Examples:
         >>> value, shapes, starts = torch.ones(1, 6, 2, 4), torch.tensor([[2, 3]]), torch.tensor([0])
         >>> locations, weights = torch.full((1, 5, 2, 1, 1, 2), 0.5), torch.ones(1, 5, 2, 1, 1)
         >>> MultiScaleDeformableAttnFunction.apply(value, shapes, starts, locations, weights, 64).shape
@@ -164,7 +164,7 @@ def multi_scale_deformable_attn_pytorch(
 
     Arguments are those of `MultiScaleDeformableAttnFunction.apply`.
 
-    Example:
+    Examples:
         >>> value, shapes = torch.ones(1, 6, 2, 4), torch.tensor([[2, 3]])
         >>> locations, weights = torch.full((1, 5, 2, 1, 1, 2), 0.5), torch.ones(1, 5, 2, 1, 1)
         >>> multi_scale_deformable_attn_pytorch(value, shapes, locations, weights).shape

@@ -29,7 +29,7 @@ def install(module: str = "detrex.layers.multi_scale_deform_attn") -> None:
         RuntimeError: If the package was imported without its extension and replaced its layer by a placeholder.
         ValueError: If the module has neither of the functions.
 
-    Example:
+    Examples:
         >>> install()  # doctest: +SKIP
         >>> from detrex.layers import MultiScaleDeformableAttention  # doctest: +SKIP
     """

@@ -27,7 +27,7 @@ def install(*, names: Iterable[str] = (), replace: bool = False) -> None:
         RuntimeError: If an extension is imported already and `replace` is not set; nothing is installed then.
         TypeError: If `names` is a string.
 
-    Example:
+    Examples:
         >>> install()
         >>> import MultiScaleDeformableAttention
         >>> MultiScaleDeformableAttention.ms_deform_attn_forward.__name__

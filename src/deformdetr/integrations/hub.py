@@ -37,7 +37,7 @@ def save_pretrained(model: nn.Module, config: DeformableDETRConfig | DETRConfig,
     Raises:
         ValueError: If the config does not describe this model.
 
-    Example:
+    Examples:
         >>> from deformdetr.config import ConvBackboneConfig
         >>> config = DeformableDETRConfig(num_classes=3, d_model=32, d_ffn=64, backbone=ConvBackboneConfig())
         >>> with TemporaryDirectory() as folder:
@@ -78,7 +78,7 @@ def from_pretrained(
         ValueError: If the config is not one of this library.
         CheckpointError: If the weights do not fit the model that the config describes.
 
-    Example:
+    Examples:
         >>> model = from_pretrained("user/name")  # doctest: +SKIP
     """
     folder = _locate(source, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
@@ -99,7 +99,7 @@ def pretrained_config(
 
     Arguments and errors are those of `from_pretrained`.
 
-    Example:
+    Examples:
         >>> postprocess = pretrained_config("user/name").build_postprocess()  # doctest: +SKIP
     """
     folder = _locate(source, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
@@ -138,7 +138,7 @@ def push_to_hub(
         ModuleNotFoundError: If huggingface_hub is not installed.
         ValueError: If the config does not describe this model.
 
-    Example:
+    Examples:
         >>> push_to_hub(model, config, "user/name")  # doctest: +SKIP
     """
     from huggingface_hub import HfApi

@@ -22,7 +22,7 @@ def install() -> None:
     Raises:
         ModuleNotFoundError: If mmcv is not installed.
 
-    Example:
+    Examples:
         >>> install()  # doctest: +SKIP
         >>> from mmcv.ops import MultiScaleDeformableAttention  # doctest: +SKIP
     """

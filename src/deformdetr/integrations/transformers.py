@@ -67,7 +67,7 @@ def accelerate(model: nn.Module) -> Acceleration:
     Raises:
         ValueError: If no submodule of the model is deformable attention.
 
-    Example:
+    Examples:
         >>> from transformers import DeformableDetrForObjectDetection  # doctest: +SKIP
         >>> model = DeformableDetrForObjectDetection.from_pretrained("SenseTime/deformable-detr")  # doctest: +SKIP
         >>> with accelerate(model):  # doctest: +SKIP

@@ -15,7 +15,7 @@ def register_flop_formulas() -> None:
     Call it before constructing a `FlopCounterMode`, which copies the formulas registered so far. `MSDeformAttn` calls
     it if the counter has been imported before the layer is built.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch.utils.flop_counter import FlopCounterMode
         >>> from deformdetr.kernels import ms_deform_attn

@@ -39,7 +39,7 @@ class set_layer_kernels:  # noqa: N801 - named like `torch.set_grad_enabled`, wh
     Raises:
         ValueError: If a name is unknown.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deformdetr.nn import FeedForward
         >>> layer = FeedForward(d_model=8, d_ffn=16)

@@ -58,7 +58,7 @@ def ms_deform_attn(
     References:
         Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", ICLR 2021, equation 3.
 
-    Example:
+    Examples:
         >>> import torch
         >>> value = torch.arange(6.0).view(1, 6, 1, 1)  # One level of 2 rows and 3 columns.
         >>> center = torch.full((1, 1, 1, 1, 1, 2), 0.5)
@@ -94,7 +94,7 @@ def ms_deform_attn_backward(
     For autograd functions in other code; `ms_deform_attn` itself is differentiable. Arguments and errors are those of
     `ms_deform_attn`, and `grad_output` has the shape of its result.
 
-    Example:
+    Examples:
         >>> import torch
         >>> value, center = torch.arange(6.0).view(1, 6, 1, 1), torch.full((1, 1, 1, 1, 1, 2), 0.5)
         >>> grads = ms_deform_attn_backward(torch.ones(1, 1, 1), value, [(2, 3)], center, torch.ones(1, 1, 1, 1, 1))
@@ -146,7 +146,7 @@ def fused_ms_deform_attn(
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If shapes disagree.
 
-    Example:
+    Examples:
         >>> import torch
         >>> value, reference_points = torch.arange(6.0).view(1, 6, 1, 1), torch.full((1, 1, 1, 2), 0.5)
         >>> one_pixel_to_the_right = torch.tensor([1.0, 0.0]).view(1, 1, 1, 1, 1, 2)
@@ -185,7 +185,7 @@ def sampling_locations(
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If shapes disagree.
 
-    Example:
+    Examples:
         >>> import torch
         >>> centers, offsets = torch.full((1, 1, 1, 2), 0.5), torch.tensor([1.0, -2.0]).view(1, 1, 1, 1, 1, 2)
         >>> sampling_locations(centers, offsets, [(8, 4)]).flatten()

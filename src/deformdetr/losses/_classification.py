@@ -15,7 +15,7 @@ from deformdetr.losses._focal import check_focal_settings
 class ClassificationLoss(Protocol):
     """Interface of the classification losses that `SetCriterion` takes.
 
-    Example:
+    Examples:
         >>> def matched_cross_entropy(logits, matched, labels, num_boxes):
         ...     return F.cross_entropy(logits[matched], labels, reduction="sum") / num_boxes
         >>> isinstance(matched_cross_entropy, ClassificationLoss)
@@ -50,7 +50,7 @@ class FocalClassification:
         alpha: Weight of the positive class, in [0, 1].
         gamma: Focusing exponent, not negative.
 
-    Example:
+    Examples:
         >>> matched = torch.tensor([0]), torch.tensor([1])  # Query 1 of image 0 ...
         >>> labels = torch.tensor([2])  # ... has class 2.
         >>> FocalClassification()(torch.zeros(1, 4, 3), matched, labels, torch.tensor(1.0))
@@ -90,7 +90,7 @@ class SoftmaxClassification:
     Attributes:
         no_object_weight: Weight of "no object", relative to other classes.
 
-    Example:
+    Examples:
         >>> matched = torch.tensor([0]), torch.tensor([1])
         >>> SoftmaxClassification()(torch.zeros(1, 4, 3), matched, torch.tensor([0]), torch.tensor(1.0))
         tensor(1.0986)

@@ -42,7 +42,7 @@ class SetCriterion(nn.Module):
     Raises:
         ValueError: If `weights` has another name or a negative weight.
 
-    Example:
+    Examples:
         >>> from deformdetr.matching import HungarianMatcher
         >>> criterion = SetCriterion(HungarianMatcher())
         >>> outputs = {"pred_logits": torch.zeros(1, 4, 3), "pred_boxes": torch.full((1, 4, 4), 0.5)}

@@ -23,7 +23,7 @@ def sigmoid_focal_loss(
     Raises:
         ValueError: If `alpha` lies outside `[0, 1]` or `gamma` is negative.
 
-    Example:
+    Examples:
         >>> import torch
         >>> sigmoid_focal_loss(torch.tensor([[2.0, -2.0]]), torch.tensor([[1.0, 0.0]]))
         tensor([[0.0005, 0.0014]])
@@ -60,7 +60,7 @@ def dice_loss(
         logits: One per pixel of a flattened mask.
         targets: 1 inside the object, 0 outside.
 
-    Example:
+    Examples:
         >>> import torch
         >>> dice_loss(torch.zeros(1, 4), torch.tensor([[1.0, 1.0, 0.0, 0.0]]))
         tensor([0.4000])

@@ -11,7 +11,7 @@ from torch import Tensor
 class ClassCost(Protocol):
     """Interface of the classification costs that `HungarianMatcher` takes; likely classes cost less.
 
-    Example:
+    Examples:
         >>> def probability_cost(logits, labels):
         ...     return -logits.sigmoid()[..., labels]
         >>> isinstance(probability_cost, ClassCost)
@@ -36,7 +36,7 @@ class FocalClassCost:
         gamma: Focusing exponent.
         eps: Added to probabilities before the logarithm.
 
-    Example:
+    Examples:
         >>> import torch
         >>> FocalClassCost()(torch.zeros(1, 3), torch.tensor([2]))  # One query, one target.
         tensor([[-0.0866]])
@@ -64,7 +64,7 @@ class FocalClassCost:
 class SoftmaxClassCost:
     """The negative softmax probability of the target's class.
 
-    Example:
+    Examples:
         >>> import torch
         >>> SoftmaxClassCost()(torch.zeros(1, 4), torch.tensor([2]))
         tensor([[-0.2500]])

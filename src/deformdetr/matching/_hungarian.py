@@ -32,7 +32,7 @@ class HungarianMatcher(nn.Module):
     Raises:
         ValueError: If a weight is negative or all are 0.
 
-    Example:
+    Examples:
         >>> boxes = torch.tensor([[[0.2, 0.2, 0.1, 0.1], [0.7, 0.7, 0.2, 0.2]]])
         >>> outputs = {"pred_logits": torch.zeros(1, 2, 3), "pred_boxes": boxes}
         >>> targets = [{"labels": torch.tensor([1]), "boxes": torch.tensor([[0.6, 0.7, 0.2, 0.2]])}]

@@ -30,7 +30,7 @@ class DeformableDETR(nn.Module):
     Its parts make the variant: one level or several, a refining decoder or not, learned queries or proposals of the
     encoder (two-stage), denoising, masks. `deformdetr.DeformableDETRConfig` builds them.
 
-    Example:
+    Examples:
         >>> import deformdetr
         >>> model = deformdetr.preset("demo").build().eval()
         >>> with torch.no_grad():

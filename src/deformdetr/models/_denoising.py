@@ -12,7 +12,7 @@ from deformdetr.structures import Target
 def needs_targets(model: nn.Module) -> bool:
     """Return whether a model denoises, so that training calls it with `targets`.
 
-    Example:
+    Examples:
         >>> import deformdetr
         >>> needs_targets(deformdetr.preset("demo").build())
         False

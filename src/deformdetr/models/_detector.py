@@ -29,7 +29,7 @@ class Detector(nn.Module):
     Labels are indices of the model's logits, from 0, in targets and detections. Unlike in torchvision, 0 is not the
     background.
 
-    Example:
+    Examples:
         >>> import deformdetr
         >>> config = deformdetr.preset("demo")
         >>> detector = Detector(config.build(), config.build_criterion(), config.build_postprocess(), min_size=64)

@@ -18,7 +18,7 @@ from deformdetr.structures import LayerPredictions, Predictions
 class DETR(nn.Module):
     """Predict a set of objects by attention to one feature map.
 
-    Example:
+    Examples:
         >>> import deformdetr
         >>> config = deformdetr.preset("detr_r50").replace(backbone={"kind": "conv"}, num_encoder_layers=1)
         >>> with torch.no_grad():

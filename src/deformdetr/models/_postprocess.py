@@ -41,7 +41,7 @@ class PostProcess(Protocol):
 class SigmoidPostProcess:
     """Select the highest scores over all queries and classes, so that a query may give several detections.
 
-    Example:
+    Examples:
         >>> logits, boxes = torch.tensor([[[2.0, -1.0]]]), torch.tensor([[[0.5, 0.5, 0.25, 0.5]]])
         >>> outputs = {"pred_logits": logits, "pred_boxes": boxes}
         >>> SigmoidPostProcess(top_k=1)(outputs, [(100, 200)])[0]["boxes"]
@@ -91,7 +91,7 @@ class SigmoidPostProcess:
 class SoftmaxPostProcess:
     """Assign every query its most probable class other than the last, "no object".
 
-    Example:
+    Examples:
         >>> logits, boxes = torch.tensor([[[2.0, -1.0]]]), torch.tensor([[[0.5, 0.5, 0.25, 0.5]]])
         >>> outputs = {"pred_logits": logits, "pred_boxes": boxes}
         >>> SoftmaxPostProcess()(outputs, [(100, 200)])[0]["boxes"]

@@ -28,7 +28,7 @@ def prepare_image(
         mean: Subtracted from red, green and blue, on a scale of 0 to 1.
         std: Red, green and blue are divided by this.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deformdetr.models import IMAGENET_MEAN, IMAGENET_STD, prepare_image
         >>> image = torch.zeros(3, 120, 160, dtype=torch.uint8)
@@ -46,7 +46,7 @@ def resized_size(height: int, width: int, short_side: int, max_size: int | None)
     The shorter side becomes `short_side`, unless the longer side would then exceed `max_size`. In that case the longer
     side becomes `max_size`, up to rounding.
 
-    Example:
+    Examples:
         >>> from deformdetr.models import resized_size
         >>> resized_size(480, 640, 800, 1333)
         (800, 1066)
@@ -64,7 +64,7 @@ def resized_size(height: int, width: int, short_side: int, max_size: int | None)
 def resize_image(image: Num[Tensor, "3 _ _"], size: tuple[int, int]) -> Num[Tensor, "3 _ _"]:
     """Resize to (height, width) in pixels, bilinearly with antialiasing. A uint8 image stays uint8.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deformdetr.models import resize_image
         >>> resize_image(torch.zeros(3, 60, 80, dtype=torch.uint8), (30, 40)).shape
@@ -86,7 +86,7 @@ def normalize_image(
 ) -> Float[Tensor, "3 height width"]:
     """Subtract the mean and divide by the standard deviation, after scaling a uint8 image to [0, 1] in float32.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deformdetr.models import normalize_image
         >>> normalize_image(torch.full((3, 1, 1), 255, dtype=torch.uint8), (0.5, 0.5, 0.5), (0.5, 0.25, 0.1)).flatten()

@@ -14,7 +14,7 @@ from deformdetr.nn._position import sine_features
 class AnchorPosition(nn.Module):
     """Encode the boxes of queries by sines and an MLP.
 
-    Example:
+    Examples:
         >>> AnchorPosition(d_model=64)(torch.rand(1, 300, 4)).shape
         torch.Size([1, 300, 64])
 

@@ -45,7 +45,7 @@ class MSDeformAttn(nn.Module):
         and appendix A.4 for the initialization; Lv et al., "RT-DETRv2", 2024, for points that differ between levels;
         Chen et al., "Vision Transformer Adapter for Dense Predictions", ICLR 2023, for the ratio.
 
-    Example:
+    Examples:
         >>> import torch
         >>> shapes = [(8, 12), (4, 6)]
         >>> layer = MSDeformAttn(d_model=32, n_levels=2, n_heads=4)

@@ -49,7 +49,7 @@ class ResNetBackbone(nn.Module):
     References:
         He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
 
-    Example:
+    Examples:
         >>> import torch
         >>> backbone = ResNetBackbone("resnet18")
         >>> [tuple(feature.shape) for feature in backbone(torch.rand(1, 3, 64, 96))]
@@ -134,7 +134,7 @@ class ConvBackbone(nn.Module):
     Raises:
         ValueError: If a width is not a positive multiple of 8, or the stages are not ascending out of 1 to 4.
 
-    Example:
+    Examples:
         >>> import torch
         >>> backbone = ConvBackbone(channels=(8, 16, 32, 64), out_layers=(3, 4))
         >>> [tuple(feature.shape) for feature in backbone(torch.rand(1, 3, 64, 96))]

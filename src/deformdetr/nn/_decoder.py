@@ -30,7 +30,7 @@ class DeformableDecoderLayer(nn.Module):
 
     Each of the three is a residual branch, with a norm after its sum.
 
-    Example:
+    Examples:
         >>> layer = DeformableDecoderLayer(
         ...     nn.MultiheadAttention(64, 4, batch_first=True),
         ...     MSDeformAttn(64, n_levels=1, n_heads=4, n_points=4),
@@ -110,7 +110,7 @@ class DeformableDecoder(nn.Module):
     The decoders of Deformable DETR need neither `position` nor `norm`. DAB-DETR and DN-DETR have `position`, DINO has
     all options.
 
-    Example:
+    Examples:
         >>> self_attn, cross_attn = nn.MultiheadAttention(64, 4, batch_first=True), MSDeformAttn(64, n_levels=1)
         >>> layer = DeformableDecoderLayer(self_attn, cross_attn, FeedForward(64, 128))
         >>> decoder = DeformableDecoder([layer], box_heads=[nn.Linear(64, 4)])
@@ -228,7 +228,7 @@ def offset_boxes(
 ) -> Float[Tensor, "batch queries 4"]:
     """Return the boxes (cx, cy, w, h) at given offsets from references in logit space, in at least float32.
 
-    Example:
+    Examples:
         >>> offset_boxes(torch.tensor([[[0.5, 0.25]]]), torch.zeros(1, 1, 4))
         tensor([[[0.5000, 0.2500, 0.5000, 0.5000]]])
 

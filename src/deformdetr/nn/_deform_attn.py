@@ -23,7 +23,7 @@ class DeformAttn(nn.Module):
     References:
         Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", ICLR 2021, equation 2.
 
-    Example:
+    Examples:
         >>> import torch
         >>> layer = DeformAttn(d_model=32, n_heads=4)
         >>> layer(torch.rand(1, 10, 32), torch.rand(1, 10, 2), torch.rand(1, 32, 8, 12)).shape

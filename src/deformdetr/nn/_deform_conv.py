@@ -37,7 +37,7 @@ class DeformConv2d(nn.Module):
         Dai et al., "Deformable Convolutional Networks", ICCV 2017, for version 1; Zhu et al., "Deformable ConvNets v2:
         More Deformable, Better Results", CVPR 2019, section 3.2, for version 2.
 
-    Example:
+    Examples:
         >>> import torch
         >>> DeformConv2d(8, 16, kernel_size=3, padding=1)(torch.rand(1, 8, 5, 7)).shape
         torch.Size([1, 16, 5, 7])

@@ -48,7 +48,7 @@ class NoisedQueries(NamedTuple):
 class Denoising(nn.Module):
     """Denoising queries of DN-DETR: every target once per group, with a flipped label and a shifted, stretched box.
 
-    Example:
+    Examples:
         >>> target = {"labels": torch.tensor([2]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}
         >>> Denoising(num_classes=3, d_model=64, num_groups=5)([target]).content.shape
         torch.Size([1, 5, 64])
@@ -115,7 +115,7 @@ class ContrastiveDenoising(nn.Module):
     Positives are trained to restore the target, negatives as background. A group holds all positives, then all
     negatives. The number of groups is `dn_number` divided by the largest number of targets in an image, at least one.
 
-    Example:
+    Examples:
         >>> target = {"labels": torch.tensor([2]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}
         >>> ContrastiveDenoising(num_classes=3, d_model=64, dn_number=100)([target]).content.shape
         torch.Size([1, 200, 64])

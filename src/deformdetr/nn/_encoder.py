@@ -21,7 +21,7 @@ class DeformableEncoderLayer(nn.Module):
         feed_forward: The feed-forward layer.
         dropout: Probability of dropping an element of either residual branch.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deformdetr.nn import FeedForward, pixel_centers
         >>> layer = DeformableEncoderLayer(MSDeformAttn(32, n_levels=1, n_heads=4), FeedForward(32, 64))
@@ -64,7 +64,7 @@ class DeformableEncoder(nn.Module):
     Args:
         layers: Built layers, which the stack owns.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from deformdetr.nn import FeedForward
         >>> encoder = DeformableEncoder(

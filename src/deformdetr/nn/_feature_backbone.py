@@ -31,7 +31,7 @@ class FeatureBackbone(nn.Module):
         ValueError: If a frozen part does not exist, only one of `channels` and `strides` is given, they differ in
             length, or the dry run returns maps whose sizes do not divide that of the image.
 
-    Example:
+    Examples:
         >>> from torchvision.models import resnet18
         >>> from torchvision.models.feature_extraction import create_feature_extractor
         >>> body = create_feature_extractor(resnet18(), ["layer3", "layer4"])

@@ -17,7 +17,7 @@ class FeedForward(nn.Module):
         dropout: Probability of dropping a hidden activation.
         activation: Applied to the hidden channels; ReLU by default.
 
-    Example:
+    Examples:
         >>> import torch
         >>> FeedForward(d_model=8, d_ffn=32)(torch.rand(2, 5, 8)).shape
         torch.Size([2, 5, 8])
@@ -54,7 +54,7 @@ class MLP(nn.Module):
     Raises:
         ValueError: If `n_layers` is less than one.
 
-    Example:
+    Examples:
         >>> import torch
         >>> MLP(d_in=8, d_hidden=16, d_out=4, n_layers=3)(torch.rand(2, 5, 8)).shape
         torch.Size([2, 5, 4])

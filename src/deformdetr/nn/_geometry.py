@@ -23,7 +23,7 @@ def valid_ratios(padding_masks: Sequence[Bool[Tensor, "batch _height _width"]]) 
     Args:
         padding_masks: True at padded pixels, for each level.
 
-    Example:
+    Examples:
         >>> mask = torch.zeros(1, 4, 8, dtype=torch.bool)
         >>> mask[:, :, 6:] = True
         >>> valid_ratios([mask])
@@ -55,7 +55,7 @@ def pixel_centers(
         spatial_shapes: (height, width) of every level.
         ratios: Share of each level's width and height that is not padding, (x, y).
 
-    Example:
+    Examples:
         >>> pixel_centers([(1, 2)], torch.ones(1, 1, 2))
         tensor([[[[0.2500, 0.5000]],
         <BLANKLINE>

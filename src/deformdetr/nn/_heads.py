@@ -21,7 +21,7 @@ def class_head(d_model: int, num_classes: int, *, prior: float = 0.01) -> nn.Lin
     References:
         Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, section 4.1.
 
-    Example:
+    Examples:
         >>> class_head(32, num_classes=5)
         Linear(in_features=32, out_features=5, bias=True)
     """
@@ -40,7 +40,7 @@ def box_head(d_model: int, *, size_bias: float = 0.0) -> MLP:
         size_bias: Initial logit added to width and height. With -2, boxes around reference points start at 12 % of the
             image's sides.
 
-    Example:
+    Examples:
         >>> import torch
         >>> box_head(32)(torch.rand(2, 32)).shape
         torch.Size([2, 4])

@@ -19,7 +19,7 @@ _QUERIES_AT_ONCE = 25
 class AttentionMaps(nn.Module):
     """Compute the attention weights of queries on a feature map, without values.
 
-    Example:
+    Examples:
         >>> AttentionMaps(d_model=64, n_heads=4)(torch.rand(1, 10, 64), torch.rand(1, 64, 8, 8)).shape
         torch.Size([1, 10, 4, 8, 8])
 
@@ -75,7 +75,7 @@ class MaskHead(nn.Module):
     norm and ReLU follow every 3x3 convolution but the last. The norm has 8 groups, or the largest smaller power of two
     that divides the channels.
 
-    Example:
+    Examples:
         >>> head = MaskHead(AttentionMaps(d_model=64, n_heads=4), lateral_channels=[16, 32], d_model=64)
         >>> query, features = torch.rand(1, 10, 64), torch.rand(1, 64, 2, 3)
         >>> head(query, features, features, [torch.rand(1, 16, 8, 12), torch.rand(1, 32, 4, 6)]).shape

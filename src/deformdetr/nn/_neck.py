@@ -23,7 +23,7 @@ class ChannelMapper(nn.Module):
         ValueError: If there are no features or more than `n_levels`, or `d_model` is not a multiple of `norm_groups`;
             when called, if the number of features differs from that of `in_channels`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> neck = ChannelMapper([16, 32], d_model=64, n_levels=3)
         >>> levels = neck([torch.rand(1, 16, 8, 12), torch.rand(1, 32, 4, 6)])

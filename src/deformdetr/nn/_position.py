@@ -25,7 +25,7 @@ class SinePositionEncoding(nn.Module):
     References:
         Vaswani et al., "Attention Is All You Need", NeurIPS 2017, section 3.5, in two dimensions.
 
-    Example:
+    Examples:
         >>> SinePositionEncoding(d_model=8)(torch.zeros(1, 4, 6, dtype=torch.bool)).shape
         torch.Size([1, 8, 4, 6])
     """
@@ -76,7 +76,7 @@ class LearnedPositionEncoding(nn.Module):
     References:
         Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020, section 4.2.
 
-    Example:
+    Examples:
         >>> LearnedPositionEncoding(d_model=8)(torch.zeros(1, 4, 6, dtype=torch.bool)).shape
         torch.Size([1, 8, 4, 6])
     """
@@ -120,7 +120,7 @@ def sine_features(
             `positions / temperature^(2i / channels)`.
         temperature: Ratio of the longest to the shortest wavelength.
 
-    Example:
+    Examples:
         >>> sine_features(torch.tensor([0.0, 1.0]), channels=2)
         tensor([[0.0000, 1.0000],
                 [0.8415, 0.5403]])

@@ -22,7 +22,7 @@ class ProposalQueries(nn.Module):
 
     A proposal's score is its first logit. Content and position are projected from the selected boxes' sine encoding.
 
-    Example:
+    Examples:
         >>> queries = ProposalQueries(30, 64, class_head=nn.Linear(64, 3), box_head=nn.Linear(64, 4))
         >>> memory, padding_mask = torch.rand(1, 8 * 8, 64), torch.zeros(1, 8 * 8, dtype=torch.bool)
         >>> queries(memory, [(8, 8)], padding_mask).reference_points.shape
@@ -83,7 +83,7 @@ class MixedQueries(nn.Module):
 
     A proposal's score is its largest logit.
 
-    Example:
+    Examples:
         >>> queries = MixedQueries(30, 64, class_head=nn.Linear(64, 3), box_head=nn.Linear(64, 4))
         >>> memory, padding_mask = torch.rand(1, 8 * 8, 64), torch.zeros(1, 8 * 8, dtype=torch.bool)
         >>> queries(memory, [(8, 8)], padding_mask).reference_points.shape
@@ -191,7 +191,7 @@ def proposal_logits(
     Boxes of level l measure `0.05 * 2^l` on both sides. The logits of unusable pixels are infinite: padded ones, and
     those whose box has a coordinate outside (0.01, 0.99).
 
-    Example:
+    Examples:
         >>> proposal_logits([(1, 2)], torch.zeros(1, 2, dtype=torch.bool)).sigmoid()
         tensor([[[0.2500, 0.5000, 0.0500, 0.0500],
                  [0.7500, 0.5000, 0.0500, 0.0500]]])
@@ -213,7 +213,7 @@ def proposal_embedding(
 ) -> Float[Tensor, "batch queries 2*{d_model}"]:
     """Return the sine encoding of boxes, `d_model / 2` channels for each of (cx, cy, w, h).
 
-    Example:
+    Examples:
         >>> proposal_embedding(torch.zeros(1, 300, 4), d_model=64).shape
         torch.Size([1, 300, 128])
     """

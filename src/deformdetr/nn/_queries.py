@@ -38,7 +38,7 @@ class Queries(NamedTuple):
 class LearnedQueries(nn.Module):
     """Queries with learned content and position, and a reference point computed from the position.
 
-    Example:
+    Examples:
         >>> queries = LearnedQueries(300, d_model=64)
         >>> queries(torch.rand(1, 8 * 8, 64), [(8, 8)], torch.zeros(1, 8 * 8, dtype=torch.bool)).content.shape
         torch.Size([1, 300, 64])
@@ -77,7 +77,7 @@ class LearnedQueries(nn.Module):
 class AnchorQueries(nn.Module):
     """Queries with learned content and learned reference boxes.
 
-    Example:
+    Examples:
         >>> queries = AnchorQueries(300, d_model=64)
         >>> memory, padding_mask = torch.rand(1, 8 * 8, 64), torch.zeros(1, 8 * 8, dtype=torch.bool)
         >>> queries(memory, [(8, 8)], padding_mask).reference_points.shape

@@ -14,7 +14,7 @@ class TransformerEncoderLayer(nn.Module):
 
     Both are residual branches, with a norm after the sum.
 
-    Example:
+    Examples:
         >>> import torch
         >>> layer = TransformerEncoderLayer(nn.MultiheadAttention(64, 4, batch_first=True), FeedForward(64, 128))
         >>> src = torch.rand(1, 8 * 8, 64)
@@ -63,7 +63,7 @@ class TransformerDecoderLayer(nn.Module):
 
     Each of the three is a residual branch, with a norm after its sum.
 
-    Example:
+    Examples:
         >>> import torch
         >>> self_attn, cross_attn = (nn.MultiheadAttention(64, 4, batch_first=True) for _ in range(2))
         >>> layer = TransformerDecoderLayer(self_attn, cross_attn, FeedForward(64, 128))
@@ -133,7 +133,7 @@ class TransformerDecoderLayer(nn.Module):
 class TransformerEncoder(nn.Module):
     """A stack of encoder layers over one feature map.
 
-    Example:
+    Examples:
         >>> import torch
         >>> layer = TransformerEncoderLayer(nn.MultiheadAttention(64, 4, batch_first=True), FeedForward(64, 128))
         >>> src = torch.rand(1, 8 * 8, 64)
@@ -163,7 +163,7 @@ class TransformerEncoder(nn.Module):
 class TransformerDecoder(nn.Module):
     """A stack of decoder layers.
 
-    Example:
+    Examples:
         >>> import torch
         >>> self_attn, cross_attn = (nn.MultiheadAttention(64, 4, batch_first=True) for _ in range(2))
         >>> layer = TransformerDecoderLayer(self_attn, cross_attn, FeedForward(64, 128))

@@ -29,7 +29,7 @@ def select_classes(state_dict: Mapping[str, Tensor], classes: Sequence[int]) -> 
         ValueError: If there are no class heads in this library's names, a class is out of range or `classes` is empty
             or has duplicates.
 
-    Example:
+    Examples:
         >>> import torch
         >>> select_classes({"class_heads.0.bias": torch.tensor([10.0, 11.0, 12.0])}, [2, 0])
         {'class_heads.0.bias': tensor([12., 10.])}

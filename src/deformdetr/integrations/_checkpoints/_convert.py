@@ -48,7 +48,7 @@ def translate_state_dict(
         ValueError: If the format is not known, the other format has no such model, the heads lack a class, or values
             would be lost.
 
-    Example:
+    Examples:
         >>> import torch
         >>> state, report = translate_state_dict({"transformer.level_embed": torch.zeros(4, 8)}, "hugging_face_5")
         >>> list(state), report.lossless
@@ -89,7 +89,7 @@ def save_checkpoint(
         ValueError: If the suffix is another one, the format has no such model, or values would be lost.
         OSError: If the file cannot be written; an existing file is kept then.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from deformdetr import DeformableDETRConfig
         >>> from deformdetr.config import ConvBackboneConfig
@@ -141,7 +141,7 @@ def convert_checkpoint(
         ValueError: If the target's suffix is not that of a checkpoint.
         OSError: If the target cannot be written; an existing file is kept then.
 
-    Example:
+    Examples:
         >>> import tempfile, torch
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     torch.save({"model": {"transformer.level_embed": torch.zeros(4, 8)}}, f"{folder}/original.pth")

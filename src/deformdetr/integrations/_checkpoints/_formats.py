@@ -72,7 +72,7 @@ def from_original(state_dict: Mapping[str, Tensor], *, share_heads: bool | None 
         ValueError: If it holds a head under two names with different values, or does not tell whether layers share
             their heads.
 
-    Example:
+    Examples:
         >>> import torch
         >>> list(from_original({"transformer.level_embed": torch.zeros(4, 8)}))
         ['level_embed']
@@ -91,7 +91,7 @@ def to_original(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: If the original has no such model.
 
-    Example:
+    Examples:
         >>> import torch
         >>> list(to_original({"level_embed": torch.zeros(4, 8)}))
         ['transformer.level_embed']
@@ -108,7 +108,7 @@ def from_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: If it holds a head under two names with different values.
 
-    Example:
+    Examples:
         >>> import torch
         >>> list(from_hugging_face({"model.level_embed": torch.zeros(4, 8)}))
         ['level_embed']
@@ -135,7 +135,7 @@ def to_hugging_face(
     Raises:
         ValueError: If transformers has no such model.
 
-    Example:
+    Examples:
         >>> import torch
         >>> list(to_hugging_face({"level_embed": torch.zeros(4, 8)}))
         ['model.level_embed']

@@ -52,7 +52,7 @@ def load_checkpoint(
         CheckpointError: If the file is not a checkpoint of a known model, or does not fit; nothing has been loaded
             then.
 
-    Example:
+    Examples:
         >>> from deformdetr import DeformableDETRConfig
         >>> from deformdetr.config import ConvBackboneConfig
         >>> config = DeformableDETRConfig(num_classes=3, d_model=32, d_ffn=64, backbone=ConvBackboneConfig())

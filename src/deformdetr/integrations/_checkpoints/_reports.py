@@ -10,7 +10,7 @@ from deformdetr.integrations._checkpoints._translation import Loss, Step
 class CheckpointReport:
     """How a checkpoint fits a model, in the names of this library.
 
-    Example:
+    Examples:
         >>> print(CheckpointReport(format="original", loaded=["level_embed"], missing=["class_head.bias"]))
         original checkpoint: 1 entries loaded
         1 missing from the checkpoint:

@@ -106,7 +106,7 @@ def recognize(state_dict: Mapping[str, Any]) -> CheckpointFormat:
     Raises:
         ValueError: If the format is not known; the message describes the content.
 
-    Example:
+    Examples:
         >>> import torch
         >>> recognize({"module.transformer.level_embed": torch.zeros(4, 8)})
         'original'

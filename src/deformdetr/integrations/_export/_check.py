@@ -41,7 +41,7 @@ class Comparison:
             detections and the model's post-processing of the file's predictions; None without post-processing.
         masks: Largest difference of mask logits or, with post-processing, probabilities; None without masks.
 
-    Example:
+    Examples:
         >>> comparison = Comparison(images=2, height=64, width=96, logits=2e-5, boxes=1e-6, detections=None)
         >>> print(comparison)
         2 images of 64 x 96: logits 2e-05, boxes 1e-06

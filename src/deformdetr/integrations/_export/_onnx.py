@@ -41,7 +41,7 @@ class ExportReport:
         tolerance: Largest difference allowed.
         comparisons: One per batch.
 
-    Example:
+    Examples:
         >>> settings = {"opset": 18, "sampling": "gather", "nodes": 9, "tolerance": 1e-3}
         >>> print(ExportReport(path=Path("detector.onnx"), comparisons=(), **settings))
         detector.onnx: opset 18, gather, 9 nodes
@@ -97,7 +97,7 @@ def export_onnx(
         OSError: If the file cannot be written; an existing file is kept then.
         ValueError: If the suffix or the opset is wrong, or `images` is empty.
 
-    Example:
+    Examples:
         >>> from deformdetr import preset
         >>> report = export_onnx(preset("demo").build(), "detector.onnx")  # doctest: +SKIP
         >>> print(report)  # doctest: +SKIP

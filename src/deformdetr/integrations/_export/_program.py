@@ -43,7 +43,7 @@ def export_program(model: nn.Module, *, postprocess: AnyPostProcess | None = Non
     Raises:
         ExportError: If the model cannot be traced for all sizes.
 
-    Example:
+    Examples:
         >>> from deformdetr import preset
         >>> program = export_program(preset("demo").build())  # doctest: +SKIP
         >>> predictions = program.module()(images, padding_mask)  # doctest: +SKIP

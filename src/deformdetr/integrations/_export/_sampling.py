@@ -29,7 +29,7 @@ def decompositions(sampling: Sampling = "grid_sample") -> dict[Any, Callable[...
     Raises:
         ValueError: If `sampling` is another value; when used, if `grid_sample` gets shapes in a tensor.
 
-    Example:
+    Examples:
         >>> [str(operator) for operator in decompositions("gather")]
         ['deformdetr.ms_deform_attn.default']
     """
