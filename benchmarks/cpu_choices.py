@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure_choice(choice: Choice, case: OperatorCase, rounds: int) -> dict[str, tuple[float, float]]:
-    """Give milliseconds with and without the choice, of the forward and of both directions."""
+    """Return milliseconds with and without the choice, of the forward and of both directions."""
     inputs = draw_inputs(case, choice.dtype, "cpu", seed=torch.seed() % 2**31)
     leaves = inputs.tracking(SAMPLED).leaves(SAMPLED)
 
@@ -89,7 +89,7 @@ def measure_choice(choice: Choice, case: OperatorCase, rounds: int) -> dict[str,
 
 
 def measure_compiled_layer(case: OperatorCase, rounds: int) -> dict[str, tuple[float, float]]:
-    """Give milliseconds of the layer around the operator, compiled and not."""
+    """Return milliseconds of the layer around the operator, compiled and not."""
     torch.compiler.reset()
     d_model = case.heads * case.channels
     layer = MSDeformAttn(d_model, len(case.levels), case.heads, case.points)
@@ -112,7 +112,7 @@ def _measure(
     rounds: int,
     without: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, tuple[float, float]]:
-    """Give the medians of turns taken by what was chosen and what was not."""
+    """Return the medians of turns taken by what was chosen and what was not."""
     # Something for PyTorch's own threads, which calls follow in a model.
     before = torch.randn(512, 512)
 

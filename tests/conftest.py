@@ -84,13 +84,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
-    """Give this test's own number, which follows from `--seed` and the test's name alone."""
+    """Return this test's own number, which follows from `--seed` and the test's name alone."""
     return zlib.crc32(f"{request.config.stash[SEED]} {request.node.nodeid}".encode())
 
 
 @pytest.fixture(autouse=True)
 def _seed_global_generators(seed: int) -> None:
-    """Seed what takes no generator, such as the initialisation of modules."""
+    """Seed what takes no generator, such as the initialization of modules."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - pycocotools and torchvision may draw from it.
     torch.manual_seed(seed)
@@ -98,5 +98,5 @@ def _seed_global_generators(seed: int) -> None:
 
 @pytest.fixture
 def rng(seed: int) -> torch.Generator:
-    """Give a generator on the CPU with this test's seed."""
+    """Return a generator on the CPU with this test's seed."""
     return torch.Generator().manual_seed(seed)

@@ -51,7 +51,7 @@ def tiny_detr_config(**changes: Any) -> DETRConfig:
 
 
 def golden_checkpoint(golden: Golden) -> dict[str, Tensor]:
-    """Give the original's state dict that a golden was computed with; `tests/goldens/README.md` has the rules."""
+    """Return the original's state dict that a golden was computed with; `tests/goldens/README.md` has the rules."""
     names: dict[str, list[int]] = golden.facts["state_dict_shapes"]
     layers = len({name.split(".")[3] for name in names if name.startswith("transformer.decoder.layers.")})
     shares_heads = not any(name.startswith("transformer.decoder.bbox_embed.") for name in names)

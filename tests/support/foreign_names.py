@@ -75,7 +75,7 @@ FOREIGN_NAMES: dict[str, Callable[[DeformableDETRConfig], Shapes]] = {
 
 
 def resnet(config: DeformableDETRConfig, *, detectron2: bool) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Give the names of every convolution and of the norm after it, and the convolution's shape."""
+    """Return the names of every convolution and of the norm after it, and the convolution's shape."""
     assert isinstance(config.backbone, ResNetConfig)
     blocks, expansion = {"resnet18": ((2, 2, 2, 2), 1), "resnet50": ((3, 4, 6, 3), 4)}[config.backbone.name]
     yield ("stem.conv1", "stem.conv1.norm", (64, 3, 7, 7)) if detectron2 else ("conv1", "bn1", (64, 3, 7, 7))

@@ -29,7 +29,7 @@ def load_golden(name: str) -> Golden:
 
 
 def unit(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Give float64 values of zero mean and unit variance that depend on name and position alone.
+    """Return float64 values of zero mean and unit variance that depend on name and position alone.
 
     Element i is output i + 1 of a splitmix64 generator seeded with the CRC-32 of the name, mapped to a uniform
     distribution on [-sqrt(3), sqrt(3)).
@@ -46,7 +46,7 @@ def unit(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def fill(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Give the float32 value of a parameter or buffer, by its name in an original checkpoint and its shape."""
+    """Return the float32 value of a parameter or buffer, by its name in an original checkpoint and its shape."""
     value = unit(name, shape)
     if name.endswith("running_var"):
         value = 1.0 + 0.1 * value.abs()

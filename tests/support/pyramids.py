@@ -23,7 +23,7 @@ class Pyramid(NamedTuple):
 
 
 def masks_of(valid: list[list[tuple[int, int]]], spatial_shapes: list[tuple[int, int]]) -> list[Tensor]:
-    """Give every level's mask from the (height, width) of the valid part, by image and level."""
+    """Return every level's mask from the (height, width) of the valid part, by image and level."""
     masks = []
     for level, (height, width) in enumerate(spatial_shapes):
         mask = torch.ones(len(valid), height, width, dtype=torch.bool)

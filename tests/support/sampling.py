@@ -44,7 +44,7 @@ def away_from_pixel_borders(locations: Tensor, shapes: Sequence[tuple[int, int]]
 
 
 def gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
-    """Give the output and the gradients of all inputs, on the inputs' device and in their dtypes."""
+    """Return the output and the gradients of all inputs, on the inputs' device and in their dtypes."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     out = function(*leaves)
     return [out, *torch.autograd.grad(out, leaves, grad.to(out))]

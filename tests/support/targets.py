@@ -10,7 +10,7 @@ from goldens import unit
 
 
 def golden_targets(tag: str, counts: Sequence[int], num_classes: int = 91) -> list[Target]:
-    """Give the targets of a golden in float64; `tests/goldens/README.md` has the formulas."""
+    """Return the targets of a golden in float64; `tests/goldens/README.md` has the formulas."""
     targets: list[Target] = []
     for image, count in enumerate(counts):
         centers = unit(f"{tag}.centers{image}", (count, 2)) / math.sqrt(3) * 0.3 + 0.5
@@ -23,7 +23,7 @@ def golden_targets(tag: str, counts: Sequence[int], num_classes: int = 91) -> li
 def random_targets(
     counts: Sequence[int], num_classes: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
 ) -> list[Target]:
-    """Give as many targets as asked for each image, inside it."""
+    """Return the wanted number of targets for each image, inside it."""
     targets: list[Target] = []
     for count in counts:
         sizes = torch.rand(count, 2, generator=generator, dtype=dtype) * 0.4 + 0.05
