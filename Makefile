@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-gpu compat lint types imports docs format clean
+.PHONY: help venv demo test test-compile test-interpreter test-fast test-slow test-gpu compat lint types imports docs format clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F '|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -31,11 +31,18 @@ demo: $(READY) ## Train a small detector on synthetic shapes, evaluate it and dr
 	@echo "== Training, evaluating and drawing into runs/demo"
 	$(VENV)/bin/deformdetr demo --out runs/demo
 
-test: $(READY) ## Run the fast tests.
+test: test-compile test-interpreter test-fast ## Run the fast tests.
+
+test-compile: $(READY)
 	@echo "== torch.compile, torch.export and random calls (without checking of shapes)"
 	JAXTYPING_DISABLE=1 $(RUN) pytest -m "(compile or unchecked) and not slow"
+
+test-interpreter: $(READY)
 	@echo "== Triton's kernels in its interpreter, which needs no GPU"
-	TRITON_INTERPRET=1 JAXTYPING_DISABLE=1 $(RUN) pytest -m "not gpu" tests/kernels/test_kernels.py tests/kernels/test_interpreter.py tests/kernels/test_fuzz.py
+	TRITON_INTERPRET=1 JAXTYPING_DISABLE=1 $(RUN) pytest -m "not gpu" \
+	  tests/kernels/test_kernels.py tests/kernels/test_interpreter.py tests/kernels/test_fuzz.py
+
+test-fast: $(READY)
 	@echo "== All other fast tests (with every annotated shape checked)"
 	$(RUN) pytest
 
