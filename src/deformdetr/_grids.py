@@ -1,8 +1,20 @@
-"""Sampling grids for `torch.nn.functional.grid_sample`."""
+"""Pixel centers of one image or feature map, and sampling grids for `torch.nn.functional.grid_sample`."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+
+def level_size(height: int, width: int, *, like: Tensor) -> Float[Tensor, " 2"]:
+    """Return (width, height) in float32 on the device of `like`, filled there: a copy would synchronize the device."""
+    return torch.stack([torch.full((), size, dtype=torch.float32, device=like.device) for size in (width, height)])
+
+
+def pixel_indices(height: int, width: int, *, device: torch.device) -> Float[Tensor, "{height}*{width} 2"]:
+    """Return the pixel centers of one level, (x, y) in pixels, row by row."""
+    y = torch.arange(height, dtype=torch.float32, device=device) + 0.5
+    x = torch.arange(width, dtype=torch.float32, device=device) + 0.5
+    return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1).flatten(0, 1)
 
 
 def image_grid(height: int, width: int, valid_ratio: Float[Tensor, " 2"]) -> Float[Tensor, "1 {height} {width} 2"]:
@@ -13,8 +25,5 @@ def image_grid(height: int, width: int, valid_ratio: Float[Tensor, " 2"]) -> Flo
         width: Width of the image, in pixels.
         valid_ratio: Fraction of the padded image's width and height that the image covers, (x, y).
     """
-    x, y = (
-        (torch.arange(size, dtype=torch.float32, device=ratio.device) + 0.5) * (2 * ratio / size) - 1
-        for size, ratio in zip((width, height), valid_ratio.unbind(), strict=True)
-    )
-    return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1)[None]
+    share = 2 * valid_ratio / level_size(height, width, like=valid_ratio)
+    return (pixel_indices(height, width, device=valid_ratio.device) * share - 1).view(1, height, width, 2)

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from deformdetr._grids import level_size, pixel_indices
+
 # (height, width) of every level, as ints.
 LevelShapes: TypeAlias = Sequence[Sequence[int]]
 
@@ -30,18 +32,6 @@ def valid_ratios(padding_masks: Sequence[Bool[Tensor, "batch _height _width"]]) 
         tensor([[[0.7500, 1.0000]]])
     """
     return torch.stack([valid_sizes(mask) / level_size(*mask.shape[1:], like=mask) for mask in padding_masks], dim=1)
-
-
-def level_size(height: int, width: int, *, like: Tensor) -> Float[Tensor, " 2"]:
-    """Return (width, height) in float32 on the device of `like`, filled there: a copy would synchronize the device."""
-    return torch.stack([torch.full((), size, dtype=torch.float32, device=like.device) for size in (width, height)])
-
-
-def pixel_indices(height: int, width: int, *, device: torch.device) -> Float[Tensor, "{height}*{width} 2"]:
-    """Return the pixel centers of one level, (x, y) in pixels, row by row."""
-    y = torch.arange(height, dtype=torch.float32, device=device) + 0.5
-    x = torch.arange(width, dtype=torch.float32, device=device) + 0.5
-    return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1).flatten(0, 1)
 
 
 def pixel_centers(

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deformdetr._dtypes import at_least_float32
+from deformdetr._grids import pixel_indices
 from deformdetr._tracing import smaller
 from deformdetr.kernels._layers import apply_linear
-from deformdetr.nn._geometry import LevelShapes, pixel_indices, valid_sizes
+from deformdetr.nn._geometry import LevelShapes, valid_sizes
 from deformdetr.nn._position import sine_features
 from deformdetr.nn._queries import Queries, check_num_queries
 from deformdetr.structures import LayerPredictions
