@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deformdetr._tracing import compares_sizes
+from deformdetr import _compat
+from deformdetr._memory import check_storages
+from deformdetr._tracing import compares_sizes, is_tracing
 from deformdetr.kernels._levels import Pyramid, check_sizes, pairs
 
 _FLOATING = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
@@ -177,3 +179,15 @@ def _check_padding(mask: Any, value: Tensor) -> None:
         raise ValueError(f"padding_mask is on {mask.device}, but value is on {value.device}")
     if mask.shape != value.shape[:2]:
         raise ValueError(f"padding_mask {tuple(mask.shape)} must be {tuple(value.shape[:2])} (batch, pixels)")
+
+
+def check_visible_storages(*tensors: Tensor) -> None:
+    """Check storages before PyTorch's own operations read them, unless a compiler or transform hides the tensors.
+
+    Raises:
+        ValueError: If a storage does not hold its tensor.
+    """
+    if torch.compiler.is_compiling() or is_tracing():
+        return
+    if all(type(tensor) in (Tensor, torch.nn.Parameter) and _compat.has_storage(tensor) for tensor in tensors):
+        check_storages(*tensors)

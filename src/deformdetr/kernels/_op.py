@@ -20,7 +20,7 @@ from deformdetr import _compat
 from deformdetr._memory import check_storages
 from deformdetr._tracing import is_tracing
 from deformdetr.kernels import _gather, _numba, _reference
-from deformdetr.kernels._checks import check_arguments, check_output
+from deformdetr.kernels._checks import check_arguments, check_output, check_visible_storages
 from deformdetr.kernels._levels import MOST_POINTS, Pyramid, place_levels, read_on_cpu
 from deformdetr.kernels._sampling import locate_samples, mask_padding, normalize_attention
 
@@ -121,21 +121,9 @@ class Inputs(NamedTuple):
 def _run_reference(*arguments: Any) -> Tensor:
     """Run the reference by operations that autograd, compilers and `torch.jit.trace` go through."""
     inputs = Inputs(*arguments)
-    _check_visible_storages(inputs.value, inputs.locations, inputs.weights)
+    check_visible_storages(inputs.value, inputs.locations, inputs.weights)
     levels = place_levels(inputs.pyramid(), inputs.value.shape[1])
     return _reference.forward(inputs.value, levels, inputs.locations, inputs.weights)
-
-
-def _check_visible_storages(*tensors: Tensor) -> None:
-    """Check storages before PyTorch's own operations read them, unless a compiler or transform hides the tensors.
-
-    Raises:
-        ValueError: If a storage does not hold its tensor.
-    """
-    if torch.compiler.is_compiling() or is_tracing():
-        return
-    if all(type(tensor) in (Tensor, torch.nn.Parameter) and _compat.has_storage(tensor) for tensor in tensors):
-        check_storages(*tensors)
 
 
 def _check(inputs: Inputs) -> None:
@@ -309,7 +297,7 @@ def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ..
     """Differentiate twice, slowly: autograd goes through the first derivative of the reference."""
     grad_output, inputs = _load(ctx)
     given = [grad_output, *(tensor for tensor in _differentiable(inputs) if tensor is not None)]
-    _check_visible_storages(*given)
+    check_visible_storages(*given)
     levels = place_levels(inputs.pyramid(), inputs.value.shape[1])
     with torch.enable_grad():
         grad_output, *leaves = (tensor.detach().requires_grad_() for tensor in given)

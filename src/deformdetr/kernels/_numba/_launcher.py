@@ -1,7 +1,7 @@
 """Forward and backward on CPUs: tensors in, a kernel run on several threads, tensors out.
 
-Kernels are compiled at the first call, for the number of channels and the dtype of the value. `docs/cpu.md` compares
-the choices made here with others.
+Kernels are compiled at the first call, for the number of channels and the dtype of the value.
+`docs/performance_experiments.md` compares the choices made here with others.
 """
 
 import itertools
