@@ -1,0 +1,16 @@
+"""Drawing of boxes and masks on images, of sampling points, and of training curves."""
+
+from deformdetr.visualize._boxes import Color, class_color, draw_boxes, draw_comparison
+from deformdetr.visualize._images import displayable, save_image
+from deformdetr.visualize._plots import plot_curves, plot_sampling_points
+
+__all__ = [
+    "Color",
+    "class_color",
+    "displayable",
+    "draw_boxes",
+    "draw_comparison",
+    "plot_curves",
+    "plot_sampling_points",
+    "save_image",
+]

@@ -1,0 +1,59 @@
+"""Images as pixels to draw on, and as files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from deformdetr._files import replacing
+
+
+def displayable(
+    image: UInt8[Tensor, "3 height width"] | Float[Tensor, "3 height width"],
+    *,
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+) -> UInt8[Tensor, "3 height width"]:
+    """Return an image as uint8, after undoing its normalization.
+
+    Args:
+        image: uint8, which is returned unchanged, or floating-point, on a scale of 0 to 1 before normalization.
+        mean: Value that was subtracted from each channel.
+        std: Value that each channel was divided by.
+
+    Examples:
+        >>> import torch
+        >>> from deformdetr.visualize import displayable
+        >>> displayable(torch.ones(3, 1, 1), mean=(0.5, 0.5, 0.5), std=(0.1, 0.2, 0.3)).flatten()
+        tensor([153, 178, 204], dtype=torch.uint8)
+    """
+    if image.dtype == torch.uint8:
+        return image.cpu()
+    plain = image.detach().to("cpu", torch.float32) * torch.tensor(std).view(3, 1, 1)
+    plain += torch.tensor(mean).view(3, 1, 1)
+    return (plain.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def save_image(image: Image.Image, path: str | Path) -> None:
+    """Write an image file, replacing an existing one atomically. The suffix gives the format.
+
+    Raises:
+        ValueError: If the suffix does not belong to an image format.
+        OSError: If the file cannot be written. An existing file is then unchanged.
+
+    Examples:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from deformdetr.visualize import save_image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_image(Image.new("RGB", (40, 30)), f"{folder}/picture.jpg")
+    """
+    path = Path(path)
+    image_format = Image.registered_extensions().get(path.suffix.lower())
+    if image_format is None:
+        raise ValueError(f"{path}: no image format has the suffix {path.suffix!r}; use .png or .jpg")
+    with replacing(path) as unfinished:
+        image.save(unfinished, format=image_format)
