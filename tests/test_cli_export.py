@@ -3,6 +3,9 @@
 import importlib.util
 import json
 import re
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,6 +76,14 @@ def test_file_is_compared_and_detects_in_other_sizes(capsys, run, tmp_path, monk
     boxes, scores = session.run(["boxes", "scores"], inputs)
     torch.testing.assert_close(torch.from_numpy(scores), torch.stack([each["scores"] for each in expected]))
     assert boxes.shape == (3, 20, 4)
+
+    # The example detects with nothing but the file.
+    example = Path(__file__).parents[1] / "examples" / "onnx_detector.py"
+    monkeypatch.setattr(sys, "argv", [str(example), str(path), str(photograph)])
+    runpy.run_path(str(example), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 20
+    assert re.fullmatch(r"(circle|rectangle|triangle) 0\.\d\d at \[.*\]", lines[0])
 
     # A tolerance below any rounding error, on the drawn shapes that are used if no images are given.
     before, content = path.read_bytes(), onnx.load(path)
