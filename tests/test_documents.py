@@ -48,3 +48,21 @@ def test_links_to_files_of_the_repository_exist(document):
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
 def test_documents_name_no_private_module(document):
     assert re.findall(r"\bdeformdetr(?:[./]\w+)*[./]_\w+", document.read_text()) == []
+
+
+def test_settings_named_for_newcomers_exist():
+    from pydantic import BaseModel
+
+    from deformdetr.engine import Experiment
+
+    (block,) = _blocks(ROOT / "docs" / "training.md", "yaml")
+    experiment = Experiment.model_validate(yaml.safe_load(block))
+    rows = re.findall(r"^\| .+ \| (.+) \|$", (ROOT / "docs" / "coming_from.md").read_text(), flags=re.MULTILINE)
+    settings = [name for row in rows for name in re.findall(r"`((?:model|data|train)\.[\w.]+)`", row)]
+    assert len(settings) > 50
+    for name in settings:
+        value: object = experiment
+        for part in name.split("."):
+            assert isinstance(value, BaseModel), name
+            assert part in type(value).model_fields, name
+            value = getattr(value, part)
