@@ -24,7 +24,9 @@ make: [Makefile:35: test] Error 1 (ignored)
 
 @pytest.fixture(scope="module")
 def rows():
-    return compat.load()
+    rows = compat.load()
+    assert rows
+    return rows
 
 
 @pytest.fixture
