@@ -77,24 +77,17 @@ def is_fused(value: Tensor, offsets: Tensor, logits: Tensor, references: Tensor)
     )
 
 
-def _runs_triton(value: Tensor, locations: Tensor, weights: Tensor, references: Tensor | None) -> bool:
+def _runs_triton(*tensors: Tensor) -> bool:
     """Return whether the Triton kernels run: on GPUs, and interpreted on CPUs where `TRITON_INTERPRET=1` is set."""
-    device = value.device.type
+    device = tensors[0].device.type
     # The variable is read anew at every call: torch.compile warns of caches, and reading takes a microsecond.
     if device != "cuda" and (device != "cpu" or os.environ.get("TRITON_INTERPRET") != "1"):
         return False
-    dtypes = (value.dtype, locations.dtype, weights.dtype, None if references is None else references.dtype)
-    return torch.float64 not in dtypes
+    return torch.float64 not in [tensor.dtype for tensor in tensors]
 
 
-def _choose_kernel(value: Tensor, locations: Tensor, weights: Tensor, references: Tensor | None) -> ModuleType:
-    """Return the module that runs where Triton does not.
-
-    Raises:
-        ValueError: If there are reference points, which only the Triton kernels take.
-    """
-    if references is not None:
-        raise ValueError(f"the fused op runs on GPUs and not in float64, got {value.dtype} on {value.device}")
+def _choose_kernel(value: Tensor, locations: Tensor, weights: Tensor) -> ModuleType:
+    """Return the module that runs where Triton does not."""
     if value.device.type != "cpu" or torch.float64 in (value.dtype, locations.dtype, weights.dtype):
         return _reference
     return _numba if _numba.is_usable(value.shape[3], value.dtype) else _gather
@@ -137,6 +130,13 @@ def _check(inputs: Inputs) -> None:
         raise ValueError(f"the fused op takes at most {MOST_POINTS} points per level, got {weights.shape[4]}")
 
 
+def _check_fusion(inputs: Inputs) -> None:
+    """Check that a fused call is for the Triton kernels, which alone take reference points."""
+    value, *_, locations, weights, references, _, _ = inputs
+    if references is not None and not _runs_triton(value, locations, weights, references):
+        raise ValueError(f"the fused op runs on GPUs and not in float64, got {value.dtype} on {value.device}")
+
+
 def _run_forward(ctx: Any, *arguments: Any) -> Tensor:
     """Run the kernel for the device and the dtypes, on arguments that have been checked.
 
@@ -144,14 +144,15 @@ def _run_forward(ctx: Any, *arguments: Any) -> Tensor:
     """
     value, *_, locations, weights, references, padding_mask, _ = inputs = Inputs(*arguments)
     check_storages(value, locations, weights, references, padding_mask)
-    if _runs_triton(value, locations, weights, references):
+    # Only Triton kernels fuse, and a fused call comes here only where they run.
+    if references is not None or _runs_triton(value, locations, weights):
         # Imported here, because triton takes longer to import than the whole of this library.
         from deformdetr.kernels import _triton
 
         sampling = _triton.Sampling(locations, weights, references, padding_mask)
         output = _triton.forward(value, inputs.pyramid(), sampling)
     else:
-        kernel = _choose_kernel(value, locations, weights, references)
+        kernel = _choose_kernel(value, locations, weights)
         levels = place_levels(read_on_cpu(inputs.pyramid(), value.shape[1]), value.shape[1])
         output = kernel.forward(value, levels, locations, weights)
     if ctx is not None:
@@ -172,6 +173,7 @@ def _forward(
 ) -> Tensor:
     inputs = Inputs(value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, deterministic)
     _check(inputs)
+    _check_fusion(inputs)
     return _run_forward(None, *inputs)
 
 
@@ -198,12 +200,13 @@ def _backward(
     """
     inputs = Inputs(value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, deterministic)
     _check(inputs)
+    _check_fusion(inputs)
     check_output("grad_output", grad_output, value, weights)
     if references is not None:
         check_output("output", output, value, weights)
     check_storages(grad_output, output, value, locations, weights, references, padding_mask)
     needs = (needs_value, needs_locations, needs_weights)
-    if _runs_triton(value, locations, weights, references):
+    if references is not None or _runs_triton(value, locations, weights):
         from deformdetr.kernels import _triton
 
         sampling = _triton.Sampling(locations, weights, references, padding_mask)
@@ -212,7 +215,7 @@ def _backward(
             grad_output, output, value, inputs.pyramid(), sampling, wanted, deterministic=deterministic
         )
     else:
-        kernel = _choose_kernel(value, locations, weights, references)
+        kernel = _choose_kernel(value, locations, weights)
         levels = place_levels(read_on_cpu(inputs.pyramid(), value.shape[1]), value.shape[1])
         grads = *kernel.backward(grad_output, value, levels, locations, weights, needs), None
     return _fill(grads, inputs)
