@@ -18,7 +18,13 @@ ImageSizes = Int[Tensor, "batch 2"] | Sequence[tuple[int, int]]
 
 
 class Selection(NamedTuple):
-    """Detections in the images of a batch, as fractions of the images."""
+    """Detections in the images of a batch, as fractions of the images.
+
+    Examples:
+        >>> outputs = {"pred_logits": torch.tensor([[[-1.0], [2.0]]]), "pred_boxes": torch.full((1, 2, 4), 0.5)}
+        >>> SigmoidPostProcess(top_k=1).select(outputs).queries
+        tensor([[1]])
+    """
 
     boxes: Float[Tensor, "batch detections 4"]
     """cxcywh as fractions of the image."""
@@ -30,7 +36,12 @@ class Selection(NamedTuple):
 
 @runtime_checkable
 class PostProcess(Protocol):
-    """A callable that turns predictions into detections."""
+    """A callable that turns predictions into detections.
+
+    Examples:
+        >>> isinstance(SigmoidPostProcess(), PostProcess)
+        True
+    """
 
     def __call__(self, outputs: Predictions, image_sizes: ImageSizes) -> list[Detections]:
         """Return the detections of every image."""

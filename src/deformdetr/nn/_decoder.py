@@ -18,7 +18,14 @@ from deformdetr.nn._feed_forward import FeedForward
 
 
 class DecoderOutput(NamedTuple):
-    """Results of all decoder layers, first layer first."""
+    """Results of all decoder layers, first layer first.
+
+    Examples:
+        >>> hidden, boxes = torch.rand(1, 10, 64), torch.rand(1, 10, 4)
+        >>> output = DecoderOutput(hidden_states=[hidden, hidden], boxes=[boxes, boxes])
+        >>> output.boxes[-1].shape  # Of the last layer.
+        torch.Size([1, 10, 4])
+    """
 
     hidden_states: list[Float[Tensor, "batch queries d_model"]]
     boxes: list[Float[Tensor, "batch queries 4"]]

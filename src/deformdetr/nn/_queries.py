@@ -22,7 +22,12 @@ class EncoderPredictions(TypedDict, total=False):
 
 
 class Queries(NamedTuple):
-    """Inputs of a decoder."""
+    """Inputs of a decoder.
+
+    Examples:
+        >>> content, boxes = torch.rand(1, 300, 64), torch.rand(1, 300, 4)
+        >>> queries = Queries(content, position=None, reference_points=boxes, predictions={})
+    """
 
     content: Float[Tensor, "batch queries d_model"]
     position: Float[Tensor, "batch queries d_model"] | None
