@@ -96,8 +96,7 @@ def multiply_by_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     )
     if _linear_pointwise is None or not fits:
         return F.linear(a, b, bias)
-    product: Tensor = _linear_pointwise(a, b, bias, "none", [], "")
-    return product
+    return _linear_pointwise(a, b, bias, "none", [], "")
 
 
 def find_static_value() -> Callable[[Any], bool]:
@@ -106,8 +105,7 @@ def find_static_value() -> Callable[[Any], bool]:
     Looked up on demand, because it needs sympy, which only compilers load. If PyTorch hides it, no size is fixed.
     """
     shapes = importlib.import_module("torch.fx.experimental.symbolic_shapes")
-    function: Callable[[Any], bool] = getattr(shapes, "has_static_value", lambda size: False)
-    return function
+    return getattr(shapes, "has_static_value", lambda size: False)
 
 
 def find_openmp() -> Callable[..., Any] | None:

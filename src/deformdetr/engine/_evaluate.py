@@ -82,8 +82,7 @@ def evaluate(
     model.train(was_training)
     evaluator.merge(processes.gather(evaluator.state()))
     result = Evaluation(evaluator.compute(), evaluator.table(), evaluator.class_table()) if processes.is_main else None
-    evaluation: Evaluation = processes.broadcast(result)
-    return evaluation
+    return processes.broadcast(result)
 
 
 def evaluate_run(

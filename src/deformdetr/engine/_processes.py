@@ -64,13 +64,11 @@ class Processes:
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Return the model wrapped so that backward passes average gradients over the processes."""
-        prepared: nn.Module = self._accelerator.prepare_model(model)
-        return prepared
+        return self._accelerator.prepare_model(model)
 
     def exchange(self, model: nn.Module, enabled: bool) -> AbstractContextManager[Any]:  # noqa: FBT001
         """Return a context for a forward and backward pass, in which gradients are exchanged if `enabled`."""
-        context: AbstractContextManager[Any] = nullcontext() if enabled else self._accelerator.no_sync(model)
-        return context
+        return nullcontext() if enabled else self._accelerator.no_sync(model)
 
     def backward(self, loss: Tensor) -> None:
         """Run the backward pass."""
@@ -78,8 +76,7 @@ class Processes:
 
     def main_first(self) -> AbstractContextManager[Any]:
         """Return a context that the main process runs first, so that others find the files that it downloads."""
-        context: AbstractContextManager[Any] = self._accelerator.main_process_first()
-        return context
+        return self._accelerator.main_process_first()
 
     def wait(self) -> None:
         """Wait for all processes."""
@@ -95,8 +92,7 @@ class Processes:
         """Return the values of all processes."""
         from accelerate.utils import gather_object
 
-        gathered: list[Any] = gather_object([value])
-        return gathered
+        return gather_object([value])
 
     def broadcast(self, value: Any) -> Any:
         """Return the value of the main process."""

@@ -36,8 +36,7 @@ def uses_onednn(x: Any, weight: Tensor, bias: Tensor | None) -> bool:
     if is_compiling:
         from deformdetr.kernels import _compiling
 
-        selected: bool = _compiling.is_selected("linear")
-        return selected
+        return _compiling.is_selected("linear")
     return (
         x.numel() >= _MIN_ROWS * x.shape[-1]
         and not _compat.is_transformed()
@@ -92,13 +91,11 @@ class _Linear(torch.autograd.Function):
 
 
 def _multiply(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    product: Tensor = (linear_op if torch.compiler.is_compiling() else _linear_by_onednn)(a, b, bias)
-    return product
+    return (linear_op if torch.compiler.is_compiling() else _linear_by_onednn)(a, b, bias)
 
 
 def _multiply_transposed(a: Tensor, b: Tensor) -> Tensor:
-    product: Tensor = (weight_gradient_op if torch.compiler.is_compiling() else _weight_gradient_by_onednn)(a, b)
-    return product
+    return (weight_gradient_op if torch.compiler.is_compiling() else _weight_gradient_by_onednn)(a, b)
 
 
 def _linear_by_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:

@@ -38,8 +38,7 @@ def choose_forward(backend: str, *tensors: Tensor) -> Callable[..., Tensor]:
         return _run_reference
     if _needs_op(tensors):
         return forward_op
-    run: Callable[..., Tensor] = (_TransformedForward if _compat.is_transformed() else _Forward).apply
-    return run
+    return (_TransformedForward if _compat.is_transformed() else _Forward).apply
 
 
 def choose_backward(*tensors: Tensor | None) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -48,8 +47,7 @@ def choose_backward(*tensors: Tensor | None) -> Callable[..., tuple[Tensor, Tens
         return backward_op
     if not torch.is_grad_enabled() and not _compat.is_transformed():
         return _backward
-    run: Callable[..., Any] = (_TransformedBackward if _compat.is_transformed() else _Backward).apply
-    return run
+    return (_TransformedBackward if _compat.is_transformed() else _Backward).apply
 
 
 def _needs_op(tensors: tuple[Tensor | None, ...]) -> bool:

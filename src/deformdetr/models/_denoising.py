@@ -32,8 +32,7 @@ def noise_targets(
         raise ValueError("targets must be given in training to a model that denoises them")
     if len(targets) != num_images:
         raise ValueError(f"there are {num_images} images, but targets for {len(targets)}")
-    noised: NoisedQueries = denoising(targets)
-    return noised
+    return denoising(targets)
 
 
 def prepend(noised: NoisedQueries, queries: Queries) -> Queries:

@@ -85,8 +85,7 @@ class _ResidualStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.down_norm(self.down(x)).relu()
-        out: Tensor = (x + self.conv_norm(self.conv(x))).relu()
-        return out
+        return (x + self.conv_norm(self.conv(x))).relu()
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:

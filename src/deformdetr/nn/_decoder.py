@@ -107,8 +107,7 @@ class DeformableDecoderLayer(nn.Module):
             query + query_position, reference_points, memory, spatial_shapes, input_padding_mask=padding_mask
         )
         query = self.cross_attn_norm(query + apply_dropout(self.dropout, attended))
-        out: Tensor = self.feed_forward_norm(query + apply_dropout(self.dropout, self.feed_forward(query)))
-        return out
+        return self.feed_forward_norm(query + apply_dropout(self.dropout, self.feed_forward(query)))
 
 
 class DeformableDecoder(nn.Module):

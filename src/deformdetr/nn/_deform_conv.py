@@ -107,5 +107,4 @@ def _torchvision_ops() -> ModuleType:
     """Return torchvision's operators, imported at the first call."""
     import torchvision.ops
 
-    ops: ModuleType = torchvision.ops
-    return ops
+    return torchvision.ops

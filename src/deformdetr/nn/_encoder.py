@@ -54,8 +54,7 @@ class DeformableEncoderLayer(nn.Module):
 
     def _transform(self, src: Tensor, attended: Tensor) -> Tensor:
         src = self.self_attn_norm(src + apply_dropout(self.dropout, attended))
-        out: Tensor = self.feed_forward_norm(src + apply_dropout(self.dropout, self.feed_forward(src)))
-        return out
+        return self.feed_forward_norm(src + apply_dropout(self.dropout, self.feed_forward(src)))
 
 
 class DeformableEncoder(nn.Module):

@@ -54,8 +54,7 @@ class TransformerEncoderLayer(nn.Module):
         positioned = src + position
         attended, _ = self.self_attn(positioned, positioned, src, key_padding_mask=padding_mask, need_weights=False)
         src = self.self_attn_norm(src + apply_dropout(self.dropout, attended))
-        out: Tensor = self.feed_forward_norm(src + apply_dropout(self.dropout, self.feed_forward(src)))
-        return out
+        return self.feed_forward_norm(src + apply_dropout(self.dropout, self.feed_forward(src)))
 
 
 class TransformerDecoderLayer(nn.Module):
@@ -126,8 +125,7 @@ class TransformerDecoderLayer(nn.Module):
             need_weights=False,
         )
         query = self.cross_attn_norm(query + apply_dropout(self.dropout, attended))
-        out: Tensor = self.feed_forward_norm(query + apply_dropout(self.dropout, self.feed_forward(query)))
-        return out
+        return self.feed_forward_norm(query + apply_dropout(self.dropout, self.feed_forward(query)))
 
 
 class TransformerEncoder(nn.Module):

@@ -43,8 +43,7 @@ def _remember(make: Callable[..., Tensor], numbers: tuple[int, ...], device: tor
         return make(numbers, device, 0)
     stream = torch.cuda.current_stream(device).cuda_stream
     if torch.cuda.is_current_stream_capturing():
-        tensor: Tensor = inspect.unwrap(make)(numbers, device, stream)
-        return tensor
+        return inspect.unwrap(make)(numbers, device, stream)
     return make(numbers, device, stream)
 
 

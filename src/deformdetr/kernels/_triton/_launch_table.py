@@ -105,5 +105,4 @@ def architecture_of(device: torch.device) -> Architecture:
 @functools.cache
 def read_table() -> Table:
     """Return the table that is part of the library."""
-    table: Table = json.loads(resources.files(__package__).joinpath(TABLE).read_text())
-    return table
+    return json.loads(resources.files(__package__).joinpath(TABLE).read_text())
