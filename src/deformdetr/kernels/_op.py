@@ -223,11 +223,11 @@ def _fill(
     grads: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None], inputs: Inputs
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return gradients as an op must: empty tensors in place of None."""
-    by_value, by_locations, by_weights, by_references = (
+    grad_value, grad_locations, grad_weights, grad_references = (
         inputs.value.new_empty(0, dtype=None if like is None else like.dtype) if grad is None else grad
         for grad, like in zip(grads, _differentiable(inputs), strict=True)
     )
-    return by_value, by_locations, by_weights, by_references
+    return grad_value, grad_locations, grad_weights, grad_references
 
 
 def _differentiable(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -250,11 +250,11 @@ def _(*arguments: Any) -> Tensor:
 def _(grad_output: Tensor, output: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     inputs, needs = Inputs(*arguments[:9]), arguments[9:]
     _check(inputs)
-    by_value, by_locations, by_weights, by_references = (
+    grad_value, grad_locations, grad_weights, grad_references = (
         like.new_empty(like.shape) if need and like is not None else None
         for like, need in zip(_differentiable(inputs), needs, strict=True)
     )
-    return _fill((by_value, by_locations, by_weights, by_references), inputs)
+    return _fill((grad_value, grad_locations, grad_weights, grad_references), inputs)
 
 
 def _save(ctx: Any, tensor: Tensor | None, inputs: Inputs) -> None:
@@ -285,8 +285,8 @@ def _differentiate_forward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None
     needs = (needs_value, needs_locations, needs_weights, needs_references)
     run = choose_backward(grad_output, *_differentiable(inputs))
     grads = run(grad_output, output, *inputs, *needs)
-    by_value, *others = (grad if need else None for grad, need in zip(grads, needs, strict=True))
-    return by_value, None, None, None, *others, None, None
+    grad_value, *others = (grad if need else None for grad, need in zip(grads, needs, strict=True))
+    return grad_value, None, None, None, *others, None, None
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -311,12 +311,12 @@ def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ..
         if inputs.references is not None:
             first = torch.autograd.grad(sampled, leaves, first, create_graph=True)
         # Gradients that were not needed are empty, and there is none of references without references.
-        wanted = [(by, grad) for by, grad, need in zip(first, grads, ctx.needs, strict=False) if need]
-        by_output, *seconds = torch.autograd.grad(
-            [by for by, _ in wanted], [grad_output, *leaves], [grad for _, grad in wanted], allow_unused=True
+        wanted = [(output, grad) for output, grad, need in zip(first, grads, ctx.needs, strict=False) if need]
+        grad_grad_output, *seconds = torch.autograd.grad(
+            [output for output, _ in wanted], [grad_output, *leaves], [grad for _, grad in wanted], allow_unused=True
         )
-    by_value, by_locations, by_weights, by_references = (*seconds, None)[:4]
-    return by_output, None, by_value, None, None, None, by_locations, by_weights, by_references, *[None] * 6
+    grad_value, *grad_others = (*seconds, None)[:4]
+    return grad_grad_output, None, grad_value, None, None, None, *grad_others, *[None] * 6
 
 
 def _vmap_forward(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:

@@ -92,7 +92,7 @@ def _differentiate(job, image, head, run, nothing):
         for at in range((out_row * job.n_levels + begin) * job.points, (out_row * job.n_levels + end) * job.points):
             x, right_share, is_along = _locate(job.locations, 2 * at, width)
             y, lower_share, is_across = _locate(job.locations, 2 * at + 1, height)
-            by_weight = by_x = by_y = np.float32(0)
+            grad_weight = grad_x = grad_y = np.float32(0)
             if is_along & is_across:
                 weight = read_float(job.weights + at * FLOAT_BYTES)
                 left_share, upper_share = _ONE - right_share, _ONE - lower_share
@@ -108,20 +108,18 @@ def _differentiate(job, image, head, run, nothing):
                     lower_left = _visit(job, below, grad, lower_share * left)
                 if (y + 1 < height) & (x + 1 < width):
                     lower_right = _visit(job, below + job.heads, grad, lower_share * right)
-                by_left = upper_share * upper_left + lower_share * lower_left
-                by_right = upper_share * upper_right + lower_share * lower_right
-                by_weight = left_share * by_left + right_share * by_right
-                by_x = weight * np.float32(width) * (by_right - by_left)
-                by_upper, by_lower = (
-                    left * upper_left + right * upper_right,
-                    left * lower_left + right * lower_right,
-                )
-                by_y = np.float32(height) * (by_lower - by_upper)
+                dot_left = upper_share * upper_left + lower_share * lower_left
+                dot_right = upper_share * upper_right + lower_share * lower_right
+                grad_weight = left_share * dot_left + right_share * dot_right
+                grad_x = weight * np.float32(width) * (dot_right - dot_left)
+                dot_upper = left * upper_left + right * upper_right
+                dot_lower = left * lower_left + right * lower_right
+                grad_y = np.float32(height) * (dot_lower - dot_upper)
             if job.grad_weights != 0:
-                write_float(job.grad_weights + at * FLOAT_BYTES, by_weight)
+                write_float(job.grad_weights + at * FLOAT_BYTES, grad_weight)
             if job.grad_locations != 0:
-                write_float(job.grad_locations + 2 * at * FLOAT_BYTES, by_x)
-                write_float(job.grad_locations + (2 * at + 1) * FLOAT_BYTES, by_y)
+                write_float(job.grad_locations + 2 * at * FLOAT_BYTES, grad_x)
+                write_float(job.grad_locations + (2 * at + 1) * FLOAT_BYTES, grad_y)
 
 
 @functools.cache

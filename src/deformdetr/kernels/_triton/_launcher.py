@@ -124,28 +124,28 @@ def backward(
                 num_warps=problem.launch.warps,
                 enable_fp_fusion=True,
             )
-    by_value, by_references, by_locations, by_weights = grads
-    value_gradient: Tensor | None = None
+    sums, grad_references, grad_locations, grad_weights = grads
+    grad_value: Tensor | None = None
     if atomic.value:
-        value_gradient = _round(by_value, value, paired=problem.constants["PAIRED"])
+        grad_value = _round(sums, value, paired=problem.constants["PAIRED"])
     elif needs.value:
-        value_gradient = _sum_value_gradient_in_order(grad_output, problem)
+        grad_value = _sum_value_gradient_in_order(grad_output, problem)
     return (
-        value_gradient,
-        by_locations.view(locations.shape) if needs.locations else None,
-        by_weights.view(weights.shape) if needs.weights else None,
-        _sum_references(by_references, references) if references is not None and needs.references else None,
+        grad_value,
+        grad_locations.view(locations.shape) if needs.locations else None,
+        grad_weights.view(weights.shape) if needs.weights else None,
+        _sum_references(grad_references, references) if references is not None and needs.references else None,
     )
 
 
 def _zero_gradients(
     inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], needs: Needs
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    by_value, by_locations, by_weights, by_references = (
+    grad_value, grad_locations, grad_weights, grad_references = (
         torch.zeros_like(tensor, memory_format=torch.contiguous_format) if tensor is not None and needed else None
         for tensor, needed in zip(inputs, needs, strict=True)
     )
-    return by_value, by_locations, by_weights, by_references
+    return grad_value, grad_locations, grad_weights, grad_references
 
 
 def _allocate_gradients(
@@ -153,16 +153,16 @@ def _allocate_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return memory for gradients in the order of the kernel; `unused` takes the place of those not needed."""
     locations, weights, references, _ = sampling
-    by_value = by_references = by_locations = by_weights = unused
+    grad_value = grad_references = grad_locations = grad_weights = unused
     if needs.value:
-        by_value = value.new_zeros(value.shape, dtype=torch.float32)
+        grad_value = value.new_zeros(value.shape, dtype=torch.float32)
     if needs.references and references is not None:
-        by_references = references.new_empty(*weights.shape[:4], references.shape[-1], dtype=torch.float32)
+        grad_references = references.new_empty(*weights.shape[:4], references.shape[-1], dtype=torch.float32)
     if needs.locations:
-        by_locations = torch.empty_like(locations, memory_format=torch.contiguous_format)
+        grad_locations = torch.empty_like(locations, memory_format=torch.contiguous_format)
     if needs.weights:
-        by_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
-    return by_value, by_references, by_locations, by_weights
+        grad_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
+    return grad_value, grad_references, grad_locations, grad_weights
 
 
 class _Problem(NamedTuple):
