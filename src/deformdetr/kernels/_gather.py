@@ -24,7 +24,7 @@ SAMPLES_AT_ONCE = 2**17
 
 
 class Samples(NamedTuple):
-    """Positions of samples: a bag for each of some queries and heads.
+    """Sampled pixels: one bag for every query and head of a part.
 
     Along an axis of `n` pixels, a location `l` lies at `u = l n - 1/2`. A sample reads pixel `i`, which is `floor(u)`
     clamped to `0 ... n - 2`, and pixel `i + 1`. The share of pixel `j` is `max(0, 1 - |u - j|)`: the bilinear weight

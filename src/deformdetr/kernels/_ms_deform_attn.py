@@ -160,7 +160,7 @@ def fused_ms_deform_attn(
     if (
         backend == "auto"
         and not deterministic
-        and _op.is_fused(value, sampling_offsets, attention_logits, reference_points)
+        and _op.can_fuse(value, sampling_offsets, attention_logits, reference_points)
     ):
         run = _op.choose_forward(backend, value, sampling_offsets, attention_logits, reference_points)
         return run(value, *pyramid, sampling_offsets, attention_logits, reference_points, padding_mask, deterministic)

@@ -62,10 +62,10 @@ def _needs_op(tensors: tuple[Tensor | None, ...]) -> bool:
     return not _compat.is_transformed() if has_modes is None else has_modes
 
 
-def is_fused(value: Tensor, offsets: Tensor, logits: Tensor, references: Tensor) -> bool:
+def can_fuse(value: Tensor, offsets: Tensor, logits: Tensor, references: Tensor) -> bool:
     """Return whether a kernel takes offsets and logits.
 
-    Under a transform of `torch.func` none does, because separate operations have rules for it.
+    Not under a transform of `torch.func`, which needs the separate operations.
     """
     return (
         _runs_triton(value, offsets, logits, references)
@@ -110,7 +110,7 @@ class Inputs(NamedTuple):
 
 
 def _run_reference(*arguments: Any) -> Tensor:
-    """Run the reference by operations that autograd, compilers and `torch.jit.trace` go through."""
+    """Run the reference in operations that autograd, compilers and `torch.jit.trace` see."""
     inputs = Inputs(*arguments)
     check_visible_storages(inputs.value, inputs.locations, inputs.weights)
     levels = place_levels(inputs.pyramid(), inputs.value.shape[1])
@@ -216,13 +216,13 @@ def _backward(
         kernel = _choose_kernel(value, locations, weights)
         levels = place_levels(read_on_cpu(inputs.pyramid(), value.shape[1]), value.shape[1])
         grads = *kernel.backward(grad_output, value, levels, locations, weights, needs), None
-    return _fill(grads, inputs)
+    return _replace_none(grads, inputs)
 
 
-def _fill(
+def _replace_none(
     grads: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None], inputs: Inputs
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return gradients as an op must: empty tensors in place of None."""
+    """Return the gradients with empty tensors in place of None, which an op cannot return."""
     grad_value, grad_locations, grad_weights, grad_references = (
         inputs.value.new_empty(0, dtype=None if like is None else like.dtype) if grad is None else grad
         for grad, like in zip(grads, _differentiable(inputs), strict=True)
@@ -254,7 +254,7 @@ def _(grad_output: Tensor, output: Tensor | None, *arguments: Any) -> tuple[Tens
         like.new_empty(like.shape) if need and like is not None else None
         for like, need in zip(_differentiable(inputs), needs, strict=True)
     )
-    return _fill((grad_value, grad_locations, grad_weights, grad_references), inputs)
+    return _replace_none((grad_value, grad_locations, grad_weights, grad_references), inputs)
 
 
 def _save(ctx: Any, tensor: Tensor | None, inputs: Inputs) -> None:

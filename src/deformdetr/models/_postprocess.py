@@ -148,8 +148,8 @@ def _detections(
     sizes = image_sizes.to(boxes.device, non_blocking=True) if isinstance(image_sizes, Tensor) else image_sizes
     corners = cxcywh_to_xyxy(at_least_float32(boxes))
     detections: list[Detections] = [
-        {"boxes": scale_boxes(of_image, size), "scores": of_scores, "labels": of_labels}
-        for of_image, of_scores, of_labels, size in zip(corners, selection.scores, selection.labels, sizes, strict=True)
+        {"boxes": scale_boxes(xyxy, size), "scores": scores, "labels": labels}
+        for xyxy, scores, labels, size in zip(corners, selection.scores, selection.labels, sizes, strict=True)
     ]
     if "pred_masks" in outputs:
         # The CPU allocates the masks, so it needs their sizes.

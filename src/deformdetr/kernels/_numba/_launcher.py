@@ -120,7 +120,7 @@ def _shared_fields(
 
 
 def _count_threads(numbers: int, tasks: int) -> int:
-    """Return how many threads to use for reading so many numbers in so many tasks."""
+    """Return the number of threads for `tasks` tasks that read `numbers` numbers in all."""
     return min(1 + numbers // NUMBERS_PER_THREAD, tasks, torch.get_num_threads())
 
 
