@@ -128,10 +128,9 @@ def _check(inputs: Inputs) -> None:
         raise ValueError(f"the fused op takes at most {MOST_POINTS} points per level, got {weights.shape[4]}")
 
 
-def _check_fusion(inputs: Inputs) -> None:
+def _check_fusion(value: Tensor, locations: Tensor, weights: Tensor, references: Tensor) -> None:
     """Check that a fused call is for the Triton kernels, which alone take reference points."""
-    value, *_, locations, weights, references, _, _ = inputs
-    if references is not None and not _runs_triton(value, locations, weights, references):
+    if not _runs_triton(value, locations, weights, references):
         raise ValueError(f"the fused op runs on GPUs and not in float64, got {value.dtype} on {value.device}")
 
 
@@ -171,7 +170,8 @@ def _forward(
 ) -> Tensor:
     inputs = Inputs(value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, deterministic)
     _check(inputs)
-    _check_fusion(inputs)
+    if references is not None:
+        _check_fusion(value, locations, weights, references)
     return _run_forward(None, *inputs)
 
 
@@ -198,9 +198,9 @@ def _backward(
     """
     inputs = Inputs(value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, deterministic)
     _check(inputs)
-    _check_fusion(inputs)
     check_output("grad_output", grad_output, value, weights)
     if references is not None:
+        _check_fusion(value, locations, weights, references)
         check_output("output", output, value, weights)
     check_storages(grad_output, output, value, locations, weights, references, padding_mask)
     needs = (needs_value, needs_locations, needs_weights)
