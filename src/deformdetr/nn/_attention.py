@@ -20,6 +20,7 @@ from deformdetr.kernels import (
     sampling_locations,
 )
 from deformdetr.kernels._layers import apply_linear
+from deformdetr.kernels._sampling import mask_padding
 
 
 class MSDeformAttn(nn.Module):
@@ -151,10 +152,8 @@ class MSDeformAttn(nn.Module):
                 value, input_spatial_shapes, reference_points, offsets, logits, input_padding_mask
             )
         else:
-            if input_padding_mask is not None:
-                value = value.masked_fill(input_padding_mask[:, :, None, None], 0)
             sampled = ms_deform_attn(
-                value,
+                mask_padding(value, input_padding_mask),
                 input_spatial_shapes,
                 self._locations(reference_points, offsets, input_spatial_shapes),
                 at_least_float32(logits).softmax(-1),
