@@ -96,7 +96,8 @@ def multiply_by_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     )
     if _linear_pointwise is None or not fits:
         return F.linear(a, b, bias)
-    return _linear_pointwise(a, b, bias, "none", [], "")
+    product: Tensor = _linear_pointwise(a, b, bias, "none", [], "")
+    return product
 
 
 def find_static_value() -> Callable[[Any], bool]:
@@ -105,7 +106,8 @@ def find_static_value() -> Callable[[Any], bool]:
     Looked up on demand, because it needs sympy, which only compilers load. If PyTorch hides it, no size is fixed.
     """
     shapes = importlib.import_module("torch.fx.experimental.symbolic_shapes")
-    return getattr(shapes, "has_static_value", lambda size: False)
+    function: Callable[[Any], bool] = getattr(shapes, "has_static_value", lambda size: False)
+    return function
 
 
 def find_openmp() -> Callable[..., Any] | None:

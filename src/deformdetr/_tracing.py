@@ -43,4 +43,5 @@ def fixed_size(size: int) -> int:
 def smaller(count: int, size: int) -> int:
     """Return the smaller of a number and a size. What `torch.jit.trace` records computes it anew for every size."""
     traced: Any = size
-    return traced.clamp(max=count) if is_tracing() else min(count, size)
+    bounded: int = traced.clamp(max=count) if is_tracing() else min(count, size)
+    return bounded

@@ -92,7 +92,8 @@ def _import_timm(network: str) -> ModuleType:
         raise ImportError(f"the backbone {network} needs timm: pip install 'deformdetr[timm]'") from error
     if not timm.is_model(network):
         raise ValueError(f"timm {timm.__version__} has no model {network!r}")
-    return timm
+    module: ModuleType = timm
+    return module
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -200,7 +200,7 @@ def train_transforms(augment: AugmentConfig, mean: Sequence[float], std: Sequenc
         steps.append(v2.RandomChoice([v2.Compose(crop), _chain(resize)], p=[chance, 1 - chance]))
     else:
         steps.extend(resize)
-    return v2.Compose([*steps, _Normalize(mean, std)])
+    return v2.Compose([*steps, _Normalize(mean, std)])  # type: ignore[no-any-return]
 
 
 def eval_transforms(
@@ -218,7 +218,7 @@ def eval_transforms(
         torch.Size([3, 32, 48])
     """
     resize = _resize(() if short_side is None else (short_side,), max_size)
-    return v2.Compose([*resize, _Normalize(mean, std)])
+    return v2.Compose([*resize, _Normalize(mean, std)])  # type: ignore[no-any-return]
 
 
 def prepare_for_evaluation(image: UInt8[Tensor, "3 _height _width"], config: AnyDataConfig) -> Float32[Tensor, "3 _ _"]:
@@ -246,7 +246,7 @@ def _resize(short_sides: Sequence[int], max_size: int | None) -> list[Callable[.
 
 def _chain(steps: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
     # torchvision's Compose refuses an empty list.
-    return v2.Compose(steps) if steps else v2.Identity()
+    return v2.Compose(steps) if steps else v2.Identity()  # type: ignore[no-any-return]
 
 
 class _Normalize:

@@ -82,7 +82,8 @@ def evaluate(
     model.train(was_training)
     evaluator.merge(processes.gather(evaluator.state()))
     result = Evaluation(evaluator.compute(), evaluator.table(), evaluator.class_table()) if processes.is_main else None
-    return processes.broadcast(result)
+    evaluation: Evaluation = processes.broadcast(result)
+    return evaluation
 
 
 def evaluate_run(

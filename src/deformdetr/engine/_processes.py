@@ -64,11 +64,13 @@ class Processes:
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Return the model wrapped so that backward passes average gradients over the processes."""
-        return self._accelerator.prepare_model(model)
+        prepared: nn.Module = self._accelerator.prepare_model(model)
+        return prepared
 
     def exchange(self, model: nn.Module, enabled: bool) -> AbstractContextManager[Any]:  # noqa: FBT001
         """Return a context for a forward and backward pass, in which gradients are exchanged if `enabled`."""
-        return nullcontext() if enabled else self._accelerator.no_sync(model)
+        context: AbstractContextManager[Any] = nullcontext() if enabled else self._accelerator.no_sync(model)
+        return context
 
     def backward(self, loss: Tensor) -> None:
         """Run the backward pass."""
@@ -76,7 +78,8 @@ class Processes:
 
     def main_first(self) -> AbstractContextManager[Any]:
         """Return a context that the main process runs first, so that others find the files that it downloads."""
-        return self._accelerator.main_process_first()
+        context: AbstractContextManager[Any] = self._accelerator.main_process_first()
+        return context
 
     def wait(self) -> None:
         """Wait for all processes."""
@@ -92,7 +95,8 @@ class Processes:
         """Return the values of all processes."""
         from accelerate.utils import gather_object
 
-        return gather_object([value])
+        gathered: list[Any] = gather_object([value])
+        return gathered
 
     def broadcast(self, value: Any) -> Any:
         """Return the value of the main process."""

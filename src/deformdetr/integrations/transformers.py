@@ -146,7 +146,8 @@ def _ours_for(function: Any) -> Callable[..., Any] | None:
     if not isinstance(function, FunctionType):
         return None
     if function.__module__ == __name__:
-        return function
+        accelerated: Callable[..., Any] = function
+        return accelerated
     known: dict[str, Callable[..., Any]] = {
         "multi_scale_deformable_attention": _sample,
         "multi_scale_deformable_attention_v2": _sample_lists,

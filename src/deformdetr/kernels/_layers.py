@@ -17,7 +17,8 @@ def apply_linear(layer: nn.Module, x: Float[Tensor, "*batch d_in"]) -> Float[Ten
     """Return `layer(x)`; an unchanged `nn.Linear` may multiply by oneDNN."""
     if _compat.is_plain(layer, nn.Linear) and _linear.uses_onednn(x, layer.weight, layer.bias):
         return _linear.linear(x, layer.weight, layer.bias)
-    return layer(x)
+    out: Tensor = layer(x)
+    return out
 
 
 def apply_dropout(layer: nn.Module, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -29,7 +30,8 @@ def apply_dropout(layer: nn.Module, x: Float[Tensor, "*shape"]) -> Float[Tensor,
         and _dropout.uses_16_bits(x, layer.p)
     ):
         return _dropout.dropout(x, layer.p)
-    return layer(x)
+    out: Tensor = layer(x)
+    return out
 
 
 def to_fast_format(images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:

@@ -36,7 +36,8 @@ def uses_onednn(x: Any, weight: Tensor, bias: Tensor | None) -> bool:
     if is_compiling:
         from deformdetr.kernels import _compiling
 
-        return _compiling.is_selected("linear")
+        selected: bool = _compiling.is_selected("linear")
+        return selected
     return (
         x.numel() >= _MIN_ROWS * x.shape[-1]
         and not _compat.is_transformed()
@@ -91,11 +92,13 @@ class _Linear(torch.autograd.Function):
 
 
 def _multiply(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    return (linear_op if torch.compiler.is_compiling() else _linear_by_onednn)(a, b, bias)
+    product: Tensor = (linear_op if torch.compiler.is_compiling() else _linear_by_onednn)(a, b, bias)
+    return product
 
 
 def _multiply_transposed(a: Tensor, b: Tensor) -> Tensor:
-    return (weight_gradient_op if torch.compiler.is_compiling() else _weight_gradient_by_onednn)(a, b)
+    product: Tensor = (weight_gradient_op if torch.compiler.is_compiling() else _weight_gradient_by_onednn)(a, b)
+    return product
 
 
 def _linear_by_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:

@@ -38,7 +38,8 @@ def choose_forward(backend: str, *tensors: Tensor) -> Callable[..., Tensor]:
         return _run_reference
     if _needs_op(tensors):
         return forward_op
-    return (_TransformedForward if _compat.is_transformed() else _Forward).apply
+    run: Callable[..., Tensor] = (_TransformedForward if _compat.is_transformed() else _Forward).apply
+    return run
 
 
 def choose_backward(*tensors: Tensor | None) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -47,7 +48,8 @@ def choose_backward(*tensors: Tensor | None) -> Callable[..., tuple[Tensor, Tens
         return backward_op
     if not torch.is_grad_enabled() and not _compat.is_transformed():
         return _backward
-    return (_TransformedBackward if _compat.is_transformed() else _Backward).apply
+    run: Callable[..., Any] = (_TransformedBackward if _compat.is_transformed() else _Backward).apply
+    return run
 
 
 def _needs_op(tensors: tuple[Tensor | None, ...]) -> bool:

@@ -32,7 +32,8 @@ def noise_targets(
         raise ValueError("targets must be given in training to a model that denoises them")
     if len(targets) != num_images:
         raise ValueError(f"there are {num_images} images, but targets for {len(targets)}")
-    return denoising(targets)
+    noised: NoisedQueries = denoising(targets)
+    return noised
 
 
 def prepend(noised: NoisedQueries, queries: Queries) -> Queries:

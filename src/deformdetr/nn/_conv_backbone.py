@@ -85,7 +85,8 @@ class _ResidualStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.down_norm(self.down(x)).relu()
-        return (x + self.conv_norm(self.conv(x))).relu()
+        out: Tensor = (x + self.conv_norm(self.conv(x))).relu()
+        return out
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:

@@ -105,7 +105,8 @@ class DeformableDecoderLayer(nn.Module):
             query + query_position, reference_points, memory, spatial_shapes, input_padding_mask=padding_mask
         )
         query = self.cross_attn_norm(query + apply_dropout(self.dropout, attended))
-        return self.feed_forward_norm(query + apply_dropout(self.dropout, self.feed_forward(query)))
+        out: Tensor = self.feed_forward_norm(query + apply_dropout(self.dropout, self.feed_forward(query)))
+        return out
 
 
 class DeformableDecoder(nn.Module):

@@ -52,10 +52,11 @@ class DeformAttn(nn.Module):
         Raises:
             ValueError: If `reference_points` has neither 2 nor 4 coordinates.
         """
-        return self.attention(
+        out: Tensor = self.attention(
             query,
             reference_points[:, :, None],
             features.flatten(2).transpose(1, 2),
             [(features.shape[2], features.shape[3])],
             input_padding_mask=None if padding_mask is None else padding_mask.flatten(1),
         )
+        return out

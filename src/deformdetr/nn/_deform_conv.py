@@ -107,4 +107,5 @@ def _torchvision_ops() -> ModuleType:
     """Return torchvision's operators, imported at the first call."""
     import torchvision.ops
 
-    return torchvision.ops
+    ops: ModuleType = torchvision.ops
+    return ops

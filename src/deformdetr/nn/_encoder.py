@@ -54,7 +54,8 @@ class DeformableEncoderLayer(nn.Module):
 
     def _transform(self, src: Tensor, attended: Tensor) -> Tensor:
         src = self.self_attn_norm(src + apply_dropout(self.dropout, attended))
-        return self.feed_forward_norm(src + apply_dropout(self.dropout, self.feed_forward(src)))
+        out: Tensor = self.feed_forward_norm(src + apply_dropout(self.dropout, self.feed_forward(src)))
+        return out
 
 
 class DeformableEncoder(nn.Module):

@@ -75,7 +75,8 @@ class ResidualBlock(nn.Module):
         if self.is_bottleneck:
             out = convolve_and_normalize(self.relu(out), self.conv3, self.bn3)
         out += x if self.downsample is None else convolve_and_normalize(x, *self.downsample)
-        return self.relu(out)
+        result: Tensor = self.relu(out)
+        return result
 
 
 def convolve_and_normalize(
@@ -86,7 +87,8 @@ def convolve_and_normalize(
     That saves a pass over the feature map: about 50 ms of 1.2 s for a Deformable DETR with ResNet-50, on an Intel Xeon.
     """
     if not (_is_bare(conv) and _compat.is_plain(norm, FrozenBatchNorm2d)):
-        return norm(conv(x))
+        out: Tensor = norm(conv(x))
+        return out
     scale, shift = norm.scale_and_shift()
     weight = conv.weight * scale[:, None, None, None]
     return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)

@@ -208,7 +208,8 @@ def _load_weights(resnet: nn.Module, refusal: str, state: dict[str, Tensor], opt
 def _default_state_dict(name: str) -> dict[str, Tensor]:
     from torchvision.models import get_model_weights
 
-    return get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)
+    state: dict[str, Tensor] = get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)
+    return state
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -54,7 +54,8 @@ class TransformerEncoderLayer(nn.Module):
         positioned = src + position
         attended, _ = self.self_attn(positioned, positioned, src, key_padding_mask=padding_mask, need_weights=False)
         src = self.self_attn_norm(src + apply_dropout(self.dropout, attended))
-        return self.feed_forward_norm(src + apply_dropout(self.dropout, self.feed_forward(src)))
+        out: Tensor = self.feed_forward_norm(src + apply_dropout(self.dropout, self.feed_forward(src)))
+        return out
 
 
 class TransformerDecoderLayer(nn.Module):
@@ -125,7 +126,8 @@ class TransformerDecoderLayer(nn.Module):
             need_weights=False,
         )
         query = self.cross_attn_norm(query + apply_dropout(self.dropout, attended))
-        return self.feed_forward_norm(query + apply_dropout(self.dropout, self.feed_forward(query)))
+        out: Tensor = self.feed_forward_norm(query + apply_dropout(self.dropout, self.feed_forward(query)))
+        return out
 
 
 class TransformerEncoder(nn.Module):

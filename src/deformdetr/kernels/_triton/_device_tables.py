@@ -43,7 +43,8 @@ def _cached(make: Callable[..., Tensor], numbers: tuple[int, ...], device: torch
         return make(numbers, device, 0)
     stream = torch.cuda.current_stream(device).cuda_stream
     if torch.cuda.is_current_stream_capturing():
-        return inspect.unwrap(make)(numbers, device, stream)
+        tensor: Tensor = inspect.unwrap(make)(numbers, device, stream)
+        return tensor
     return make(numbers, device, stream)
 
 

@@ -105,4 +105,5 @@ def architecture_of(device: torch.device) -> Architecture:
 @functools.cache
 def read_table() -> Table:
     """Return the table that is part of the library."""
-    return json.loads(resources.files(__package__).joinpath(TABLE).read_text())
+    table: Table = json.loads(resources.files(__package__).joinpath(TABLE).read_text())
+    return table
