@@ -16,7 +16,8 @@ ALLOWED = {
     "deformdetr/kernels/_numba": {"llvmlite", "numba", "numpy"},
     "deformdetr/kernels/_triton": {"triton"},
     "deformdetr/matching": {"scipy"},
-    "deformdetr/nn/_backbone.py": {"torchvision"},
+    "deformdetr/nn/_deform_conv.py": {"torchvision"},
+    "deformdetr/nn/_resnet_backbone.py": {"torchvision"},
 }
 
 

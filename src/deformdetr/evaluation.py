@@ -77,7 +77,11 @@ EvaluatorState = Mapping[int, ImageRecord]
 
 
 class CocoResult(TypedDict):
-    """A detection in COCO's results format. The box is (left, top, width, height) in pixels."""
+    """A detection in COCO's results format. The box is (left, top, width, height) in pixels.
+
+    Examples:
+        >>> result: CocoResult = {"image_id": 139, "category_id": 17, "bbox": [10.0, 20.0, 100.0, 200.0], "score": 0.9}
+    """
 
     image_id: int
     category_id: int

@@ -96,7 +96,16 @@ class LayerPredictions(TypedDict):
 
 
 class DenoisingPredictions(LayerPredictions):
-    """Predictions of the denoising queries: in every group, query i of an image reconstructs target i."""
+    """Predictions of the denoising queries: in every group, query i of an image reconstructs target i.
+
+    Examples:
+        >>> predictions: DenoisingPredictions = {
+        ...     "pred_logits": torch.zeros(2, 50, 91),
+        ...     "pred_boxes": torch.full((2, 50, 4), 0.5),
+        ...     "num_groups": 5,
+        ...     "has_negatives": False,
+        ... }
+    """
 
     aux_outputs: NotRequired[list[LayerPredictions]]
     """All decoder layers except the last, in order."""

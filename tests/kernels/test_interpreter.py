@@ -6,7 +6,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
 
-from deformdetr.kernels import _reference, fused_ms_deform_attn
+from deformdetr.kernels import _op, _reference, fused_ms_deform_attn
 from deformdetr.kernels._levels import Pyramid, place_levels
 from sampling import assert_close
 
@@ -57,6 +57,17 @@ def test_exported_program_holds_the_fused_operator_as_one_node(rng: torch.Genera
     assert any(node.target == torch.ops.deformdetr.ms_deform_attn.default for node in program.graph.nodes)
     others = [tensor.detach() for tensor in random_inputs(rng, 3, 4, 9)]
     torch.testing.assert_close(program.module()(*others), Attend()(*others))
+
+
+def test_one_call_asks_once_whether_triton_runs(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch):
+    asked: list[int] = []
+    runs_triton = _op._runs_triton
+    monkeypatch.setattr(_op, "_runs_triton", lambda *tensors: (asked.append(len(tensors)), runs_triton(*tensors))[1])
+    value, references, offsets, logits = random_inputs(rng, 3, 4, 5)
+    out = fused_ms_deform_attn(value, [(3, 4)], references, offsets, logits)
+    assert asked == [4]
+    out.sum().backward()
+    assert asked == [4, 4]
 
 
 # opcheck itself reads the gradients of non-leaf tensors.

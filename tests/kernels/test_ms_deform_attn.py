@@ -1,5 +1,6 @@
 import inspect
 import itertools
+import os
 
 import pytest
 import torch
@@ -92,6 +93,22 @@ def test_opcheck_passes_on_the_forward_and_the_backward_op(as_tensor: bool, rng:
         torch.ops.deformdetr.ms_deform_attn_backward.default,
         (grad, None, value, *homes, locations, weights, None, None, False, True, True, True, False),
     )
+
+
+# Triton's interpreter fuses in float32.
+INTERPRETED = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="a kernel fuses")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=INTERPRETED)])
+def test_fused_op_is_refused_where_no_kernel_fuses(dtype: torch.dtype, rng: torch.Generator):
+    value, offsets, logits = (tensor.to(dtype) for tensor in random_inputs(rng, [(5, 7)]))
+    references, output = torch.rand(2, 7, 1, 2, generator=rng, dtype=dtype), value.new_zeros(2, 7, 15)
+    inputs = (value, None, [5, 7], [], offsets, logits, references, None, False)
+    message = f"fused op runs on GPUs and not in float64, got {dtype} on cpu"
+    with pytest.raises(ValueError, match=message):
+        torch.ops.deformdetr.ms_deform_attn(*inputs)
+    with pytest.raises(ValueError, match=message):
+        torch.ops.deformdetr.ms_deform_attn_backward(output, output, *inputs, True, True, True, True)
 
 
 @pytest.mark.parametrize("needed", [s for n in (1, 2) for s in itertools.combinations(range(3), n)], ids=str)

@@ -64,6 +64,14 @@ def load_config(path: str | Path, kind: type[AnyConfig]) -> AnyConfig:
         ValueError: If the suffix is none of `.yaml`, `.yml` and `.json`, the file cannot be parsed, is not a mapping or
             has a key twice, or the config is not valid; the message names every wrong field.
         ImportError: If it is YAML and pyyaml is not installed.
+
+    Examples:
+        >>> import tempfile
+        >>> from deformdetr.config import DeformableDETRConfig, save_config
+        >>> with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        ...     save_config(DeformableDETRConfig(num_classes=3), file.name)
+        ...     load_config(file.name, DeformableDETRConfig).num_classes
+        3
     """
     fields = read_mapping(Path(path))
     try:

@@ -17,7 +17,14 @@ _RESERVED = ("checkpoint_path", "feature_cls", "features_only", "out_indices", "
 
 
 class TimmConfig(Config):
-    """A network from timm without its classifier; see `deformdetr.nn.FeatureBackbone`."""
+    """A network from timm without its classifier; see `deformdetr.nn.FeatureBackbone`.
+
+    Examples:
+        >>> from deformdetr.config import DeformableDETRConfig
+        >>> backbone = TimmConfig(name="convnext_tiny", frozen=("stem",))
+        >>> DeformableDETRConfig(backbone=backbone).backbone.name
+        'convnext_tiny'
+    """
 
     kind: Literal["timm"] = "timm"
     name: str = Field(pattern=r"^\w[\w.]*$", description="Name of the network in `timm.list_models()`.")

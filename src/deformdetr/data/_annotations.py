@@ -31,6 +31,12 @@ class DatasetReport:
         clipped: Boxes that extended beyond their image and were clipped to it for training.
         unknown_category: Skipped boxes whose category is not in the label map.
         without_mask: Boxes dropped for an unusable segmentation, counted by reason. Empty unless masks are read.
+
+    Examples:
+        >>> from deformdetr.data import ShapesConfig, build_dataset
+        >>> report = build_dataset(ShapesConfig(num_train=4), "train").report
+        >>> report.images, report.crowd
+        (4, 0)
     """
 
     source: str
@@ -79,6 +85,12 @@ class Annotations:
         label_map: The category of each label.
         report: What was kept, changed and skipped.
         segmentations: Segmentation of each box, or `None` if masks are not read.
+
+    Examples:
+        >>> from deformdetr.data import ShapesConfig, draw_shapes
+        >>> annotations, images = draw_shapes(ShapesConfig(num_val=2, image_size=64), "val")
+        >>> annotations.sizes.tolist()
+        [[64, 64], [64, 64]]
     """
 
     file_names: tuple[str, ...]

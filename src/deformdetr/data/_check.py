@@ -10,7 +10,15 @@ from deformdetr.data._errors import DatasetError, dataset_error
 
 
 class CheckReport(NamedTuple):
-    """Summaries of both splits and the number of images decoded. `str()` returns the whole report."""
+    """Summaries of both splits and the number of images decoded. `str()` returns the whole report.
+
+    Examples:
+        >>> from deformdetr.data import CheckReport
+        >>> print(CheckReport("80 images", "20 images", decoded=0))
+        train: 80 images
+        val: 20 images
+        image files found, none decoded
+    """
 
     train: str
     val: str

@@ -32,6 +32,12 @@ class AugmentConfig(Config):
     An image is flipped, then resized. With `crop`, half of the images (`crop_probability`) are first resized so that
     their shorter side is one of `crop_resize`, and cropped to a random rectangle with sides from `crop_min` to
     `crop_max`.
+
+    Examples:
+        >>> from deformdetr.data import AugmentConfig, ShapesConfig
+        >>> config = ShapesConfig(augment=AugmentConfig(short_sides=(96, 128), crop=False))
+        >>> config.augment.flip
+        0.5
     """
 
     flip: Probability = Field(default=0.5, description="Probability of a horizontal flip.")
@@ -117,7 +123,14 @@ class DataConfig(Config):
 
 
 class ShapesConfig(Config):
-    """Images of circles, rectangles and triangles on noise, drawn from a seed when the dataset is built."""
+    """Images of circles, rectangles and triangles on noise, drawn from a seed when the dataset is built.
+
+    Examples:
+        >>> from deformdetr.data import ShapesConfig, build_dataset
+        >>> dataset = build_dataset(ShapesConfig(num_train=4, max_objects=2), "train")
+        >>> len(dataset), dataset.label_map.names
+        (4, ('circle', 'rectangle', 'triangle'))
+    """
 
     kind: Literal["shapes"] = "shapes"
     seed: NonNegativeInt = Field(default=0, description="An image depends only on this, its split and its index.")

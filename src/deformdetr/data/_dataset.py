@@ -38,6 +38,14 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         annotations: Boxes, labels and masks.
         images: Function that returns the image at an index, as 8-bit RGB.
         transforms: Function from an 8-bit sample to a normalized one.
+
+    Examples:
+        >>> from deformdetr.data import DetectionDataset, ShapesConfig, draw_shapes, eval_transforms
+        >>> annotations, images = draw_shapes(ShapesConfig(num_val=2, image_size=64), "val")
+        >>> transforms = eval_transforms(32, 100, mean=(0, 0, 0), std=(1, 1, 1))
+        >>> image, target = DetectionDataset(annotations, images.__getitem__, transforms=transforms)[0]
+        >>> image.shape
+        torch.Size([3, 32, 32])
     """
 
     def __init__(

@@ -58,6 +58,17 @@ class ImageFiles:
     Args:
         paths: File of each image.
         sizes: Annotated (height, width) of each image in pixels.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> from deformdetr.data import ImageFiles
+        >>> with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        ...     Image.new("RGB", (40, 30)).save(file.name)
+        ...     ImageFiles([Path(file.name)], sizes=np.array([[30, 40]]))(0).shape
+        torch.Size([3, 30, 40])
     """
 
     def __init__(self, paths: Sequence[Path], sizes: Int64[np.ndarray, "images 2"]) -> None:

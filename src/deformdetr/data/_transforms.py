@@ -64,7 +64,16 @@ def make_sample(
 
 
 def split_sample(sample: Sample) -> tuple[Real[Tensor, "3 height width"], Target]:
-    """Return the image and target of a sample as plain tensors, with boxes as fractions of the image."""
+    """Return the image and target of a sample as plain tensors, with boxes as fractions of the image.
+
+    Examples:
+        >>> import torch
+        >>> from deformdetr.data import make_sample, split_sample
+        >>> image = torch.zeros(3, 40, 80, dtype=torch.uint8)
+        >>> sample = make_sample(image, torch.tensor([[0.0, 0.0, 40.0, 20.0]]), torch.tensor([1]))
+        >>> split_sample(sample)[1]["boxes"]
+        tensor([[0.2500, 0.2500, 0.5000, 0.5000]])
+    """
     image = sample["image"].as_subclass(Tensor)
     height, width = image.shape[1:]
     boxes = sample["boxes"].as_subclass(Tensor) / torch.tensor([width, height, width, height], dtype=torch.float32)
@@ -88,6 +97,14 @@ class ResizeShortSide:
 
     Raises:
         ValueError: If `short_sides` is empty.
+
+    Examples:
+        >>> import torch
+        >>> from deformdetr.data import ResizeShortSide, make_sample
+        >>> image = torch.zeros(3, 40, 80, dtype=torch.uint8)
+        >>> sample = make_sample(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+        >>> ResizeShortSide([20, 20], max_size=30)(sample)["image"].shape
+        torch.Size([3, 15, 30])
     """
 
     def __init__(self, short_sides: Sequence[int], max_size: int | None = None) -> None:
@@ -117,6 +134,15 @@ class RandomSizeCrop:
 
     Raises:
         ValueError: Unless 0 < `min_size` <= `max_size`.
+
+    Examples:
+        >>> import torch
+        >>> from deformdetr.data import RandomSizeCrop, make_sample, split_sample
+        >>> image = torch.zeros(3, 40, 80, dtype=torch.uint8)
+        >>> sample = make_sample(image, torch.tensor([[0.0, 0.0, 80.0, 40.0]]), torch.tensor([1]))
+        >>> image, target = split_sample(RandomSizeCrop(20, 20)(sample))
+        >>> image.shape, target["boxes"]
+        (torch.Size([3, 20, 20]), tensor([[0.5000, 0.5000, 1.0000, 1.0000]]))
     """
 
     def __init__(self, min_size: int, max_size: int) -> None:

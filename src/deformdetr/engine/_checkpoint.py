@@ -43,6 +43,11 @@ class Checkpoint:
         metrics: Metrics of the last evaluation. Empty before the first.
         training: State for resuming: that of the optimizer and the gradient scaler, and the best AP so far. `None` in a
             checkpoint for inference only.
+
+    Examples:
+        >>> from deformdetr.engine import load_run
+        >>> path, checkpoint = load_run("runs/detector")  # doctest: +SKIP
+        >>> checkpoint.epoch, checkpoint.metrics["AP"], checkpoint.label_map.names  # doctest: +SKIP
     """
 
     model: dict[str, Tensor]

@@ -12,7 +12,13 @@ from deformdetr.engine._settings import merge
 
 
 class StepSchedule(Config):
-    """A constant learning rate with drops after given epochs."""
+    """A constant learning rate with drops after given epochs.
+
+    Examples:
+        >>> from deformdetr.engine import StepSchedule, TrainConfig
+        >>> TrainConfig(epochs=12, schedule=StepSchedule(drop_epochs=(11,))).schedule.drop_factor
+        0.1
+    """
 
     kind: Literal["step"] = "step"
     drop_epochs: tuple[PositiveInt, ...] = Field(
@@ -22,7 +28,13 @@ class StepSchedule(Config):
 
 
 class CosineSchedule(Config):
-    """A learning rate that falls along a half cosine over the whole run."""
+    """A learning rate that falls along a half cosine over the whole run.
+
+    Examples:
+        >>> from deformdetr.engine import CosineSchedule, TrainConfig
+        >>> TrainConfig(epochs=12, schedule=CosineSchedule(final_factor=0.1)).schedule.final_factor
+        0.1
+    """
 
     kind: Literal["cosine"] = "cosine"
     final_factor: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -43,7 +55,13 @@ Schedule = Annotated[StepSchedule | CosineSchedule, Field(discriminator="kind"),
 
 
 class TrainConfig(Config):
-    """Settings of training. The defaults are those of Deformable DETR on COCO."""
+    """Settings of training. The defaults are those of Deformable DETR on COCO.
+
+    Examples:
+        >>> from deformdetr.engine import TrainConfig
+        >>> TrainConfig(batch_size=4).replace(lr=1e-4).batch_size
+        4
+    """
 
     epochs: PositiveInt = Field(default=50, description="Passes over the training images.")
     max_steps: PositiveInt | None = Field(

@@ -71,6 +71,10 @@ def run_demo(out_dir: str | Path, experiment: Experiment | None = None) -> DemoR
 
     Raises:
         RunError: If the directory holds other files, or the model is not a Deformable DETR.
+
+    Examples:
+        >>> from deformdetr.engine import run_demo
+        >>> run_demo("runs/demo").evaluation.metrics["AP50"]  # doctest: +SKIP
     """
     experiment = demo_experiment() if experiment is None else experiment
     if not isinstance(experiment.model, DeformableDETRConfig):

@@ -51,6 +51,15 @@ def evaluate(
         num_workers: Processes that load images.
         precision: As in `TrainConfig`.
         progress: Called with the number of batches done and the total.
+
+    Examples:
+        >>> from deformdetr.config import DeformableDETRConfig, preset
+        >>> from deformdetr.data import ShapesConfig, build_dataset
+        >>> from deformdetr.engine import Processes, evaluate
+        >>> config, dataset = preset("demo"), build_dataset(ShapesConfig(num_val=2), "val")
+        >>> result = evaluate(config.build(), config.build_postprocess(), dataset, Processes(), batch_size=2)
+        >>> 0 <= result.metrics["AP"] <= 1
+        True
     """
     loader = eval_loader(
         dataset,

@@ -124,6 +124,11 @@ def load_run(run: str | Path, *, prefer: Sequence[str] = ("best.pt", "last.pt"))
 
     Raises:
         RunError: If there is none.
+
+    Examples:
+        >>> from deformdetr.engine import load_run
+        >>> path, checkpoint = load_run("runs/detector")  # doctest: +SKIP
+        >>> model = checkpoint.build()  # doctest: +SKIP
     """
     run = Path(run)
     if run.is_file():

@@ -38,5 +38,9 @@ def install(module: str = "detrex.layers.multi_scale_deform_attn") -> None:
 
 
 def uninstall() -> None:
-    """Undo every `install()`, except in modules that have imported the functions by name since."""
+    """Undo every `install()`, except in modules that have imported the functions by name since.
+
+    Examples:
+        >>> uninstall()
+    """
     _installed.undo()

@@ -49,5 +49,10 @@ def install(*, names: Iterable[str] = (), replace: bool = False) -> None:
 
 
 def uninstall() -> None:
-    """Undo `install()`: restore modules that were imported before, and remove the others."""
+    """Undo `install()`: restore modules that were imported before, and remove the others.
+
+    Examples:
+        >>> install()
+        >>> uninstall()
+    """
     _installed.undo()

@@ -30,5 +30,9 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Undo `install()`, except in modules that have imported the functions by name since."""
+    """Undo `install()`, except in modules that have imported the functions by name since.
+
+    Examples:
+        >>> uninstall()
+    """
     _installed.undo()

@@ -24,7 +24,13 @@ __all__ = ["Acceleration", "accelerate"]
 
 
 class Acceleration:
-    """The changes that `accelerate` made to a model; a context manager that undoes them on exit."""
+    """The changes that `accelerate` made to a model; a context manager that undoes them on exit.
+
+    Examples:
+        >>> acceleration = accelerate(model)  # doctest: +SKIP
+        >>> print(acceleration)  # doctest: +SKIP
+        >>> acceleration.undo()  # doctest: +SKIP
+    """
 
     def __init__(self) -> None:
         self.accelerated: list[str] = []

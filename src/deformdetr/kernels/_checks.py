@@ -45,8 +45,9 @@ def check_arguments(
         TypeError: If a tensor is not one, is sparse, or has a dtype that kernels do not read.
         ValueError: If shapes or devices disagree, or sizes that the host knows do not hold the pixels of `value`.
     """
-    where, what = ("sampling_offsets", "attention_logits") if fused else ("sampling_locations", "attention_weights")
-    for name, tensor, ndim in (("value", value, 4), (where, locations, 6), (what, weights, 5)):
+    locations_name = "sampling_offsets" if fused else "sampling_locations"
+    weights_name = "attention_logits" if fused else "attention_weights"
+    for name, tensor, ndim in (("value", value, 4), (locations_name, locations, 6), (weights_name, weights, 5)):
         check_floating(name, tensor)
         if tensor.ndim != ndim:
             raise ValueError(f"{name} must have {ndim} dimensions, got shape {tuple(tensor.shape)}")
@@ -54,11 +55,12 @@ def check_arguments(
             raise ValueError(f"{name} is on {tensor.device}, but value is on {value.device}")
     if locations.shape != (*weights.shape, 2):
         raise ValueError(
-            f"{where} {tuple(locations.shape)} must be {what} {tuple(weights.shape)} with a last axis of 2"
+            f"{locations_name} {tuple(locations.shape)} must be {weights_name} {tuple(weights.shape)} with a last axis "
+            "of 2"
         )
     if value.shape[0] != weights.shape[0] or value.shape[2] != weights.shape[2]:
         raise ValueError(
-            f"value {tuple(value.shape)} (batch, pixels, heads, channels) and {what} {tuple(weights.shape)} "
+            f"value {tuple(value.shape)} (batch, pixels, heads, channels) and {weights_name} {tuple(weights.shape)} "
             "(batch, queries, heads, levels, points) must agree in batch and heads"
         )
     _check_levels(pyramid, weights.shape[3], value)
@@ -126,7 +128,7 @@ def check_floating(name: str, tensor: Any) -> None:
 
 
 def _check_levels(pyramid: Pyramid, levels: int, like: Tensor) -> None:
-    """Check that there are sizes for `levels` groups of points, integers on a device where kernels can read them."""
+    """Check that `pyramid` has integer sizes for `levels` groups of points, on a device where kernels can read them."""
     sizes, repeats = pyramid.tensor, pyramid.repeats
     if not levels:
         raise ValueError("there must be at least one level to sample, got none")

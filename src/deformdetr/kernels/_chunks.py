@@ -34,7 +34,7 @@ def apply_in_chunks(
 
 
 def _chunk_size(rows: int) -> int:
-    """Return the rows of a chunk, or 0 for all at once, as where a traced or compiled graph serves other sizes too."""
+    """Return the number of rows per chunk; 0 for a single chunk, as in a graph that has to serve other sizes too."""
     if is_tracing():
         return 0
     if not torch.compiler.is_compiling():

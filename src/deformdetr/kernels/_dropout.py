@@ -11,8 +11,8 @@ from deformdetr.kernels._layer_kernels import is_selected
 _VALUES = 2**16
 
 
-def draws_few_bits(x: Tensor, p: float) -> bool:
-    """Return whether `dropout` is faster than PyTorch's for this tensor, and no compiler or transform draws."""
+def uses_16_bits(x: Tensor, p: float) -> bool:
+    """Return whether `dropout` is faster than PyTorch's here, and no compiler or transform has to see PyTorch's."""
     return (
         0 < round(p * _VALUES) < _VALUES
         and type(x) in (Tensor, torch.nn.Parameter)

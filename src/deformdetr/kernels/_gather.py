@@ -24,7 +24,7 @@ SAMPLES_AT_ONCE = 2**17
 
 
 class Samples(NamedTuple):
-    """Positions of samples: a bag for each of some queries and heads.
+    """Sampled pixels: one bag for every query and head of a part.
 
     Along an axis of `n` pixels, a location `l` lies at `u = l n - 1/2`. A sample reads pixel `i`, which is `floor(u)`
     clamped to `0 ... n - 2`, and pixel `i + 1`. The share of pixel `j` is `max(0, 1 - |u - j|)`: the bilinear weight
@@ -97,7 +97,7 @@ def backward(
     """Compute what the backward of the reference computes, in float32; None for a gradient that is not needed."""
     has_samples = bool(value.numel() and attention_weights.numel())
     make = torch.empty_like if has_samples else torch.zeros_like
-    by_value, by_locations, by_weights = (
+    grad_value, grad_locations, grad_weights = (
         make(like, memory_format=torch.contiguous_format) if need else None
         for like, need in zip((value, sampling_locations, attention_weights), needs, strict=True)
     )
@@ -107,27 +107,27 @@ def backward(
         attention = _as_bags(attention_weights[part])
         grad, touched = _as_rows(grad_output[part]), samples.touched()
         near, far = samples.shares()
-        if by_value is not None:
+        if grad_value is not None:
             rows = value[part].shape[:2].numel()
             row = torch.where(touched, samples.row, rows)
-            by_value[part] = _sum_into_rows(grad, row, _weigh(near, far, attention), rows).view_as(value[part])
-        if by_locations is None and by_weights is None:
+            grad_value[part] = _sum_into_rows(grad, row, _weigh(near, far, attention), rows).view_as(value[part])
+        if grad_locations is None and grad_weights is None:
             continue
         # Weights of zero do not hide NaN and infinity.
         dots = _dot_rows(grad, _as_rows(value[part]), samples.row).where(touched, 0)
         upper_left, upper_right, lower_left, lower_right = dots.movedim(1, 0).contiguous()
         left = _mix(upper_left, lower_left, near[1], far[1])
         right = _mix(upper_right, lower_right, near[1], far[1])
-        if by_weights is not None:
-            by_weights[part] = _mix(left, right, near[0], far[0]).view_as(by_weights[part])
-        if by_locations is not None:
+        if grad_weights is not None:
+            grad_weights[part] = _mix(left, right, near[0], far[0]).view_as(grad_weights[part])
+        if grad_locations is not None:
             upper = _mix(upper_left, upper_right, near[0], far[0])
             lower = _mix(lower_left, lower_right, near[0], far[0])
             near_slope, far_slope = samples.slopes()
             for axis, pair in enumerate(((left, right), (upper, lower))):
                 slope = _mix(*pair, near_slope[axis], far_slope[axis]).mul_(attention).mul_(samples.size[axis])
-                by_locations[part][..., axis] = slope.view_as(attention_weights[part])
-    return by_value, by_locations, by_weights
+                grad_locations[part][..., axis] = slope.view_as(attention_weights[part])
+    return grad_value, grad_locations, grad_weights
 
 
 def _split(

@@ -27,7 +27,7 @@ def apply_dropout(layer: nn.Module, x: Float[Tensor, "*shape"]) -> Float[Tensor,
         _compat.is_plain(layer, nn.Dropout)
         and layer.training
         and not layer.inplace
-        and _dropout.draws_few_bits(x, layer.p)
+        and _dropout.uses_16_bits(x, layer.p)
     ):
         return _dropout.dropout(x, layer.p)
     out: Tensor = layer(x)

@@ -79,15 +79,15 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         (grad,) = grads
         rows, weight = ctx.saved_tensors
-        by_rows, by_weight, by_bias = ctx.needs_input_grad
+        needs_rows, needs_weight, needs_bias = ctx.needs_input_grad
         # Gradients that are differentiated or mapped in turn use PyTorch's operators.
         is_plain = not torch.is_grad_enabled() and (
             torch.compiler.is_compiling() or (_compat.has_storage(grad) and not _has_tangent(grad, rows, weight))
         )
         return (
-            (_multiply(grad, weight.t(), None) if is_plain else grad @ weight) if by_rows else None,
-            (_multiply_transposed(grad, rows) if is_plain else grad.T @ rows) if by_weight else None,
-            grad.sum(0) if by_bias else None,
+            (_multiply(grad, weight.t(), None) if is_plain else grad @ weight) if needs_rows else None,
+            (_multiply_transposed(grad, rows) if is_plain else grad.T @ rows) if needs_weight else None,
+            grad.sum(0) if needs_bias else None,
         )
 
 

@@ -106,11 +106,11 @@ def ms_deform_attn_backward(
     check_arguments(value, pyramid, sampling_locations, attention_weights)
     check_output("grad_output", grad_output, value, attention_weights)
     run = _op.choose_backward(grad_output, value, sampling_locations, attention_weights)
-    by_value, by_locations, by_weights, _ = run(
+    grad_value, grad_locations, grad_weights, _ = run(
         grad_output, None, value, *pyramid, sampling_locations, attention_weights, None, None,
         _is_deterministic(deterministic), True, True, True, False,
     )  # fmt: skip
-    return by_value, by_locations, by_weights
+    return grad_value, grad_locations, grad_weights
 
 
 def fused_ms_deform_attn(
@@ -160,7 +160,7 @@ def fused_ms_deform_attn(
     if (
         backend == "auto"
         and not deterministic
-        and _op.is_fused(value, sampling_offsets, attention_logits, reference_points)
+        and _op.can_fuse(value, sampling_offsets, attention_logits, reference_points)
     ):
         run = _op.choose_forward(backend, value, sampling_offsets, attention_logits, reference_points)
         return run(value, *pyramid, sampling_offsets, attention_logits, reference_points, padding_mask, deterministic)

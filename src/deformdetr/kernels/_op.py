@@ -64,10 +64,10 @@ def _needs_op(tensors: tuple[Tensor | None, ...]) -> bool:
     return not _compat.is_transformed() if has_modes is None else has_modes
 
 
-def is_fused(value: Tensor, offsets: Tensor, logits: Tensor, references: Tensor) -> bool:
+def can_fuse(value: Tensor, offsets: Tensor, logits: Tensor, references: Tensor) -> bool:
     """Return whether a kernel takes offsets and logits.
 
-    Under a transform of `torch.func` none does, because separate operations have rules for it.
+    Not under a transform of `torch.func`, which needs the separate operations.
     """
     return (
         _runs_triton(value, offsets, logits, references)
@@ -77,24 +77,17 @@ def is_fused(value: Tensor, offsets: Tensor, logits: Tensor, references: Tensor)
     )
 
 
-def _runs_triton(value: Tensor, locations: Tensor, weights: Tensor, references: Tensor | None) -> bool:
+def _runs_triton(*tensors: Tensor) -> bool:
     """Return whether the Triton kernels run: on GPUs, and interpreted on CPUs where `TRITON_INTERPRET=1` is set."""
-    device = value.device.type
+    device = tensors[0].device.type
     # The variable is read anew at every call: torch.compile warns of caches, and reading takes a microsecond.
     if device != "cuda" and (device != "cpu" or os.environ.get("TRITON_INTERPRET") != "1"):
         return False
-    dtypes = (value.dtype, locations.dtype, weights.dtype, None if references is None else references.dtype)
-    return torch.float64 not in dtypes
+    return torch.float64 not in [tensor.dtype for tensor in tensors]
 
 
-def _choose_kernel(value: Tensor, locations: Tensor, weights: Tensor, references: Tensor | None) -> ModuleType:
-    """Return the module that runs where Triton does not.
-
-    Raises:
-        ValueError: If there are reference points, which only the Triton kernels take.
-    """
-    if references is not None:
-        raise ValueError(f"the fused op runs on GPUs and not in float64, got {value.dtype} on {value.device}")
+def _choose_kernel(value: Tensor, locations: Tensor, weights: Tensor) -> ModuleType:
+    """Return the module that runs where Triton does not."""
     if value.device.type != "cpu" or torch.float64 in (value.dtype, locations.dtype, weights.dtype):
         return _reference
     return _numba if _numba.is_usable(value.shape[3], value.dtype) else _gather
@@ -119,7 +112,7 @@ class Inputs(NamedTuple):
 
 
 def _run_reference(*arguments: Any) -> Tensor:
-    """Run the reference by operations that autograd, compilers and `torch.jit.trace` go through."""
+    """Run the reference in operations that autograd, compilers and `torch.jit.trace` see."""
     inputs = Inputs(*arguments)
     check_visible_storages(inputs.value, inputs.locations, inputs.weights)
     levels = place_levels(inputs.pyramid(), inputs.value.shape[1])
@@ -137,6 +130,12 @@ def _check(inputs: Inputs) -> None:
         raise ValueError(f"the fused op takes at most {MOST_POINTS} points per level, got {weights.shape[4]}")
 
 
+def _check_fusion(value: Tensor, locations: Tensor, weights: Tensor, references: Tensor) -> None:
+    """Check that a fused call is for the Triton kernels, which alone take reference points."""
+    if not _runs_triton(value, locations, weights, references):
+        raise ValueError(f"the fused op runs on GPUs and not in float64, got {value.dtype} on {value.device}")
+
+
 def _run_forward(ctx: Any, *arguments: Any) -> Tensor:
     """Run the kernel for the device and the dtypes, on arguments that have been checked.
 
@@ -144,14 +143,15 @@ def _run_forward(ctx: Any, *arguments: Any) -> Tensor:
     """
     value, *_, locations, weights, references, padding_mask, _ = inputs = Inputs(*arguments)
     check_storages(value, locations, weights, references, padding_mask)
-    if _runs_triton(value, locations, weights, references):
+    # Only Triton kernels fuse, and a fused call comes here only where they run.
+    if references is not None or _runs_triton(value, locations, weights):
         # Imported here, because triton takes longer to import than the whole of this library.
         from deformdetr.kernels import _triton
 
         sampling = _triton.Sampling(locations, weights, references, padding_mask)
         output = _triton.forward(value, inputs.pyramid(), sampling)
     else:
-        kernel = _choose_kernel(value, locations, weights, references)
+        kernel = _choose_kernel(value, locations, weights)
         levels = place_levels(read_on_cpu(inputs.pyramid(), value.shape[1]), value.shape[1])
         output = kernel.forward(value, levels, locations, weights)
     if ctx is not None:
@@ -172,6 +172,8 @@ def _forward(
 ) -> Tensor:
     inputs = Inputs(value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, deterministic)
     _check(inputs)
+    if references is not None:
+        _check_fusion(value, locations, weights, references)
     return _run_forward(None, *inputs)
 
 
@@ -200,10 +202,11 @@ def _backward(
     _check(inputs)
     check_output("grad_output", grad_output, value, weights)
     if references is not None:
+        _check_fusion(value, locations, weights, references)
         check_output("output", output, value, weights)
     check_storages(grad_output, output, value, locations, weights, references, padding_mask)
     needs = (needs_value, needs_locations, needs_weights)
-    if _runs_triton(value, locations, weights, references):
+    if references is not None or _runs_triton(value, locations, weights):
         from deformdetr.kernels import _triton
 
         sampling = _triton.Sampling(locations, weights, references, padding_mask)
@@ -212,21 +215,21 @@ def _backward(
             grad_output, output, value, inputs.pyramid(), sampling, wanted, deterministic=deterministic
         )
     else:
-        kernel = _choose_kernel(value, locations, weights, references)
+        kernel = _choose_kernel(value, locations, weights)
         levels = place_levels(read_on_cpu(inputs.pyramid(), value.shape[1]), value.shape[1])
         grads = *kernel.backward(grad_output, value, levels, locations, weights, needs), None
-    return _fill(grads, inputs)
+    return _replace_none(grads, inputs)
 
 
-def _fill(
+def _replace_none(
     grads: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None], inputs: Inputs
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return gradients as an op must: empty tensors in place of None."""
-    by_value, by_locations, by_weights, by_references = (
+    """Return the gradients with empty tensors in place of None, which an op cannot return."""
+    grad_value, grad_locations, grad_weights, grad_references = (
         inputs.value.new_empty(0, dtype=None if like is None else like.dtype) if grad is None else grad
         for grad, like in zip(grads, _differentiable(inputs), strict=True)
     )
-    return by_value, by_locations, by_weights, by_references
+    return grad_value, grad_locations, grad_weights, grad_references
 
 
 def _differentiable(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -249,11 +252,11 @@ def _(*arguments: Any) -> Tensor:
 def _(grad_output: Tensor, output: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     inputs, needs = Inputs(*arguments[:9]), arguments[9:]
     _check(inputs)
-    by_value, by_locations, by_weights, by_references = (
+    grad_value, grad_locations, grad_weights, grad_references = (
         like.new_empty(like.shape) if need and like is not None else None
         for like, need in zip(_differentiable(inputs), needs, strict=True)
     )
-    return _fill((by_value, by_locations, by_weights, by_references), inputs)
+    return _replace_none((grad_value, grad_locations, grad_weights, grad_references), inputs)
 
 
 def _save(ctx: Any, tensor: Tensor | None, inputs: Inputs) -> None:
@@ -284,8 +287,8 @@ def _differentiate_forward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None
     needs = (needs_value, needs_locations, needs_weights, needs_references)
     run = choose_backward(grad_output, *_differentiable(inputs))
     grads = run(grad_output, output, *inputs, *needs)
-    by_value, *others = (grad if need else None for grad, need in zip(grads, needs, strict=True))
-    return by_value, None, None, None, *others, None, None
+    grad_value, *others = (grad if need else None for grad, need in zip(grads, needs, strict=True))
+    return grad_value, None, None, None, *others, None, None
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -310,12 +313,12 @@ def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ..
         if inputs.references is not None:
             first = torch.autograd.grad(sampled, leaves, first, create_graph=True)
         # Gradients that were not needed are empty, and there is none of references without references.
-        wanted = [(by, grad) for by, grad, need in zip(first, grads, ctx.needs, strict=False) if need]
-        by_output, *seconds = torch.autograd.grad(
-            [by for by, _ in wanted], [grad_output, *leaves], [grad for _, grad in wanted], allow_unused=True
+        wanted = [(output, grad) for output, grad, need in zip(first, grads, ctx.needs, strict=False) if need]
+        grad_grad_output, *seconds = torch.autograd.grad(
+            [output for output, _ in wanted], [grad_output, *leaves], [grad for _, grad in wanted], allow_unused=True
         )
-    by_value, by_locations, by_weights, by_references = (*seconds, None)[:4]
-    return by_output, None, by_value, None, None, None, by_locations, by_weights, by_references, *[None] * 6
+    grad_value, *grad_others = (*seconds, None)[:4]
+    return grad_grad_output, None, grad_value, None, None, None, *grad_others, *[None] * 6
 
 
 def _vmap_forward(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:

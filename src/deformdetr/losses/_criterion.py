@@ -121,9 +121,9 @@ class SetCriterion(nn.Module):
         losses: dict[str, Tensor] = {}
         all_pairs = _flatten_matches(matches, targets, device)
         for layer, pairs in zip(layers, all_pairs, strict=True):
-            of_layer = self._layer_losses(layer, pairs, num_boxes)
-            of_layer["cardinality_error"] = _cardinality_error(layer.predictions["pred_logits"], counts)
-            losses |= {f"{name}{layer.suffix}": value for name, value in of_layer.items()}
+            layer_losses = self._layer_losses(layer, pairs, num_boxes)
+            layer_losses["cardinality_error"] = _cardinality_error(layer.predictions["pred_logits"], counts)
+            losses |= {f"{name}{layer.suffix}": value for name, value in layer_losses.items()}
         if "pred_masks" in outputs:
             ratios = outputs.get("valid_ratios")
             losses |= mask_losses(outputs["pred_masks"], targets, all_pairs[0], num_boxes, ratios)
@@ -132,7 +132,7 @@ class SetCriterion(nn.Module):
         return losses
 
     def weighted(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the losses that have a weight, of all layers, multiplied by it.
+        """Return every loss that has a weight, multiplied by its weight.
 
         Args:
             losses: The result of `forward`.
@@ -148,15 +148,15 @@ class SetCriterion(nn.Module):
         self, layer: "_Layer", pairs: Int64[Tensor, "3 pairs"], num_boxes: Float[Tensor, ""]
     ) -> dict[str, Float[Tensor, ""]]:
         logits, boxes = layer.predictions["pred_logits"], layer.predictions["pred_boxes"]
-        image, query, target = pairs.unbind(0)
-        labels = torch.cat([of_image["labels"] for of_image in layer.targets])[target]
-        target_boxes = torch.cat([of_image["boxes"] for of_image in layer.targets])[target].to(boxes.dtype)
+        image, query, target_index = pairs.unbind(0)
+        labels = torch.cat([target["labels"] for target in layer.targets])[target_index]
+        target_boxes = torch.cat([target["boxes"] for target in layer.targets])[target_index].to(boxes.dtype)
         matched_boxes = boxes[image, query]
-        overlap = giou_loss(cxcywh_to_xyxy(matched_boxes), cxcywh_to_xyxy(target_boxes))
+        giou_losses = giou_loss(cxcywh_to_xyxy(matched_boxes), cxcywh_to_xyxy(target_boxes))
         losses = {
             "loss_ce": self.classification(logits, (image, query), labels, num_boxes),
             "loss_bbox": F.l1_loss(matched_boxes, target_boxes, reduction="sum") / num_boxes,
-            "loss_giou": overlap.sum() / num_boxes,
+            "loss_giou": giou_losses.sum() / num_boxes,
         }
         if not layer.suffix:
             losses["class_error"] = _class_error(logits[image, query], labels)
@@ -182,7 +182,7 @@ class SetCriterion(nn.Module):
 
 class _Layer(NamedTuple):
     name: str
-    """What error messages call it."""
+    """Name in error messages."""
     suffix: str
     """Ending of the names of its losses; empty for the last decoder layer."""
     predictions: LayerPredictions

@@ -56,8 +56,8 @@ def mask_losses(
     References:
         Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020, section 4.4 and appendix A.2.
     """
-    image, query, target = pairs.unbind(0)
-    target_masks = _pad([of_image["masks"] for of_image in targets])[target]
+    image, query, target_index = pairs.unbind(0)
+    target_masks = _pad([target["masks"] for target in targets])[target_index]
     matched = at_least_float32(pred_masks[image, query])
     logits = _upsample(matched, target_masks.shape[1:], targets[0]["masks"].shape[1:], valid_ratios).flatten(1)
     truth = target_masks.flatten(1).to(matched.dtype)

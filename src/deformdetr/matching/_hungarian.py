@@ -101,8 +101,8 @@ class HungarianMatcher(nn.Module):
             ValueError: As in `forward`, or if the numbers of layers and lists of targets differ.
             TypeError: As in `forward`.
         """
-        for predictions, of_layer in zip(layers, targets, strict=True):
-            check_shapes(predictions, of_layer)
+        for predictions, layer_targets in zip(layers, targets, strict=True):
+            check_shapes(predictions, layer_targets)
         if names is None:
             names = ["predictions" if len(layers) == 1 else f"layer {index}" for index in range(len(layers))]
         groups = _group_layers(layers, targets)
@@ -151,8 +151,8 @@ class HungarianMatcher(nn.Module):
 def _group_layers(layers: Sequence[LayerPredictions], targets: Sequence[Sequence[Target]]) -> list[list[int]]:
     """Group the indices of consecutive layers that can be stacked, which saves kernel launches."""
     keys = [
-        (layer["pred_logits"].shape, layer["pred_logits"].dtype, layer["pred_boxes"].dtype, id(of_layer))
-        for layer, of_layer in zip(layers, targets, strict=True)
+        (layer["pred_logits"].shape, layer["pred_logits"].dtype, layer["pred_boxes"].dtype, id(layer_targets))
+        for layer, layer_targets in zip(layers, targets, strict=True)
     ]
     return [list(group) for _, group in groupby(range(len(layers)), keys.__getitem__)]
 

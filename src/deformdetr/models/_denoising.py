@@ -37,7 +37,7 @@ def noise_targets(
 
 
 def prepend(noised: NoisedQueries, queries: Queries) -> Queries:
-    """Return denoising queries and then those of the model, with an attention mask that hides targets."""
+    """Return the denoising queries followed by those of the model, with the attention mask that separates groups."""
     return queries._replace(
         content=torch.cat([noised.content.to(queries.content.dtype), queries.content], dim=1),
         reference_points=torch.cat([noised.reference_points, queries.reference_points], dim=1),

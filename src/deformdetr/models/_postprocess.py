@@ -18,7 +18,13 @@ ImageSizes = Int[Tensor, "batch 2"] | Sequence[tuple[int, int]]
 
 
 class Selection(NamedTuple):
-    """Detections in the images of a batch, as fractions of the images."""
+    """Detections in the images of a batch, as fractions of the images.
+
+    Examples:
+        >>> outputs = {"pred_logits": torch.tensor([[[-1.0], [2.0]]]), "pred_boxes": torch.full((1, 2, 4), 0.5)}
+        >>> SigmoidPostProcess(top_k=1).select(outputs).queries
+        tensor([[1]])
+    """
 
     boxes: Float[Tensor, "batch detections 4"]
     """cxcywh as fractions of the image."""
@@ -30,7 +36,12 @@ class Selection(NamedTuple):
 
 @runtime_checkable
 class PostProcess(Protocol):
-    """A callable that turns predictions into detections."""
+    """A callable that turns predictions into detections.
+
+    Examples:
+        >>> isinstance(SigmoidPostProcess(), PostProcess)
+        True
+    """
 
     def __call__(self, outputs: Predictions, image_sizes: ImageSizes) -> list[Detections]:
         """Return the detections of every image."""
@@ -137,8 +148,8 @@ def _detections(
     sizes = image_sizes.to(boxes.device, non_blocking=True) if isinstance(image_sizes, Tensor) else image_sizes
     corners = cxcywh_to_xyxy(at_least_float32(boxes))
     detections: list[Detections] = [
-        {"boxes": scale_boxes(of_image, size), "scores": of_scores, "labels": of_labels}
-        for of_image, of_scores, of_labels, size in zip(corners, selection.scores, selection.labels, sizes, strict=True)
+        {"boxes": scale_boxes(xyxy, size), "scores": scores, "labels": labels}
+        for xyxy, scores, labels, size in zip(corners, selection.scores, selection.labels, sizes, strict=True)
     ]
     if "pred_masks" in outputs:
         # The CPU allocates the masks, so it needs their sizes.

@@ -30,7 +30,7 @@ class Pyramid(NamedTuple):
         levels: list[Float[Tensor, "batch d_model _height _width"]],
         padding_mask: Bool[Tensor, "batch height width"],
     ) -> "Pyramid":
-        """Compute the masks of the levels from that of the images."""
+        """Build a pyramid from its levels and the padding mask of the images."""
         spatial_shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
         masks = [shrink_mask(padding_mask, height, width) for height, width in spatial_shapes]
         flat = torch.cat([mask.flatten(1) for mask in masks], dim=1)
@@ -39,7 +39,7 @@ class Pyramid(NamedTuple):
     def unflatten(
         self, pixels: Float[Tensor, "batch pixels d_model"]
     ) -> list[Float[Tensor, "batch d_model _height _width"]]:
-        """Return feature maps like the levels from what `flatten_levels` made of them."""
+        """Undo `flatten_levels`: return the feature map of every level."""
         pieces = torch.split(pixels, [height * width for height, width in self.spatial_shapes], dim=1)
         return [piece.transpose(1, 2).view(level.shape) for piece, level in zip(pieces, self.levels, strict=True)]
 

@@ -2,7 +2,7 @@
 
 from deformdetr.nn._anchor_position import AnchorPosition
 from deformdetr.nn._attention import MSDeformAttn
-from deformdetr.nn._backbone import ConvBackbone, ResNetBackbone
+from deformdetr.nn._conv_backbone import ConvBackbone
 from deformdetr.nn._decoder import DecoderOutput, DeformableDecoder, DeformableDecoderLayer, offset_boxes
 from deformdetr.nn._deform_attn import DeformAttn
 from deformdetr.nn._deform_conv import DeformConv2d
@@ -17,6 +17,7 @@ from deformdetr.nn._neck import ChannelMapper
 from deformdetr.nn._position import LearnedPositionEncoding, SinePositionEncoding, sine_features
 from deformdetr.nn._proposals import MixedQueries, ProposalQueries, proposal_embedding, proposal_logits
 from deformdetr.nn._queries import AnchorQueries, LearnedQueries, Queries
+from deformdetr.nn._resnet_backbone import ResNetBackbone
 from deformdetr.nn._transformer import (
     TransformerDecoder,
     TransformerDecoderLayer,

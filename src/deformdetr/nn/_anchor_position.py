@@ -55,6 +55,6 @@ class AnchorPosition(nn.Module):
         angles = torch.stack([y, x, width, height], dim=-1) * (2 * math.pi)
         sines = sine_features(angles, self.d_model // 2).flatten(-2)
         # A quantized MLP has no parameters and takes float32.
-        like, *_ = *self.encoding.parameters(), sines
-        position: Tensor = self.encoding(sines.to(like.dtype))
+        dtype = [*self.encoding.parameters(), sines][0].dtype
+        position: Tensor = self.encoding(sines.to(dtype))
         return position if self.scale is None or content is None else position * self.scale(content)

@@ -20,6 +20,7 @@ from deformdetr.kernels import (
     sampling_locations,
 )
 from deformdetr.kernels._layers import apply_linear
+from deformdetr.kernels._sampling import mask_padding
 
 
 class MSDeformAttn(nn.Module):
@@ -151,10 +152,8 @@ class MSDeformAttn(nn.Module):
                 value, input_spatial_shapes, reference_points, offsets, logits, input_padding_mask
             )
         else:
-            if input_padding_mask is not None:
-                value = value.masked_fill(input_padding_mask[:, :, None, None], 0)
             sampled = ms_deform_attn(
-                value,
+                mask_padding(value, input_padding_mask),
                 input_spatial_shapes,
                 self._locations(reference_points, offsets, input_spatial_shapes),
                 at_least_float32(logits).softmax(-1),
@@ -232,7 +231,7 @@ def _check_level_starts(starts: Any, n_levels: int) -> None:
     if starts is None:
         return
     if isinstance(starts, Tensor):
-        fits = _is_whole(starts) and tuple(starts.shape) == (n_levels,)
+        fits = _holds_integers(starts) and tuple(starts.shape) == (n_levels,)
     else:
         fits = isinstance(starts, Iterable) and len(each := list(starts)) == n_levels and all(map(_is_integer, each))
     if not fits:
@@ -247,11 +246,11 @@ def _check_level_starts(starts: Any, n_levels: int) -> None:
 def _is_integer(number: Any) -> bool:
     """Return whether a number is an integer of any type, or an integer tensor without axes, which is not read."""
     if isinstance(number, Tensor):
-        return not number.ndim and _is_whole(number)
+        return not number.ndim and _holds_integers(number)
     return isinstance(number, (int, torch.SymInt, Integral))
 
 
-def _is_whole(tensor: Tensor) -> bool:
+def _holds_integers(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 

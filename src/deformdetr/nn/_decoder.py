@@ -15,10 +15,18 @@ from deformdetr.kernels._layers import apply_dropout
 from deformdetr.nn._anchor_position import AnchorPosition
 from deformdetr.nn._attention import MSDeformAttn
 from deformdetr.nn._feed_forward import FeedForward
+from deformdetr.nn._transformer import initialize_attention
 
 
 class DecoderOutput(NamedTuple):
-    """Results of all decoder layers, first layer first."""
+    """Results of all decoder layers, first layer first.
+
+    Examples:
+        >>> hidden, boxes = torch.rand(1, 10, 64), torch.rand(1, 10, 4)
+        >>> output = DecoderOutput(hidden_states=[hidden, hidden], boxes=[boxes, boxes])
+        >>> output.boxes[-1].shape  # Of the last layer.
+        torch.Size([1, 10, 4])
+    """
 
     hidden_states: list[Float[Tensor, "batch queries d_model"]]
     boxes: list[Float[Tensor, "batch queries 4"]]
@@ -59,18 +67,15 @@ class DeformableDecoderLayer(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        if not self_attn.batch_first:
-            raise ValueError("self_attn must be built with batch_first=True")
         if self_attn.embed_dim != cross_attn.d_model:
             raise ValueError(f"self_attn has {self_attn.embed_dim} channels, but cross_attn has {cross_attn.d_model}")
-        self.self_attn = self_attn
+        self.self_attn = initialize_attention(self_attn, "self_attn")
         self.self_attn_norm = nn.LayerNorm(cross_attn.d_model)
         self.cross_attn = cross_attn
         self.cross_attn_norm = nn.LayerNorm(cross_attn.d_model)
         self.feed_forward = feed_forward
         self.feed_forward_norm = nn.LayerNorm(cross_attn.d_model)
         self.dropout = nn.Dropout(dropout)
-        nn.init.xavier_uniform_(self_attn.out_proj.weight)
 
     def forward(
         self,

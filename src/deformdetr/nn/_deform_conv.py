@@ -1,12 +1,12 @@
 """Deformable convolutions."""
 
+from types import ModuleType
 from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from deformdetr._dtypes import at_least_float32
-from deformdetr.nn._backbone import torchvision_ops
 
 
 class DeformConv2d(nn.Module):
@@ -82,7 +82,7 @@ class DeformConv2d(nn.Module):
         predicted = self.conv_offset(x)
         taps = at_least_float32(predicted)
         n_offsets = 2 * self.offset_groups * self.weight[0, 0].numel()
-        out: Tensor = torchvision_ops().deform_conv2d(
+        out: Tensor = _torchvision_ops().deform_conv2d(
             at_least_float32(x),
             taps[:, :n_offsets],
             at_least_float32(self.weight),
@@ -101,3 +101,11 @@ class DeformConv2d(nn.Module):
             f"out_channels={channels}, version={self.version}, groups={self.conv_offset.in_channels // rest}, "
             f"offset_groups={self.offset_groups}, bias={self.bias is not None}"
         )
+
+
+def _torchvision_ops() -> ModuleType:
+    """Return torchvision's operators, imported at the first call."""
+    import torchvision.ops
+
+    ops: ModuleType = torchvision.ops
+    return ops

@@ -18,6 +18,13 @@ class NoisedQueries(NamedTuple):
 
     Every group has as many places as the image with most targets has targets. Target i of an image takes place i of
     every group; the remaining places are padding.
+
+    Examples:
+        >>> noised = NoisedQueries(torch.rand(1, 2, 8), torch.rand(1, 2, 4), num_groups=2, has_negatives=False)
+        >>> noised.attention_mask(num_queries=1)
+        tensor([[False,  True, False],
+                [ True, False, False],
+                [ True,  True, False]])
     """
 
     content: Float[Tensor, "batch noised d_model"]

@@ -11,7 +11,7 @@ _PROBE = 256
 
 
 class FeatureBackbone(nn.Module):
-    """Any network, with the channels and strides of its feature maps that a detector reads.
+    """Wrap a network that returns feature maps, and give their channels and strides to a detector.
 
     Args:
         body: Maps images (batch, 3, height, width) to a list, a tuple or a mapping of feature maps (batch, channels,
@@ -95,7 +95,7 @@ class FeatureBackbone(nn.Module):
         """Return channels and strides from a dry run, which leaves the mode of every part unchanged."""
         modes = [(part, part.training) for part in self.body.modules()]
         self.body.eval()
-        like, *_ = *self.body.parameters(), torch.empty(0)
+        like = next(self.body.parameters(), torch.empty(0))
         features = self.forward(like.new_zeros(1, 3, _PROBE, _PROBE))
         for part, training in modes:
             part.training = training

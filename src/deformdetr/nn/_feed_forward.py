@@ -32,7 +32,7 @@ class FeedForward(nn.Module):
         self.reset_parameters()
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Return the last axis expanded, activated and contracted."""
+        """Return the output of both layers, applied to the last axis."""
         hidden = self.activation(apply_linear(self.linear1, x))
         return apply_linear(self.linear2, apply_dropout(self.dropout, hidden))
 

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from deformdetr._dtypes import at_least_float32
 from deformdetr._grids import pixel_indices
@@ -14,7 +13,7 @@ from deformdetr._tracing import smaller
 from deformdetr.kernels._layers import apply_linear
 from deformdetr.nn._geometry import LevelShapes, valid_sizes
 from deformdetr.nn._position import sine_features
-from deformdetr.nn._queries import Queries, check_num_queries
+from deformdetr.nn._queries import Queries, check_num_queries, repeat_content
 from deformdetr.structures import LayerPredictions
 
 
@@ -70,8 +69,9 @@ class ProposalQueries(nn.Module):
             spatial_shapes: (height, width) of every level.
             padding_mask: True at padded pixels.
         """
-        features, boxes = embed_pixels(memory, spatial_shapes, padding_mask, self.memory_projection, self.memory_norm)
-        proposals = Proposals(features, apply_linear(self.class_head, features), boxes).refine(self.box_head)
+        proposals = propose(
+            memory, spatial_shapes, padding_mask, self.memory_projection, self.memory_norm, self.class_head
+        ).refine(self.box_head)
         selected = proposals.select(proposals.class_logits[..., 0], self.num_queries).box_logits.detach()
         embedding = proposal_embedding(selected, self.memory_projection.out_features)
         projected = apply_linear(self.position_projection, embedding.to(self.position_norm.weight.dtype))
@@ -139,14 +139,16 @@ class MixedQueries(nn.Module):
             spatial_shapes: (height, width) of every level.
             padding_mask: True at padded pixels.
         """
-        features, boxes = embed_pixels(memory, spatial_shapes, padding_mask, self.memory_projection, self.memory_norm)
-        proposals = Proposals(features, apply_linear(self.class_head, features), boxes)
+        proposals = propose(
+            memory, spatial_shapes, padding_mask, self.memory_projection, self.memory_norm, self.class_head
+        )
         # Refined after the selection: the box head has three layers, and most pixels are not selected.
         selected = proposals.select(proposals.class_logits.amax(-1), self.num_queries).refine(self.box_head)
         predictions = selected.predictions()
         references = predictions["pred_boxes"].detach()
-        content = F.pad(self.content.weight[: references.shape[1]], (0, int(self.has_indicator)))
-        return Queries(content.expand(memory.shape[0], -1, -1), None, references, {"interm_outputs": predictions})
+        weight = self.content.weight[: references.shape[1]]
+        content = repeat_content(weight, memory.shape[0], has_indicator=self.has_indicator)
+        return Queries(content, None, references, {"interm_outputs": predictions})
 
 
 class Proposals(NamedTuple):
@@ -171,17 +173,19 @@ class Proposals(NamedTuple):
         return {"pred_logits": self.class_logits, "pred_boxes": self.box_logits.sigmoid()}
 
 
-def embed_pixels(
+def propose(
     memory: Float[Tensor, "batch pixels d_model"],
     spatial_shapes: LevelShapes,
     padding_mask: Bool[Tensor, "batch pixels"],
     projection: nn.Module,
     norm: nn.Module,
-) -> tuple[Float[Tensor, "batch pixels d_model"], Float[Tensor, "batch pixels 4"]]:
-    """Return the projected features of all pixels, and `proposal_logits`; features of unusable pixels count as 0."""
+    class_head: nn.Module,
+) -> Proposals:
+    """Return the proposals of all pixels, not yet refined; features of unusable pixels count as 0."""
     boxes = proposal_logits(spatial_shapes, padding_mask)
     usable = boxes.isfinite().all(-1, keepdim=True)
-    return norm(apply_linear(projection, memory.masked_fill(~usable, 0))), boxes
+    features = norm(apply_linear(projection, memory.masked_fill(~usable, 0)))
+    return Proposals(features, apply_linear(class_head, features), boxes)
 
 
 def proposal_logits(

@@ -22,7 +22,12 @@ class EncoderPredictions(TypedDict, total=False):
 
 
 class Queries(NamedTuple):
-    """Inputs of a decoder."""
+    """Inputs of a decoder.
+
+    Examples:
+        >>> content, boxes = torch.rand(1, 300, 64), torch.rand(1, 300, 4)
+        >>> queries = Queries(content, position=None, reference_points=boxes, predictions={})
+    """
 
     content: Float[Tensor, "batch queries d_model"]
     position: Float[Tensor, "batch queries d_model"] | None
@@ -109,9 +114,16 @@ class AnchorQueries(nn.Module):
         padding_mask: Bool[Tensor, "batch pixels"],
     ) -> Queries:
         """Return the queries, once per image; only the batch size of the arguments matters."""
-        content = F.pad(self.content.weight, (0, int(self.has_indicator))).expand(memory.shape[0], -1, -1)
+        content = repeat_content(self.content.weight, memory.shape[0], has_indicator=self.has_indicator)
         anchors = at_least_float32(self.anchors.weight).sigmoid().expand(memory.shape[0], -1, -1)
         return Queries(content, None, anchors, {})
+
+
+def repeat_content(
+    content: Float[Tensor, "queries channels"], batch: int, *, has_indicator: bool
+) -> Float[Tensor, "batch queries d_model"]:
+    """Return learned content once per image, with a last channel of zeros if it has an indicator."""
+    return F.pad(content, (0, int(has_indicator))).expand(batch, -1, -1)
 
 
 def check_num_queries(num_queries: int) -> None:

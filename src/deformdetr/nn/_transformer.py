@@ -32,7 +32,7 @@ class TransformerEncoderLayer(nn.Module):
 
     def __init__(self, self_attn: nn.MultiheadAttention, feed_forward: FeedForward, *, dropout: float = 0.1) -> None:
         super().__init__()
-        self.self_attn = _prepare(self_attn, "self_attn")
+        self.self_attn = initialize_attention(self_attn, "self_attn")
         self.self_attn_norm = nn.LayerNorm(self_attn.embed_dim)
         self.feed_forward = feed_forward
         self.feed_forward_norm = nn.LayerNorm(self_attn.embed_dim)
@@ -90,9 +90,9 @@ class TransformerDecoderLayer(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        self.self_attn = _prepare(self_attn, "self_attn")
+        self.self_attn = initialize_attention(self_attn, "self_attn")
         self.self_attn_norm = nn.LayerNorm(self_attn.embed_dim)
-        self.cross_attn = _prepare(cross_attn, "cross_attn")
+        self.cross_attn = initialize_attention(cross_attn, "cross_attn")
         self.cross_attn_norm = nn.LayerNorm(self_attn.embed_dim)
         self.feed_forward = feed_forward
         self.feed_forward_norm = nn.LayerNorm(self_attn.embed_dim)
@@ -198,8 +198,12 @@ class TransformerDecoder(nn.Module):
         return outputs
 
 
-def _prepare(attention: nn.MultiheadAttention, name: str) -> nn.MultiheadAttention:
-    """Check the layout, and initialize the output projection as DETR does, like PyTorch's other projections."""
+def initialize_attention(attention: nn.MultiheadAttention, name: str) -> nn.MultiheadAttention:
+    """Initialize the output projection as DETR does: by Xavier's distribution, like PyTorch's input projections.
+
+    Raises:
+        ValueError: If the layer is not batch-first.
+    """
     if not attention.batch_first:
         raise ValueError(f"{name} must be built with batch_first=True")
     nn.init.xavier_uniform_(attention.out_proj.weight)

@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from deformdetr._dtypes import at_least_float32
-from deformdetr.kernels import sampling_locations
+from deformdetr.kernels._levels import Level, Pyramid, place_levels
+from deformdetr.kernels._sampling import locate_samples, mask_padding
 
 Sampling: TypeAlias = Literal["grid_sample", "gather"]
 
-_Sample: TypeAlias = Callable[[Tensor, list["_Level"], Tensor, Tensor], Tensor]
+_Sample: TypeAlias = Callable[[Tensor, list[Level], Tensor, Tensor], Tensor]
 
 
 def decompositions(sampling: Sampling = "grid_sample") -> dict[Any, Callable[..., Tensor]]:
@@ -52,37 +53,16 @@ def _run_operator(
     deterministic: bool,  # noqa: FBT001  # Ops take arguments by position.
 ) -> Tensor:
     """Compute the operator from its arguments; with reference points, from offsets and logits."""
-    if padding_mask is not None:
-        value = value.masked_fill(padding_mask[:, :, None, None], 0)
+    pyramid = Pyramid(spatial_shapes, sizes, repeats)
     if references is not None:
-        shapes = list(zip(sizes[::2], sizes[1::2], strict=True)) if spatial_shapes is None else spatial_shapes
-        locations = sampling_locations(references, locations, shapes)
+        locations = locate_samples(references, locations, pyramid)
         weights = at_least_float32(weights).flatten(3).softmax(-1).view(weights.shape)
-    levels = _levels(spatial_shapes, sizes)
-    if repeats:
-        levels = [level for level, count in zip(levels, repeats, strict=True) for _ in range(count)]
-    wide = at_least_float32(value)
+    wide = at_least_float32(mask_padding(value, padding_mask))
+    levels = place_levels(pyramid, value.shape[1])
     return sample(wide, levels, locations.to(wide.dtype), weights.to(wide.dtype)).to(value.dtype)
 
 
-class _Level(NamedTuple):
-    """One level, as ints (symbolic ones included) or scalar tensors."""
-
-    height: Any
-    width: Any
-    start: Any
-
-
-def _levels(on_device: Tensor | None, on_host: list[Any]) -> list[_Level]:
-    sizes = zip(on_host[::2], on_host[1::2], strict=True) if on_device is None else (row.unbind() for row in on_device)
-    levels, start = [], 0
-    for height, width in sizes:
-        levels.append(_Level(height, width, start))
-        start = start + height * width
-    return levels
-
-
-def _sample_grids(value: Tensor, levels: list[_Level], locations: Tensor, weights: Tensor) -> Tensor:
+def _sample_grids(value: Tensor, levels: list[Any], locations: Tensor, weights: Tensor) -> Tensor:
     """Sample the map of every level by `grid_sample`, with the heads in the batch."""
     if any(isinstance(level.height, Tensor) for level in levels):
         raise ValueError("grid_sample needs spatial_shapes as ints, got a tensor, which gather supports")
@@ -101,7 +81,7 @@ def _sample_grids(value: Tensor, levels: list[_Level], locations: Tensor, weight
     return out.reshape(batch, heads * channels, -1).transpose(1, 2)
 
 
-def _sample_rows(value: Tensor, levels: list[_Level], locations: Tensor, weights: Tensor) -> Tensor:
+def _sample_rows(value: Tensor, levels: list[Level], locations: Tensor, weights: Tensor) -> Tensor:
     """Gather the four pixels around every sample, of all levels at once, from a table of rows."""
     batch, pixels, heads, channels = value.shape
     # Pixels outside are read from a last row of zeros.

@@ -19,18 +19,18 @@ from deformdetr.kernels._numba._vectors import (
     add_stored,
     add_to,
     dot_stored,
+    fetch_and_increment,
     float_bytes,
     load,
-    read_float,
-    read_long,
+    read_float32,
+    read_int64,
     store,
     stored_bytes,
-    take_number,
-    write_float,
+    write_float32,
     zeros,
 )
 
-LONG_BYTES = 8
+INT64_BYTES = 8
 _SIGNATURE = types.void(types.CPointer(from_dtype(np.dtype(Job))))
 _HALF, _ONE = np.float32(0.5), np.float32(1)
 
@@ -48,8 +48,8 @@ def _read_level(levels, index, pixels):
 
     Levels have been checked before. Here the check bounds every address of a pixel, at no measurable cost.
     """
-    place = levels + 3 * index * LONG_BYTES
-    height, width, start = read_long(place), read_long(place + LONG_BYTES), read_long(place + 2 * LONG_BYTES)
+    place = levels + 3 * index * INT64_BYTES
+    height, width, start = read_int64(place), read_int64(place + INT64_BYTES), read_int64(place + 2 * INT64_BYTES)
     is_size = (height >= 0) & (height <= MOST_PIXELS_IN_LINE) & (width >= 0) & (width <= MOST_PIXELS_IN_LINE)
     if is_size & (start >= 0) & (start <= pixels - height * width):
         return height, width, start
@@ -62,7 +62,7 @@ def _locate(locations, index, size):
 
     Pixel `i` is at `(i + 1/2) / size`. A location that is not finite touches none, and its pixel is meaningless.
     """
-    position = read_float(locations + index * FLOAT_BYTES) * np.float32(size) - _HALF
+    position = read_float32(locations + index * FLOAT_BYTES) * np.float32(size) - _HALF
     first = np.floor(position)
     return np.int64(first), position - first, (position >= -_ONE) & (position < np.float32(size))
 
@@ -78,23 +78,23 @@ def _visit(job, pixel, grad, weight):
 
 
 @njit
-def _differentiate(job, image, head, run, nothing):
-    """Differentiate one head of an image in a run of equal levels. All vectors have the type of `nothing`, of zeros."""
-    begin, end = read_long(job.runs + run * LONG_BYTES), read_long(job.runs + (run + 1) * LONG_BYTES)
+def _differentiate(job, image, head, run, zero):
+    """Differentiate one head of an image in a run of equal levels; `zero` is a vector of zeros, of the type to use."""
+    begin, end = read_int64(job.runs + run * INT64_BYTES), read_int64(job.runs + (run + 1) * INT64_BYTES)
     height, width, start = _read_level(job.levels, begin, job.pixels)
     start += image * job.pixels
     if job.grad_value != 0:
         for pixel in range(start, start + height * width):
-            store(job.grad_value + (pixel * job.heads + head) * float_bytes(nothing), nothing)
+            store(job.grad_value + (pixel * job.heads + head) * float_bytes(zero), zero)
     for query in range(job.queries):
         out_row = (image * job.queries + query) * job.heads + head
-        grad = load(job.output + out_row * float_bytes(nothing), nothing)
+        grad = load(job.output + out_row * float_bytes(zero), zero)
         for at in range((out_row * job.n_levels + begin) * job.points, (out_row * job.n_levels + end) * job.points):
             x, right_share, is_along = _locate(job.locations, 2 * at, width)
             y, lower_share, is_across = _locate(job.locations, 2 * at + 1, height)
-            by_weight = by_x = by_y = np.float32(0)
+            grad_weight = grad_x = grad_y = np.float32(0)
             if is_along & is_across:
-                weight = read_float(job.weights + at * FLOAT_BYTES)
+                weight = read_float32(job.weights + at * FLOAT_BYTES)
                 left_share, upper_share = _ONE - right_share, _ONE - lower_share
                 left, right = weight * left_share, weight * right_share
                 pixel = (start + y * width + x) * job.heads + head
@@ -108,20 +108,18 @@ def _differentiate(job, image, head, run, nothing):
                     lower_left = _visit(job, below, grad, lower_share * left)
                 if (y + 1 < height) & (x + 1 < width):
                     lower_right = _visit(job, below + job.heads, grad, lower_share * right)
-                by_left = upper_share * upper_left + lower_share * lower_left
-                by_right = upper_share * upper_right + lower_share * lower_right
-                by_weight = left_share * by_left + right_share * by_right
-                by_x = weight * np.float32(width) * (by_right - by_left)
-                by_upper, by_lower = (
-                    left * upper_left + right * upper_right,
-                    left * lower_left + right * lower_right,
-                )
-                by_y = np.float32(height) * (by_lower - by_upper)
+                dot_left = upper_share * upper_left + lower_share * lower_left
+                dot_right = upper_share * upper_right + lower_share * lower_right
+                grad_weight = left_share * dot_left + right_share * dot_right
+                grad_x = weight * np.float32(width) * (dot_right - dot_left)
+                dot_upper = left * upper_left + right * upper_right
+                dot_lower = left * lower_left + right * lower_right
+                grad_y = np.float32(height) * (dot_lower - dot_upper)
             if job.grad_weights != 0:
-                write_float(job.grad_weights + at * FLOAT_BYTES, by_weight)
+                write_float32(job.grad_weights + at * FLOAT_BYTES, grad_weight)
             if job.grad_locations != 0:
-                write_float(job.grad_locations + 2 * at * FLOAT_BYTES, by_x)
-                write_float(job.grad_locations + (2 * at + 1) * FLOAT_BYTES, by_y)
+                write_float32(job.grad_locations + 2 * at * FLOAT_BYTES, grad_x)
+                write_float32(job.grad_locations + (2 * at + 1) * FLOAT_BYTES, grad_y)
 
 
 @functools.cache
@@ -136,7 +134,7 @@ def compile_forward(channels: int, dtype: torch.dtype):
     def forward(pointer):
         job = carray(pointer, 1)[0]
         parts = (job.queries + job.queries_per_task - 1) // job.queries_per_task
-        task = take_number(job.next_task)
+        task = fetch_and_increment(job.next_task)
         while task < job.tasks:
             head, part, image = task % job.heads, task // job.heads % parts, task // job.heads // parts
             begin = part * job.queries_per_task
@@ -155,7 +153,7 @@ def compile_forward(channels: int, dtype: torch.dtype):
                         y, lower_share, is_across = _locate(job.locations, 2 * at + 1, height)
                         if not (is_along & is_across):
                             continue
-                        weight = read_float(job.weights + at * FLOAT_BYTES)
+                        weight = read_float32(job.weights + at * FLOAT_BYTES)
                         lower = weight * lower_share
                         upper = weight - lower
                         left_share = _ONE - right_share
@@ -170,7 +168,7 @@ def compile_forward(channels: int, dtype: torch.dtype):
                             level_sum = add_stored(level_sum, lower * right_share, row + down + right)
                     out = add(out, level_sum)
                 store(job.output + out_row * out_bytes, out)
-            task = take_number(job.next_task)
+            task = fetch_and_increment(job.next_task)
 
     return compile_kernel(forward, _SIGNATURE, channels, dtype)
 
@@ -194,12 +192,12 @@ def compile_backward(channels: int, dtype: torch.dtype):
 
     def backward(pointer):
         job = carray(pointer, 1)[0]
-        task = take_number(job.next_task)
+        task = fetch_and_increment(job.next_task)
         while task < job.tasks:
             head, image, part = task % job.heads, task // job.heads % job.images, task // job.heads // job.images
             first = part * job.runs_per_task
             for run in range(first, first + job.runs_per_task):
                 _differentiate(job, image, head, run, zeros(channels, stored))
-            task = take_number(job.next_task)
+            task = fetch_and_increment(job.next_task)
 
     return compile_kernel(backward, _SIGNATURE, channels, dtype)

@@ -69,10 +69,10 @@ def backward(
 
     inputs = (value, sampling_locations, attention_weights)
     if not value.numel() or not attention_weights.numel():
-        by_value, by_locations, by_weights = (
+        grad_value, grad_locations, grad_weights = (
             torch.zeros_like(like) if need else None for like, need in zip(inputs, needs, strict=True)
         )
-        return by_value, by_locations, by_weights
+        return grad_value, grad_locations, grad_weights
     images, _, heads, channels = value.shape
     # A level with several groups of points is there several times in a row. All of them add to the same pixels.
     firsts = [index for index, level in enumerate(levels) if index == 0 or level != levels[index - 1]]
@@ -94,10 +94,10 @@ def backward(
     )
     kernel = compile_backward(channels, value.dtype)
     run_on_threads(kernel.address, job, _count_threads(attention_weights.numel() * channels, job.tasks))
-    by_value, by_locations, by_weights = (
+    grad_value, grad_locations, grad_weights = (
         None if grad is None else _convert(grad, like.dtype) for grad, like in zip(grads, inputs, strict=True)
     )
-    return by_value, by_locations, by_weights
+    return grad_value, grad_locations, grad_weights
 
 
 def _shared_fields(
@@ -120,7 +120,7 @@ def _shared_fields(
 
 
 def _count_threads(numbers: int, tasks: int) -> int:
-    """Return how many threads to use for reading so many numbers in so many tasks."""
+    """Return the number of threads for `tasks` tasks that read `numbers` numbers in all."""
     return min(1 + numbers // NUMBERS_PER_THREAD, tasks, torch.get_num_threads())
 
 

@@ -42,7 +42,7 @@ class _VectorModel(models.PrimitiveModel):
 
 
 @intrinsic
-def read_float(typing: Any, address: types.Type) -> tuple[Any, Callable[..., Any]]:
+def read_float32(typing: Any, address: types.Type) -> tuple[Any, Callable[..., Any]]:
     """Read a float32."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
@@ -52,7 +52,7 @@ def read_float(typing: Any, address: types.Type) -> tuple[Any, Callable[..., Any
 
 
 @intrinsic
-def write_float(typing: Any, address: types.Type, number: types.Type) -> tuple[Any, Callable[..., Any]]:
+def write_float32(typing: Any, address: types.Type, number: types.Type) -> tuple[Any, Callable[..., Any]]:
     """Write a float32."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
@@ -63,7 +63,7 @@ def write_float(typing: Any, address: types.Type, number: types.Type) -> tuple[A
 
 
 @intrinsic
-def read_long(typing: Any, address: types.Type) -> tuple[Any, Callable[..., Any]]:
+def read_int64(typing: Any, address: types.Type) -> tuple[Any, Callable[..., Any]]:
     """Read an int64."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
@@ -73,8 +73,8 @@ def read_long(typing: Any, address: types.Type) -> tuple[Any, Callable[..., Any]
 
 
 @intrinsic
-def take_number(typing: Any, address: types.Type) -> tuple[Any, Callable[..., Any]]:
-    """Read an int64 and add one to it, atomically."""
+def fetch_and_increment(typing: Any, address: types.Type) -> tuple[Any, Callable[..., Any]]:
+    """Read an int64 and increment it in memory, atomically."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         counter = builder.inttoptr(arguments[0], _LONG.as_pointer())

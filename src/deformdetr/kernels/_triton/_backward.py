@@ -185,7 +185,7 @@ def ms_deform_attn_backward(
             pixel = start + top * width + left
             step_x = has_right.to(tl.int32)
             step_y = has_bottom.to(tl.int32) * width
-            by_weight, by_u, by_v = zero, zero, zero
+            grad_weight, grad_u, grad_v = zero, zero, zero
             for corner in tl.static_range(4):
                 weight_x = right_weight if corner % 2 else left_weight
                 weight_y = bottom_weight if corner // 2 else top_weight
@@ -206,9 +206,9 @@ def ms_deform_attn_backward(
                     if CHUNKS == 2:
                         low, high = load_row(pointer + WIDTH, visible[:, None] & in_next, PREDICATED, PAIRED, DTYPE)
                         dot += dot_rows(low, high, next_even, next_odd, PAIRED)
-                    by_weight += weight_x * weight_y * dot
-                    by_u += slope_x * weight_y * dot
-                    by_v += weight_x * slope_y * dot
+                    grad_weight += weight_x * weight_y * dot
+                    grad_u += slope_x * weight_y * dot
+                    grad_v += weight_x * slope_y * dot
                 if NEEDS_VALUE:
                     pointer = grad_value + (corner_pixel * (M * D))[:, None] + word[None, :]
                     corner_weight = weight * weight_x * weight_y
@@ -219,25 +219,25 @@ def ms_deform_attn_backward(
 
             if NEEDS_WEIGHTS:
                 if FUSED:
-                    exact_mean += weight * by_weight
-                    by_weight = (by_weight - mean) * weight
-                tl.store(grad_weights + index, by_weight.to(grad_weights.dtype.element_ty), mask=exists)
+                    exact_mean += weight * grad_weight
+                    grad_weight = (grad_weight - mean) * weight
+                tl.store(grad_weights + index, grad_weight.to(grad_weights.dtype.element_ty), mask=exists)
             if NEEDS_LOCATIONS or NEEDS_REFERENCES:
-                by_u *= weight
-                by_v *= weight
+                grad_u *= weight
+                grad_v *= weight
                 if COORDINATES == 4:
-                    grad_w += by_u * x * width_in_float * (0.5 / P)
-                    grad_h += by_v * y * height_in_float * (0.5 / P)
-                grad_x += by_u
-                grad_y += by_v
+                    grad_w += grad_u * x * width_in_float * (0.5 / P)
+                    grad_h += grad_v * y * height_in_float * (0.5 / P)
+                grad_x += grad_u
+                grad_y += grad_v
             if NEEDS_LOCATIONS:
                 if COORDINATES == 0:
-                    by_u, by_v = by_u * width_in_float, by_v * height_in_float
+                    grad_u, grad_v = grad_u * width_in_float, grad_v * height_in_float
                 elif COORDINATES == 4:
-                    by_u *= reference_w * width_in_float * (0.5 / P)
-                    by_v *= reference_h * height_in_float * (0.5 / P)
-                tl.store(grad_locations + index * 2, by_u.to(grad_locations.dtype.element_ty), mask=exists)
-                tl.store(grad_locations + index * 2 + 1, by_v.to(grad_locations.dtype.element_ty), mask=exists)
+                    grad_u *= reference_w * width_in_float * (0.5 / P)
+                    grad_v *= reference_h * height_in_float * (0.5 / P)
+                tl.store(grad_locations + index * 2, grad_u.to(grad_locations.dtype.element_ty), mask=exists)
+                tl.store(grad_locations + index * 2 + 1, grad_v.to(grad_locations.dtype.element_ty), mask=exists)
         if NEEDS_REFERENCES:
             pointer = grad_references + (row * L + level) * COORDINATES
             tl.store(pointer, grad_x * width_in_float, mask=exists)

@@ -25,19 +25,19 @@ def level_table(pyramid: Pyramid, pixels: int, device: torch.device) -> Tensor:
         rows = fit_levels(tensor, pixels)
         return torch.stack([rows[level] for level, count in enumerate(repeats) for _ in range(count)])
     if not repeats:
-        return _remember(_fill, tuple(sizes), device).view(-1, 2)
+        return _cached(_fill, tuple(sizes), device).view(-1, 2)
     numbers = tuple(int(number) for level in place_levels(pyramid, pixels) for number in level)
-    return _remember(_fill, numbers, device).view(-1, 3)
+    return _cached(_fill, numbers, device).view(-1, 3)
 
 
 def tile_order(pyramid: Pyramid, device: torch.device) -> Tensor | None:
     """Return the indices of all pixels, tile by tile, or None if the host does not know the sizes of the levels."""
     if pyramid.tensor is not None:
         return None
-    return _remember(_sort_into_tiles, tuple(pyramid.sizes), device)
+    return _cached(_sort_into_tiles, tuple(pyramid.sizes), device)
 
 
-def _remember(make: Callable[..., Tensor], numbers: tuple[int, ...], device: torch.device) -> Tensor:
+def _cached(make: Callable[..., Tensor], numbers: tuple[int, ...], device: torch.device) -> Tensor:
     """Cache a small tensor by device and stream, unless a graph is being captured, which would own its memory."""
     if device.type != "cuda":
         return make(numbers, device, 0)

@@ -16,7 +16,7 @@ Entries: TypeAlias = dict[Direction, dict[Precision, dict[Size, dict[str, int]]]
 
 
 class Table(TypedDict):
-    """Content of the file."""
+    """Content of `launch_table.json`."""
 
     sources: dict[str, str]
     """Provenance of the entries of every architecture."""

@@ -64,14 +64,14 @@ def forward(value: Tensor, pyramid: Pyramid, sampling: Sampling) -> Tensor:
     out = value.new_empty(batch, queries, heads * value.shape[3])
     if _is_empty(value, sampling.weights):
         return out.zero_()
-    problem = _prepare(value, pyramid, sampling, "forward")
-    for first_image, grid in problem.grids():
+    arguments = _prepare_arguments(value, pyramid, sampling, "forward")
+    for first_image, grid in arguments.grids():
         _forward.ms_deform_attn_forward[grid](
-            *problem.inputs,
+            *arguments.inputs,
             out,
-            *problem.sizes(first_image),
-            **problem.constants,
-            num_warps=problem.launch.warps,
+            *arguments.sizes(first_image),
+            **arguments.constants,
+            num_warps=arguments.launch.warps,
             enable_fp_fusion=True,
         )
     return out
@@ -102,50 +102,50 @@ def backward(
     locations, weights, references, _ = sampling
     if _is_empty(value, weights):
         return _zero_gradients((value, locations, weights, references), needs)
-    problem = _prepare(value, pyramid, sampling, "backward")
-    unused = problem.inputs[0]
+    arguments = _prepare_arguments(value, pyramid, sampling, "backward")
+    unused = arguments.inputs[0]
     grad_output, output = _dense(grad_output.to(value.dtype)), unused if output is None else _dense(output)
     # In a fixed order, the gradient of the value has a kernel of its own.
     atomic = needs._replace(value=needs.value and not deterministic)
     grads = _allocate_gradients(value, sampling, atomic, unused)
     if any(atomic):
-        for first_image, grid in problem.grids():
+        for first_image, grid in arguments.grids():
             _backward.ms_deform_attn_backward[grid](
                 grad_output,
                 output,
-                *problem.inputs,
+                *arguments.inputs,
                 *grads,
-                *problem.sizes(first_image),
-                **problem.constants,
+                *arguments.sizes(first_image),
+                **arguments.constants,
                 NEEDS_VALUE=atomic.value,
                 NEEDS_REFERENCES=atomic.references,
                 NEEDS_LOCATIONS=atomic.locations,
                 NEEDS_WEIGHTS=atomic.weights,
-                num_warps=problem.launch.warps,
+                num_warps=arguments.launch.warps,
                 enable_fp_fusion=True,
             )
-    by_value, by_references, by_locations, by_weights = grads
-    value_gradient: Tensor | None = None
+    sums, grad_references, grad_locations, grad_weights = grads
+    grad_value: Tensor | None = None
     if atomic.value:
-        value_gradient = _round(by_value, value, paired=problem.constants["PAIRED"])
+        grad_value = _round(sums, value, paired=arguments.constants["PAIRED"])
     elif needs.value:
-        value_gradient = _sum_value_gradient_in_order(grad_output, problem)
+        grad_value = _sum_value_gradient_in_order(grad_output, arguments)
     return (
-        value_gradient,
-        by_locations.view(locations.shape) if needs.locations else None,
-        by_weights.view(weights.shape) if needs.weights else None,
-        _sum_references(by_references, references) if references is not None and needs.references else None,
+        grad_value,
+        grad_locations.view(locations.shape) if needs.locations else None,
+        grad_weights.view(weights.shape) if needs.weights else None,
+        _sum_references(grad_references, references) if references is not None and needs.references else None,
     )
 
 
 def _zero_gradients(
     inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], needs: Needs
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    by_value, by_locations, by_weights, by_references = (
+    grad_value, grad_locations, grad_weights, grad_references = (
         torch.zeros_like(tensor, memory_format=torch.contiguous_format) if tensor is not None and needed else None
         for tensor, needed in zip(inputs, needs, strict=True)
     )
-    return by_value, by_locations, by_weights, by_references
+    return grad_value, grad_locations, grad_weights, grad_references
 
 
 def _allocate_gradients(
@@ -153,19 +153,19 @@ def _allocate_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return memory for gradients in the order of the kernel; `unused` takes the place of those not needed."""
     locations, weights, references, _ = sampling
-    by_value = by_references = by_locations = by_weights = unused
+    grad_value = grad_references = grad_locations = grad_weights = unused
     if needs.value:
-        by_value = value.new_zeros(value.shape, dtype=torch.float32)
+        grad_value = value.new_zeros(value.shape, dtype=torch.float32)
     if needs.references and references is not None:
-        by_references = references.new_empty(*weights.shape[:4], references.shape[-1], dtype=torch.float32)
+        grad_references = references.new_empty(*weights.shape[:4], references.shape[-1], dtype=torch.float32)
     if needs.locations:
-        by_locations = torch.empty_like(locations, memory_format=torch.contiguous_format)
+        grad_locations = torch.empty_like(locations, memory_format=torch.contiguous_format)
     if needs.weights:
-        by_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
-    return by_value, by_references, by_locations, by_weights
+        grad_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
+    return grad_value, grad_references, grad_locations, grad_weights
 
 
-class _Problem(NamedTuple):
+class _Arguments(NamedTuple):
     """Arguments that forward and backward kernels share."""
 
     inputs: tuple[Tensor, ...]
@@ -186,7 +186,7 @@ class _Problem(NamedTuple):
         return [(first, (blocks, heads, min(batch - first, _MOST_IMAGES))) for first in range(0, batch, _MOST_IMAGES)]
 
 
-def _prepare(value: Tensor, pyramid: Pyramid, sampling: Sampling, direction: Direction) -> _Problem:
+def _prepare_arguments(value: Tensor, pyramid: Pyramid, sampling: Sampling, direction: Direction) -> _Arguments:
     """Return the arguments of the kernels, with all inputs dense."""
     pixels = value.shape[1]
     if pixels >= WIDE_FROM:
@@ -217,7 +217,7 @@ def _prepare(value: Tensor, pyramid: Pyramid, sampling: Sampling, direction: Dir
         value if padding is None else _dense(padding).view(torch.int8),
         value if order is None else order,
     )
-    return _Problem(inputs, value.shape, queries, strides, constants, launch)
+    return _Arguments(inputs, value.shape, queries, strides, constants, launch)
 
 
 def _specialize(value: Tensor, weights: Tensor, direction: Direction) -> tuple[Launch, dict[str, Any]]:
@@ -304,8 +304,8 @@ def _sum_references(per_head: Tensor, references: Tensor) -> Tensor:
     return total.to(references.dtype)
 
 
-def _sum_value_gradient_in_order(grad_output: Tensor, problem: _Problem) -> Tensor:
-    value, table, _, locations, weights, *_ = problem.inputs
+def _sum_value_gradient_in_order(grad_output: Tensor, arguments: _Arguments) -> Tensor:
+    value, table, _, locations, weights, *_ = arguments.inputs
     batch, pixels, heads, channels = value.shape
     order, first_of_cell = sort_by_cell(table, locations, pixels)
     grad_value = value.new_empty(value.shape)
@@ -323,10 +323,10 @@ def _sum_value_gradient_in_order(grad_output: Tensor, problem: _Problem) -> Tens
             first_image,
             M=heads,
             D=channels,
-            L=problem.constants["L"],
-            P=problem.constants["P"],
-            GROUPED=problem.constants["GROUPED"],
-            CHECKED=problem.constants["CHECKED"],
+            L=arguments.constants["L"],
+            P=arguments.constants["P"],
+            GROUPED=arguments.constants["GROUPED"],
+            CHECKED=arguments.constants["CHECKED"],
             SAMPLES=max(1, 512 // width),
             WIDTH=width,
             num_warps=1,
