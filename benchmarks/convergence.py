@@ -165,8 +165,19 @@ def parts() -> Parts:
     """Return the generated parts of the page."""
     results = read(STORED)
     page = DOCS / "convergence.md"
-    table = f"{_table(results)}\n\n{_provenance(results)}"
-    return {(page, "summary"): _summary(results), (page, "table"): table, (page, "tuning"): _tuning_table(results)}
+    objects, environment = results["objects"], results["runs"][0]["environment"]
+    provenance = (
+        f"Of the {sum(objects.values()):,} objects in the validation pictures {objects['small']:,} are small and "
+        f"{objects['medium']:,} medium. {' and '.join(f'`{each}`' for each in results['commands'])}, some continued "
+        f"with `--epochs`; torch {environment['torch'].split('+')[0]}, deformdetr {environment['deformdetr']}, commit "
+        f"{results['commit']}, {environment['threads']} thread of a busy x86-64 CPU, so that seconds are an upper "
+        f"bound; one seed. `benchmarks/results/{STORED}` has every evaluation."
+    )
+    return {
+        (page, "summary"): _summary(_curves(results)),
+        (page, "table"): f"{_table(results)}\n\n{provenance}",
+        (page, "tuning"): _tuning_table(results),
+    }
 
 
 def draw(path: Path) -> None:
@@ -207,9 +218,8 @@ def _with_small(metrics: Mapping[str, float]) -> str:
     return f"{metrics['AP']:.3f} ({metrics['AP_small']:.3f})"
 
 
-def _summary(results: Mapping[str, Any]) -> str:
+def _summary(found: Mapping[str, Curve]) -> str:
     """Return a sentence per DETR: when Deformable DETR reaches its best precision, in `EPOCHS` epochs and in all."""
-    found = _curves(results)
     sentences = []
     for name in BASELINES:
         last = max(found[name])
@@ -244,19 +254,6 @@ def _table(results: Mapping[str, Any]) -> str:
             row.append(f"{overall} ({small})")
         rows.append(row)
     return markdown(heads, rows)
-
-
-def _provenance(results: Mapping[str, Any]) -> str:
-    """Return the commands, versions and number of objects behind the table."""
-    objects = results["objects"]
-    environment, commands = results["runs"][0]["environment"], " and ".join(f"`{each}`" for each in results["commands"])
-    return (
-        f"Of the {sum(objects.values()):,} objects in the validation pictures {objects['small']:,} are small and "
-        f"{objects['medium']:,} medium. {commands}, some continued with `--epochs`; torch "
-        f"{environment['torch'].split('+')[0]}, deformdetr {environment['deformdetr']}, commit {results['commit']}, "
-        f"{environment['threads']} thread of a busy x86-64 CPU, so that seconds are an upper bound; one seed. "
-        f"`benchmarks/results/{STORED}` has every evaluation."
-    )
 
 
 def _tuning_table(results: Mapping[str, Any]) -> str:

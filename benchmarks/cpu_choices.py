@@ -19,8 +19,9 @@ from torch import Tensor
 
 from benchmarks.cases import OperatorSizes, select
 from benchmarks.measure import interleave
-from benchmarks.operator import draw
+from benchmarks.operator import draw, track
 from benchmarks.pages import markdown
+from benchmarks.providers import SAMPLED
 from deformdetr.kernels import ms_deform_attn
 from deformdetr.kernels._numba import _large_pages, _launcher, _threads
 from deformdetr.nn import MSDeformAttn
@@ -52,8 +53,8 @@ def choices(sizes: OperatorSizes) -> Iterator[Choice]:
         return ms_deform_attn(value.float() if as_float else value, sizes.levels, locations, weights)
 
     def leaves_in(dtype: torch.dtype) -> list[Tensor]:
-        tensors = draw(sizes, dtype, "cpu", seed=torch.seed() % 2**31)
-        return [tensors[name].requires_grad_() for name in ("value", "sampling_locations", "attention_weights")]
+        _, leaves = track(draw(sizes, dtype, "cpu", seed=torch.seed() % 2**31), SAMPLED)
+        return list(leaves.values())
 
     leaves, half = leaves_in(torch.float32), leaves_in(torch.bfloat16)
     plain = (leaves, partial(attend, leaves), partial(attend, leaves))

@@ -138,7 +138,7 @@ def prepare_model(
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 return _results(model, batch.shrunk(torch.float32), direction)
 
-        timed = torch.no_grad()(model.predict) if direction == "forward" else _TrainingStep(model)
+        timed = torch.no_grad()(model.predict) if direction == "forward" else _training_step(model)
         return Contender(partial(timed, batch), outputs, expected)
 
     def count() -> int:
@@ -149,20 +149,19 @@ def prepare_model(
     return Problem(candidates, BASELINE, TOLERANCES[direction], clock="wall", count_flops=count)
 
 
-class _TrainingStep:
-    """Predictions with dropout, losses, gradients, clipping and a step of AdamW."""
+def _training_step(model: Model) -> Callable[[Batch], None]:
+    """Return predictions with dropout, losses, gradients, clipping and a step of AdamW."""
+    trained = [each for each in model.module.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=_LEARNING_RATE)
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        trained = [each for each in model.module.parameters() if each.requires_grad]
-        self._optimizer = torch.optim.AdamW(trained, lr=_LEARNING_RATE)
+    def step(batch: Batch) -> None:
+        model.module.train()
+        model.loss(batch).backward()
+        nn.utils.clip_grad_norm_(trained, _LARGEST_GRADIENT)
+        optimizer.step()
+        optimizer.zero_grad()
 
-    def __call__(self, batch: Batch) -> None:
-        self._model.module.train()
-        self._model.loss(batch).backward()
-        nn.utils.clip_grad_norm_(self._model.module.parameters(), _LARGEST_GRADIENT)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+    return step
 
 
 def _results(model: Model, batch: Batch, direction: Direction) -> Outputs:

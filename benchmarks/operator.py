@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.cases import Direction, Dtype, Levels, OperatorSizes
-from benchmarks.problem import TOLERANCES, Contender, Outputs, Problem, UnavailableError, with_gradients
+from benchmarks.problem import TOLERANCES, Contender, Outputs, Problem, UnavailableError
 from benchmarks.providers import BASELINE, OFFSETS, PROVIDERS, Function, Provider
 from deformdetr.kernels import ms_deform_attn
 from deformdetr.nn import MSDeformAttn
@@ -25,8 +25,9 @@ def draw(sizes: OperatorSizes, dtype: torch.dtype, device: str, seed: int) -> di
     """Draw inputs like those of a layer in training, for implementations of all forms.
 
     Reference points are the pixels' centers in encoders and uniform in decoders. Head `m` of `M` looks in the direction
-    `2 pi m / M`: its point `p` lies `p + 1` pixels away, plus normal noise with a deviation of two pixels. Locations
-    and reference points are (x, y) as fractions of a level, in float32; all other tensors have `dtype`.
+    `2 pi m / M`: its point `p` lies `p + 1` pixels away, plus normal noise with a deviation of two pixels. No location
+    is close to a pixel's center, where gradients of locations jump. Locations and reference points are (x, y) as
+    fractions of a level, in float32; all other tensors have `dtype`.
     """
     rng = torch.Generator(device).manual_seed(seed)
     shape = (sizes.batch, sizes.n_queries, sizes.heads, len(sizes.levels), sizes.points)
@@ -45,6 +46,9 @@ def draw(sizes: OperatorSizes, dtype: torch.dtype, device: str, seed: int) -> di
     direction = torch.stack([angle.cos(), angle.sin()], dim=-1)[:, None, None]
     distance = torch.arange(1, sizes.points + 1, device=device)[:, None]
     offsets = (direction * distance + _OFFSET_NOISE * normal(*shape, 2)).to(dtype)
+    position = _locate(reference, offsets.float(), sizes.levels) * _level_sizes(sizes.levels, reference) - 0.5
+    # A quarter is a multiple of the spacing of bfloat16 numbers up to 64.
+    offsets = torch.where((position - position.round()).abs() < _NEAR_PIXEL_CENTER, offsets + 0.25, offsets)
     logits = normal(*shape).to(dtype)
     return {
         "value": normal(sizes.batch, sizes.pixels, sizes.heads, sizes.channels).to(dtype),
@@ -56,9 +60,10 @@ def draw(sizes: OperatorSizes, dtype: torch.dtype, device: str, seed: int) -> di
     }
 
 
-def track(tensors: Mapping[str, Tensor], form: Sequence[str]) -> dict[str, Tensor]:
-    """Return the tensors, those of the form as leaves that require gradients."""
-    return {**tensors, **{name: tensors[name].detach().requires_grad_() for name in form}}
+def track(tensors: Mapping[str, Tensor], form: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the tensors, those of the form as leaves that require gradients, and these leaves alone."""
+    leaves = {name: tensors[name].detach().requires_grad_() for name in form}
+    return {**tensors, **leaves}, leaves
 
 
 def prepare_operator(
@@ -74,21 +79,19 @@ def prepare_operator(
     torch.compiler.reset()
     tensors = draw(sizes, getattr(torch, dtype), device, seed)
     grad_output = _draw_gradient(sizes, device, seed).to(tensors["value"].dtype)
-    given = None if direction == "forward" else grad_output
-    right = cache(partial(_expected, tensors, sizes.levels, given))
+
+    @cache
+    def expected(form: tuple[str, ...]) -> Outputs:
+        double, leaves = track({name: tensor.double() for name, tensor in tensors.items()}, form)
+        return _results(partial(_reference, double, sizes.levels, form), leaves, direction, grad_output)
 
     def build(provider: Provider) -> Contender:
-        function = _load(provider, dtype, direction)
-        tracked = track(tensors, provider.form)
-        leaves = {name: tracked[name] for name in provider.form}
-        call = partial(function, tracked, sizes.levels)
-
-        def outputs() -> Outputs:
-            with torch.set_grad_enabled(given is not None):
-                return _comparable(with_gradients(call(), leaves, given), tensors, sizes.levels, provider.form)
-
+        tracked, leaves = track(tensors, provider.form)
+        call = partial(_load(provider, dtype, direction), tracked, sizes.levels)
         return Contender(
-            timed(call, list(leaves.values()), direction, grad_output), outputs, lambda: right(provider.form)
+            timed(call, list(leaves.values()), direction, grad_output),
+            outputs=partial(_results, call, leaves, direction, grad_output),
+            expected=partial(expected, provider.form),
         )
 
     candidates = {name: partial(build, provider) for name, provider in providers.items()}
@@ -134,38 +137,25 @@ def _load(provider: Provider, dtype: Dtype, direction: Direction) -> Function:
         raise UnavailableError(f"cannot be imported: {error}") from error
 
 
-def _expected(
-    tensors: Mapping[str, Tensor], levels: Levels, grad_output: Tensor | None, form: tuple[str, ...]
-) -> dict[str, Tensor]:
-    """Compute the output and, given its gradient, the gradients of the form's tensors in float64, by the reference."""
-    double = track({name: tensor.double() for name, tensor in tensors.items()}, form if grad_output is not None else ())
-    locations, weights = double["sampling_locations"], double["attention_weights"]
-    if form == OFFSETS:
-        locations = _locate(double["reference_points"], double["sampling_offsets"], levels)
-        weights = _weigh(double["attention_logits"])
-    output = ms_deform_attn(double["value"], levels, locations, weights, backend="reference")
-    results = with_gradients(output, {name: double[name] for name in form}, grad_output)
-    return _comparable(results, tensors, levels, form)
+def _results(
+    call: Callable[[], Tensor], leaves: Mapping[str, Tensor], direction: Direction, grad_output: Tensor
+) -> Outputs:
+    """Return the output and, unless only the forward is timed, the gradients of the leaves."""
+    with torch.set_grad_enabled(direction != "forward"):
+        output = call()
+    if direction == "forward":
+        return {"output": output}
+    gradients = torch.autograd.grad(output, list(leaves.values()), grad_output.to(output.dtype))
+    return {"output": output.detach(), **dict(zip(leaves, gradients, strict=True))}
 
 
-def _comparable(
-    results: dict[str, Tensor], tensors: Mapping[str, Tensor], levels: Levels, form: tuple[str, ...]
-) -> dict[str, Tensor]:
-    """Scale gradients of locations to pixels, and set them to 0 close to pixel centers, where they jump."""
-    name = f"grad_{form[1]}"
-    if name not in results:
-        return results
-    gradient = results[name].double()
-    locations = tensors["sampling_locations"].double()
-    sizes = _sizes(levels, locations)
+def _reference(tensors: Mapping[str, Tensor], levels: Levels, form: tuple[str, ...]) -> Tensor:
+    """Compute the operator from the tensors of a form."""
+    locations, weights = tensors["sampling_locations"], tensors["attention_weights"]
     if form == OFFSETS:
-        locations = _locate(tensors["reference_points"].double(), tensors["sampling_offsets"].double(), levels)
-    else:
-        gradient = gradient / sizes
-    position = locations * sizes - 0.5
-    # Each axis on its own: at a jump along x, the derivative along y is continuous.
-    jumps = (position - position.round()).abs() < _NEAR_PIXEL_CENTER
-    return results | {name: gradient.masked_fill(jumps, 0)}
+        locations = _locate(tensors["reference_points"], tensors["sampling_offsets"], levels)
+        weights = _weigh(tensors["attention_logits"])
+    return ms_deform_attn(tensors["value"], levels, locations, weights, backend="reference")
 
 
 def _locate(
@@ -174,7 +164,7 @@ def _locate(
     levels: Levels,
 ) -> Float[Tensor, "batch queries heads levels points 2"]:
     """Return the locations, as fractions of each level, of offsets in pixels."""
-    return reference_points[:, :, None, :, None] + sampling_offsets / _sizes(levels, sampling_offsets)
+    return reference_points[:, :, None, :, None] + sampling_offsets / _level_sizes(levels, sampling_offsets)
 
 
 def _weigh(logits: Float[Tensor, "*batch levels points"]) -> Float[Tensor, "*batch levels points"]:
@@ -182,7 +172,7 @@ def _weigh(logits: Float[Tensor, "*batch levels points"]) -> Float[Tensor, "*bat
     return logits.flatten(-2).softmax(-1).view_as(logits)
 
 
-def _sizes(levels: Levels, like: Tensor) -> Float[Tensor, "levels 1 2"]:
+def _level_sizes(levels: Levels, like: Tensor) -> Float[Tensor, "levels 1 2"]:
     return like.new_tensor([(width, height) for height, width in levels])[:, None]
 
 
@@ -210,15 +200,10 @@ def _build_layer(sizes: OperatorSizes, direction: Direction, device: str, seed: 
         call = partial(own, leaves["query"], reference_points.to(dtype), leaves["features"], sizes.levels)
         return call, leaves | dict(own.named_parameters())
 
-    def results(dtype: torch.dtype) -> dict[str, Tensor]:
-        call, leaves = prepare(dtype)
-        with torch.set_grad_enabled(direction != "forward"):
-            return with_gradients(call(), leaves, None if direction == "forward" else grad_output)
-
     call, leaves = prepare(torch.float32)
     return Contender(
         timed(call, list(leaves.values()), direction, grad_output),
-        outputs=partial(results, torch.float32),
-        expected=partial(results, torch.float64),
+        outputs=partial(_results, call, leaves, direction, grad_output),
+        expected=lambda: _results(*prepare(torch.float64), direction, grad_output),
         note="with its four projections",
     )

@@ -53,14 +53,6 @@ class Problem(NamedTuple):
     count_flops: Callable[[], int] | None = None
 
 
-def with_gradients(output: Tensor, leaves: Mapping[str, Tensor], grad_output: Tensor | None) -> dict[str, Tensor]:
-    """Return the output and, given its gradient, the gradients of the leaves."""
-    if grad_output is None:
-        return {"output": output.detach()}
-    gradients = torch.autograd.grad(output, list(leaves.values()), grad_output.to(output.dtype))
-    return {"output": output.detach()} | {f"grad_{name}": g for name, g in zip(leaves, gradients, strict=True)}
-
-
 def largest_error(outputs: Outputs, expected: Outputs) -> float:
     """Return the largest relative error of the tensors: by their norm or by their largest element, whichever is larger.
 

@@ -39,12 +39,11 @@ def candidates(size: _launch.Size) -> Iterator[dict[str, int]]:
 
 def calls(sizes: OperatorSizes, dtype: torch.dtype, device: str = "cuda") -> Calls:
     """Return the forward and the backward of the operator, on random inputs like those of a layer in training."""
-    tensors = track(draw(sizes, dtype, device, seed=0), OFFSETS)
+    tensors, leaves = track(draw(sizes, dtype, device, seed=0), OFFSETS)
     function = partial(PROVIDERS["ours_fused"].load(), tensors, sizes.levels)
     with torch.no_grad():
         grad_output = torch.randn_like(function())
-    leaves = [tensors[name] for name in OFFSETS]
-    return {each: timed(function, leaves, each, grad_output) for each in ("forward", "backward")}
+    return {each: timed(function, list(leaves.values()), each, grad_output) for each in ("forward", "backward")}
 
 
 def seconds(call: Callable[[], object]) -> float:

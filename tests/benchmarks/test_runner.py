@@ -11,8 +11,8 @@ from benchmarks import measure
 from benchmarks.cases import CASES, Case, OperatorSizes, Task, select, tasks
 from benchmarks.matching import match_plainly, plain_loss, prepare_criterion, prepare_matcher
 from benchmarks.measure import DeviceClock, WallClock, interleave, peak_bytes
-from benchmarks.model import MODELS, build_ours, prepare_model
-from benchmarks.operator import draw, prepare_operator
+from benchmarks.model import build_ours, prepare_model
+from benchmarks.operator import prepare_operator
 from benchmarks.problem import UnavailableError, largest_error
 from benchmarks.providers import BASELINE, PROVIDERS, Provider
 from benchmarks.runner import Settings, prepare, run_problem, run_task
@@ -25,8 +25,9 @@ FORWARD = Task(TINY, "float32", "forward")
 
 def error_of(problem, name):
     contender = problem.candidates[name]()
+    error = largest_error(contender.outputs(), contender.expected())
     contender.call()
-    return largest_error(contender.outputs(), contender.expected())
+    return error
 
 
 def run_tiny(providers, seed):
@@ -72,38 +73,23 @@ def test_compiled_implementations_agree(name, direction, seed):
     assert error_of(problem, name) < problem.tolerance
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.kind == "model"], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", select(["model"], ["640x800"]), ids=lambda case: case.name)
 def test_models_agree(case, seed):
-    if case.sizes.batch > 1 or "800x1066" in case.name:
-        pytest.skip("the same model as another case")
     problem = prepare_model(case.quick().sizes, case.directions[-1], "cpu", seed)
     contender = problem.candidates["ours"]()
     expected = contender.expected()
     assert largest_error(contender.outputs(), expected) < problem.tolerance
-    build = problem.candidates["hugging_face"]
     if "dc5" in case.name:
         with pytest.raises(UnavailableError, match="no dilated"):
-            build()
-        return
-    theirs = build()
-    assert largest_error(theirs.outputs(), theirs.expected()) < problem.tolerance
+            problem.candidates["hugging_face"]()
+    else:
+        assert error_of(problem, "hugging_face") < problem.tolerance
     if case.directions[-1] == "training_step":
         # The gradients of all trained parameters, by our names.
         assert expected.keys() >= {"loss", "backbone.layer2.0.conv1.weight", "class_heads.0.bias"}
         assert "backbone.conv1.weight" not in expected
-
-
-def test_a_training_step_changes_the_trained_weights(seed):
-    made = []
-    models = {"ours": lambda *arguments: made.append(MODELS["ours"](*arguments)) or made[-1]}
-    sizes = next(case for case in CASES if case.kind == "model").quick().sizes
-    problem = prepare_model(sizes, "training_step", "cpu", seed, models)
-    contender = problem.candidates["ours"]()
-    parameters = dict(made[0].module.named_parameters())
-    before = {name: tensor.clone() for name, tensor in parameters.items()}
-    contender.call()
-    changed = {name for name, tensor in parameters.items() if not torch.equal(tensor, before[name])}
-    assert changed == {name for name, tensor in parameters.items() if tensor.requires_grad}
+        contender.call()
+        assert contender.outputs()["loss"] != expected["loss"]
 
 
 def test_models_are_timed_beside_matrix_products_unless_their_weights_differ(seed, monkeypatch):
@@ -214,16 +200,6 @@ def test_a_matcher_or_a_criterion_that_is_wrong_is_not_timed(seed):
             Task(case, "float32", "forward"), make(case.sizes, "cpu", seed, function), Settings(rounds=1)
         )
         assert [row.status for row in rows] == ["disagrees", "measured"], kind
-
-
-def test_reference_points_are_pixel_centers_and_heads_look_in_all_directions(seed):
-    inputs = draw(OperatorSizes(((4, 5), (2, 3)), 2), torch.float32, "cpu", seed)
-    on_pixels = inputs["reference_points"][0, :20, 0] * torch.tensor([5, 4]) - 0.5
-    torch.testing.assert_close(on_pixels[7], torch.tensor([2.0, 1.0]))
-    many = draw(OperatorSizes(((4, 5),), 2, 8000, points=3), torch.float32, "cpu", seed)
-    # Head 2 of 8 looks down, a quarter of a turn. Means of 16,000 draws with a deviation of 2.
-    mean = many["sampling_offsets"].mean((0, 1, 3))[2]
-    torch.testing.assert_close(mean, torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]]), atol=0.1, rtol=0)
 
 
 @pytest.mark.parametrize(
