@@ -47,12 +47,11 @@ class OperatorSizes:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """A whole model with ResNet-50, by the name of its preset, and images with so many objects each."""
+    """A whole model with ResNet-50, by the name of its preset, and one image with so many objects."""
 
     preset: str
     height: int
     width: int
-    batch: int = 1
     targets: int = 10
     queries: int = 300
     layers: int = 6
@@ -128,6 +127,16 @@ _ON_CPUS = {
     "decoder300_800x1216_b2": OperatorSizes(((100, 152), (50, 76), (25, 38), (13, 19)), 2, 300),
     "decoder300_640x640_b4": OperatorSizes(_SQUARE, 4, 300),
 }
+_TRAINED = {
+    "multi_scale_640x800_b1": ModelSizes("deformable_detr_r50", 640, 800),
+    "multi_scale_800x1066_b1": ModelSizes("deformable_detr_r50", 800, 1066),
+}
+_VARIANTS = {
+    "single_scale_640x800_b1": ModelSizes("deformable_detr_r50_single_scale", 640, 800),
+    "single_scale_dc5_640x800_b1": ModelSizes("deformable_detr_r50_single_scale_dc5", 640, 800),
+    "refine_640x800_b1": ModelSizes("deformable_detr_r50_refine", 640, 800),
+    "two_stage_640x800_b1": ModelSizes("deformable_detr_r50_two_stage", 640, 800),
+}
 # Few objects, as in photographs of COCO, which have 7 on average, and many, as in crowds.
 _MATCHING = {
     "few_b2": MatchingSizes((3, 12)),
@@ -138,22 +147,20 @@ _MATCHING = {
 _PASSES: tuple[Direction, ...] = ("forward", "forward_backward")
 _STEPS: tuple[Direction, ...] = ("forward", "training_step")
 _FLOAT32: tuple[Dtype, ...] = ("float32",)
-_BOTH: tuple[Dtype, ...] = ("float32", "bfloat16")
+_ANYWHERE = (_FLOAT32, _FLOAT32)
 _TINY = OperatorSizes(((4, 4), (2, 2)), 1, 4, heads=2, channels=8, points=2)
 
 CASES = (
-    *(Case("operator", name, sizes, ("backward", *_PASSES), cuda=_BOTH) for name, sizes in _ON_GPUS.items()),
-    *(Case("operator", name, sizes, _PASSES, cpu=_FLOAT32) for name, sizes in _ON_CPUS.items()),
-    Case("overhead", "decoder4_4x4_b1", _TINY, _PASSES, cpu=_FLOAT32, cuda=_FLOAT32),
-    Case("model", "multi_scale_640x800_b1", ModelSizes("deformable_detr_r50", 640, 800), _STEPS, _FLOAT32, _BOTH),
-    Case("model", "multi_scale_800x1066_b1", ModelSizes("deformable_detr_r50", 800, 1066), _STEPS, _FLOAT32, _BOTH),
-    Case("model", "multi_scale_800x1066_b4", ModelSizes("deformable_detr_r50", 800, 1066, 4), _STEPS, cuda=_BOTH),
     *(
-        Case("model", f"{each}_640x800_b1", ModelSizes(f"deformable_detr_r50_{each}", 640, 800), ("forward",), _FLOAT32)
-        for each in ("single_scale", "single_scale_dc5", "refine", "two_stage")
+        Case("operator", name, sizes, ("backward", *_PASSES), cuda=(*_FLOAT32, "bfloat16"))
+        for name, sizes in _ON_GPUS.items()
     ),
-    *(Case("matcher", name, sizes, ("forward",), _FLOAT32, _FLOAT32) for name, sizes in _MATCHING.items()),
-    *(Case("criterion", name, sizes, ("forward_backward",), _FLOAT32, _FLOAT32) for name, sizes in _MATCHING.items()),
+    *(Case("operator", name, sizes, _PASSES, cpu=_FLOAT32) for name, sizes in _ON_CPUS.items()),
+    Case("overhead", "decoder4_4x4_b1", _TINY, _PASSES, *_ANYWHERE),
+    *(Case("model", name, sizes, _STEPS, *_ANYWHERE) for name, sizes in _TRAINED.items()),
+    *(Case("model", name, sizes, ("forward",), *_ANYWHERE) for name, sizes in _VARIANTS.items()),
+    *(Case("matcher", name, sizes, ("forward",), *_ANYWHERE) for name, sizes in _MATCHING.items()),
+    *(Case("criterion", name, sizes, ("forward_backward",), *_ANYWHERE) for name, sizes in _MATCHING.items()),
 )
 
 

@@ -1,7 +1,7 @@
 """Measure how many epochs DETR and Deformable DETR take to learn the same task: finding shapes, many of them small.
 
 `python -m benchmarks.convergence --tune` tries learning rates, and `--run` trains every variant from scratch, on the
-same data and in the same way. Both resume interrupted runs, and write the chart and the tables of
+same data and in the same way. Both resume interrupted runs and, once there are all, write the chart and the tables of
 `docs/convergence.md`.
 """
 
@@ -129,6 +129,14 @@ def collect(runs: Path) -> dict[str, Any]:
         "objects": dict(zip(("small", "medium", "large"), counts.tolist(), strict=True)),
         "runs": [_read(directory) for directory in directories if any("AP" in row for row in directory.read_metrics())],
     }
+
+
+def missing(results: Mapping[str, Any]) -> list[str]:
+    """Return which runs the page needs that there are none of: all variants, and all rates of those that are tuned."""
+    needed = [(name, variant.lr) for name, variant in VARIANTS.items()]
+    needed += [(name, lr) for name in TUNED for lr in RATES]
+    found = {(run["variant"], run["lr"]) for run in results["runs"]}
+    return [f"{name} with a learning rate of {lr:g}" for name, lr in dict.fromkeys(needed) if (name, lr) not in found]
 
 
 def _read(directory: RunDirectory) -> dict[str, Any]:
@@ -281,6 +289,10 @@ if __name__ == "__main__":
             run(name, RUNS, lr=lr, epochs=TUNED[name])
         if options.run:
             run(name, RUNS, epochs=options.epochs)
-    store(STORED, collect(RUNS))
-    draw(CHART)
-    write(parts())
+    results = collect(RUNS)
+    if absent := missing(results):
+        print(f"the tables need these runs as well: {', '.join(absent)}")
+    else:
+        store(STORED, results)
+        draw(CHART)
+        write(parts())

@@ -109,9 +109,11 @@ def measure(choice: Choice, rounds: int) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=25)
-    given = parser.parse_args()
+    rounds = parser.parse_args().rounds
+    cases = [case for case in select(["operator"]) if case.cpu]
+    measured = [
+        [[choice.name, choice.instead_of, measure(choice, rounds)] for choice in choices(case.sizes)] for case in cases
+    ]
+    rows = [[*of_choice[0][:2], *(row[2] for row in of_choice)] for of_choice in zip(*measured, strict=True)]
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    for case in select(["operator"]):
-        if case.cpu:
-            rows = ([each.name, each.instead_of, measure(each, given.rounds)] for each in choices(case.sizes))
-            print(markdown(["choice", "instead of", f"{case.name}, forward, and with backward"], rows, left=3))
+    print(markdown(["choice", "instead of", *(case.name for case in cases)], rows, left=2 + len(cases)))

@@ -32,9 +32,9 @@ TRIED_WIDTHS = range(1056, 1145, 8)
 
 
 def count_flops(
-    config: DETRConfig | DeformableDETRConfig, batch: int, height: int, width: int, *, backward: bool = False
+    config: DETRConfig | DeformableDETRConfig, height: int, width: int, *, backward: bool = False
 ) -> dict[str, int]:
-    """Count the floating-point operations of a forward by operator.
+    """Count the floating-point operations of a forward of one image by operator.
 
     Args:
         config: Of the model.
@@ -48,7 +48,7 @@ def count_flops(
         model.requires_grad_(backward)
         # The counter has no formula for the fused attention of CPUs.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            outputs = model(torch.empty(batch, 3, height, width))
+            outputs = model(torch.empty(1, 3, height, width))
             if backward:
                 layers = [outputs, *outputs.get("aux_outputs", ()), outputs.get("enc_outputs", {})]
                 predicted = [layer[name] for layer in layers for name in ("pred_logits", "pred_boxes") if name in layer]
@@ -64,7 +64,7 @@ def count(name: str, width: int, height: int = 800) -> dict[str, int]:
     """
     with torch.device("meta"):
         parameters = list(PRESETS[name].build().parameters())
-    flops = count_flops(PRESETS[name], 1, height, width)
+    flops = count_flops(PRESETS[name], height, width)
     parts = {
         "total": flops,
         "convolutions": ("convolution",),

@@ -122,8 +122,8 @@ def prepare_model(
         num_decoder_layers=sizes.layers,
     )
     rng = torch.Generator(device).manual_seed(seed)
-    images = torch.randn(sizes.batch, 3, sizes.height, sizes.width, generator=rng, device=device)
-    batch = Batch(images, draw_targets([sizes.targets] * sizes.batch, config.num_classes, rng))
+    images = torch.randn(1, 3, sizes.height, sizes.width, generator=rng, device=device)
+    batch = Batch(images, draw_targets([sizes.targets], config.num_classes, rng))
 
     @cache
     def expected() -> Outputs:
@@ -143,7 +143,7 @@ def prepare_model(
 
     def count() -> int:
         is_training = direction == "training_step"
-        return sum(count_flops(config, sizes.batch, sizes.height, sizes.width, backward=is_training).values())
+        return sum(count_flops(config, sizes.height, sizes.width, backward=is_training).values())
 
     candidates = {name: partial(prepare, make) for name, make in models.items()}
     return Problem(candidates, BASELINE, TOLERANCES[direction], clock="wall", count_flops=count)

@@ -75,12 +75,12 @@ def test_stored_counts_are_those_of_the_models(name):
 
 def test_the_backward_of_trained_layers_counts_twice():
     config = preset("deformable_detr_r50")
-    forward, both = (flops.count_flops(config, 2, 64, 64, backward=backward) for backward in (False, True))
+    forward, both = (flops.count_flops(config, 64, 64, backward=backward) for backward in (False, True))
     assert both["ms_deform_attn_backward"] == 2 * forward["ms_deform_attn"]
     assert sum(forward.values()) < sum(both.values()) < 3 * sum(forward.values())
     # Levels of 8, 4, 2 and 1 on a side; 6 layers each of encoder and decoder, 4 levels of 4 points, 256 channels and 4
     # corners. A multiplication and an addition count as two.
-    assert forward["ms_deform_attn"] == 2 * 2 * 6 * (64 + 16 + 4 + 1 + 300) * 4 * 4 * 256 * 4
+    assert forward["ms_deform_attn"] == 2 * 6 * (64 + 16 + 4 + 1 + 300) * 4 * 4 * 256 * 4
 
 
 class Model(nn.Module):
@@ -182,3 +182,7 @@ def test_runs_are_resumed_and_collected(tmp_path, monkeypatch, capsys):
     assert {row["variant"] for row in results["runs"]} == {"detr", "deformable_detr"}
     assert all([point["epoch"] for point in row["curve"]] == [2] for row in results["runs"])
     assert json.loads(json.dumps(results)) == results
+    absent = convergence.missing(results)
+    assert "detr_dc5 with a learning rate of 0.001" in absent
+    assert "detr with a learning rate of 0.0003" not in absent
+    assert convergence.missing(pages.read(convergence.STORED)) == []
