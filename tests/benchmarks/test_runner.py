@@ -4,6 +4,7 @@ import gc
 import math
 import sys
 import types
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -248,6 +249,45 @@ def test_short_calls_are_repeated_until_the_clock_can_measure_them_and_slow_ones
     assert clock.sample() == pytest.approx(0.003)
     before = now
     assert (WallClock(call, "cpu", estimate=2.5).calls, now) == (1, before)
+
+
+class FakeGPU:
+    """Stand-ins for CUDA's graphs and events, with a clock that replays and flushes advance."""
+
+    def __init__(self, seconds):
+        self.seconds, self.captured, self.now, self.flushes = seconds, 0, 0.0, 0
+
+    def call(self):
+        self.captured += 1
+
+    def replay(self):
+        self.now += self.seconds * self.captured
+
+    def zero_(self):
+        self.flushes += 1
+        self.now += 1.0
+
+    def event(self, **options):
+        event = types.SimpleNamespace(elapsed_time=lambda end: (end.time - event.time) * 1e3)
+        event.record = lambda: setattr(event, "time", self.now)
+        return event
+
+
+@pytest.mark.parametrize(("cold", "calls"), [(False, 680), (True, 667)])
+def test_replays_on_a_gpu_are_timed_without_the_flush_of_its_caches(cold, calls, monkeypatch):
+    gpu = FakeGPU(30e-6)
+    monkeypatch.setattr(measure, "_flush_buffer", lambda: gpu)
+    stand_ins = {"CUDAGraph": lambda: gpu, "Event": gpu.event, "synchronize": lambda: None}
+    stand_ins |= {"graph": lambda graph, stream: nullcontext(), "current_stream": lambda: None}
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    clock = DeviceClock(gpu.call, cold=cold)
+    assert clock.name == ("cuda_graph_cold" if cold else "cuda_graph")
+    # As many replays, of one call or of twenty, as last a fiftieth of a second.
+    assert clock.calls == calls
+    gpu.flushes = 0
+    assert clock.sample() == pytest.approx(30e-6)
+    assert gpu.flushes == (calls if cold else 0)
 
 
 def test_peak_memory_counts_tensors_alive_at_once_also_inside_of_operations():
