@@ -9,16 +9,17 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks.cases import KINDS, Case, Device, Kind, Task, select, tasks
-from benchmarks.compare import compare, regressions
-from benchmarks.documents import IMAGES, parts
-from benchmarks.pages import RESULTS, digits, write_parts
-from benchmarks.pictures import write_charts
-from benchmarks.problems.operator_providers import PROVIDERS
-from benchmarks.results import Results, Row, Run, describe_environment, file_name, load, load_all, save, today
+from benchmarks import convergence, pages
+from benchmarks.cases import KINDS, Device, Task, select, tasks
+from benchmarks.documents import all_parts
+from benchmarks.pages import RESULTS, digits
+from benchmarks.pictures import IMAGES, chart, draw_times
+from benchmarks.providers import PROVIDERS
+from benchmarks.results import Results, Row, compare, describe_environment, file_name, load, load_all, today
 from benchmarks.runner import Settings, run_task
 
 
@@ -32,9 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "compare":
         return _compare(parser, options)
     for results in (results for kind in KINDS for results in load_all(RESULTS, kind)):
-        for path in write_charts(results, IMAGES):
-            print(f"wrote {path}")
-    write_parts(parts())
+        if name := chart(results):
+            draw_times(results, IMAGES / name)
+    convergence.draw(convergence.CHART)
+    pages.write(all_parts())
     return 0
 
 
@@ -45,10 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="measure, and write benchmarks/results/KIND_DEVICE.json")
     add = run.add_argument
     add("--kind", choices=KINDS, action="append", help="only these kinds; repeatable")
-    add(
-        "--only", metavar="PATTERN", action="append", default=[], help="only cases with this in KIND/NAME; * and ? work"
-    )
-    add("--provider", metavar="PATTERN", action="append", default=[], help="only these, and the baseline of each kind")
+    add("--only", metavar="PATTERN", action="append", help="only cases with this in KIND/NAME; * and ? work")
+    add("--provider", metavar="PATTERN", action="append", help="only these, and the baseline of each kind")
     add("--device", choices=("cpu", "cuda"), help="default: cuda if available, else cpu")
     add("--threads", type=int, help="of PyTorch on the CPU; all cores by default")
     add("--rounds", type=int, default=20, help="turns of every contender (default: %(default)s)")
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, help="directory for the results (default: benchmarks/results)")
     add("--keep", action="store_true", help="keep the results of other cases in the files")
     add("--commit", help="of the code, where there is no git to ask")
-    add("--list", action="store_true", help="list cases and providers, and measure nothing")
+    add("--list", action="store_true", help="list cases and the operator's providers, and measure nothing")
 
     comparison = commands.add_parser("compare", help="print what changed; exit status 1 if ours got slower")
     comparison.add_argument("before", type=Path)
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         default="speedup",
         help="speedup: relative to each run's baseline, however busy the machine (default); time: absolute",
     )
-    commands.add_parser("plot", help="draw charts into docs/images and write the tables of docs and README")
+    commands.add_parser("plot", help="draw all charts into docs/images and write all tables of docs and README")
     return parser
 
 
@@ -82,28 +82,19 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, command: 
     for name in ("rounds", "threads", "seconds"):
         if getattr(options, name) is not None and getattr(options, name) <= 0:
             parser.error(f"--{name} must be positive, got {getattr(options, name)}")
-    kinds = options.kind or KINDS
-    cases = select(kinds, options.only)
-    if not cases:
-        parser.error(f"no case of {', '.join(kinds)} has {' or '.join(options.only)} in its name; see --list")
+    cases = select(options.kind or KINDS, options.only or [])
     if options.list:
-        _list(cases)
+        print(*cases, f"\nproviders of the operator: {', '.join(PROVIDERS)}", sep="\n")
         return 0
-    chosen = list(tasks([case.quick() for case in cases] if options.quick else cases, device))
+    chosen = tasks([case.quick() for case in cases] if options.quick else cases, device)
     if not chosen:
-        parser.error(f"{', '.join(case.name for case in cases)} is not measured on {device}; see --list")
+        parser.error(f"no case that is measured on {device} has such a name; see --list")
     if options.threads:
         torch.set_num_threads(options.threads)
-    settings = Settings(
-        device=device,
-        rounds=options.rounds,
-        seconds=options.seconds,
-        seed=random.SystemRandom().randrange(2**31) if options.seed is None else options.seed,
-        cold=options.cold,
-        providers=options.provider,
-    )
+    seed = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
+    settings = Settings(device, options.rounds, options.seconds, seed, options.cold, options.provider or ())
     rows = _measure(chosen, settings, command, options)
-    wrong = [row for row in rows if row.is_ours and row.status in ("failed", "disagrees")]
+    wrong = [row for row in rows if row.provider.startswith("ours") and row.status in ("failed", "disagrees")]
     for row in wrong:
         print(f"{row.provider} {row.status} in {row.kind}/{row.case} {row.direction}: {row.reason}", file=sys.stderr)
     return 1 if wrong else 0
@@ -111,31 +102,24 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, command: 
 
 def _measure(chosen: Sequence[Task], settings: Settings, command: str, options: argparse.Namespace) -> list[Row]:
     """Run the tasks, and after each one store what has been measured, in a file per kind."""
-    environment = describe_environment(settings.device, options.commit)
     directory = options.out or (None if options.quick else RESULTS)
-    paths = {task.case.kind: directory / file_name(task.case.kind, environment) for task in chosen if directory}
-    before = {kind: load(path) for kind, path in paths.items() if options.keep and path.exists()}
-    rows: dict[Kind, list[Row]] = {task.case.kind: [] for task in chosen}
-    for index, task in enumerate(chosen):
-        kind = task.case.kind
-        print(f"{task} ({index + 1} of {len(chosen)})", flush=True)
-        measured = run_task(task, settings)
-        print(*map(_describe, measured), sep="\n", flush=True)
-        rows[kind] += measured
-        if kind in paths:
-            run = Run(
-                environment=environment,
-                command=command,
-                date=today(),
-                seed=settings.seed,
-                cold=settings.cold,
-                complete=all(later.case.kind != kind for later in chosen[index + 1 :]),
-            )
-            earlier = before.get(kind, Results(kind=kind, runs=[], rows=[]))
-            save(earlier.followed_by(run, rows[kind]), paths[kind])
-    for path in paths.values():
-        print(f"wrote {path}")
-    return [row for each in rows.values() for row in each]
+    run: dict[str, Any] = {"environment": describe_environment(settings.device, options.commit)}
+    run |= {"command": command, "date": today(), "seed": settings.seed, "cold": settings.cold}
+    rows: list[Row] = []
+    for kind in dict.fromkeys(task.case.kind for task in chosen):
+        path = directory / f"{file_name(kind, run['environment'])}.json" if directory else None
+        earlier = load(path) if path and options.keep and path.exists() else Results(kind=kind)
+        of_kind = [task for task in chosen if task.case.kind == kind]
+        own: list[Row] = []
+        for index, task in enumerate(of_kind, 1):
+            print(f"{task} ({index} of {len(of_kind)})", flush=True)
+            measured = run_task(task, settings)
+            print(*map(_describe, measured), sep="\n", flush=True)
+            own += measured
+            if path:
+                earlier.followed_by(run | {"complete": index == len(of_kind)}, own).save(path)
+        rows += own
+    return rows
 
 
 def _describe(row: Row) -> str:
@@ -146,15 +130,6 @@ def _describe(row: Row) -> str:
     return f"  {row.provider:<22} {times[0]} ms ({times[1]} to {times[2]}){factor}"
 
 
-def _list(cases: Sequence[Case]) -> None:
-    for case in cases:
-        devices = [f"{device} ({', '.join(getattr(case.dtypes, device))})" for device in case.devices]
-        print(f"{case.kind}/{case.name}: {', '.join(case.directions)} on {' and '.join(devices)}")
-    print(f"\nproviders of the operator: {', '.join(provider.name for provider in PROVIDERS)}")
-    print("of its overhead: ours, ours_fused, ours_layer, grid_sample; of models: ours, hugging_face")
-    print("of the matcher and the criterion: ours, plain")
-
-
 def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     try:
         before, after = load(options.before), load(options.after)
@@ -163,9 +138,9 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     if before.kind != after.kind:
         parser.error(f"{options.before} holds results of the {before.kind}, {options.after} of the {after.kind}")
     changes = compare(before, after, tolerance=options.tolerance, by=options.by)
-    print(*changes, sep="\n")
-    worse = regressions(changes)
-    print(f"\n{len(worse)} of our rows got slower by more than {options.tolerance:.0%}, or are gone")
+    print(*(f"{verdict:>10}  {text}" for verdict, text in changes), sep="\n")
+    worse = sum(verdict.isupper() for verdict, _ in changes)
+    print(f"\n{worse} of our rows got slower by more than {options.tolerance:.0%}, or are gone")
     return 1 if worse else 0
 
 

@@ -1,69 +1,35 @@
-"""The benchmark cases as data: shapes, and the devices, dtypes and directions they run in."""
+"""The benchmark cases as data: sizes, and the directions, devices and dtypes that they run in."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from typing import ClassVar, Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias
 
 Kind: TypeAlias = Literal["operator", "overhead", "model", "matcher", "criterion"]
 Device: TypeAlias = Literal["cpu", "cuda"]
-Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
+Dtype: TypeAlias = Literal["float32", "bfloat16"]
 Direction: TypeAlias = Literal["forward", "backward", "forward_backward", "training_step"]
-Variant: TypeAlias = Literal["single_scale", "single_scale_dc5", "multi_scale", "refine", "two_stage"]
 Levels: TypeAlias = tuple[tuple[int, int], ...]
 
+DIRECTIONS: Mapping[Direction, str] = {
+    "forward": "forward",
+    "backward": "backward",
+    "forward_backward": "forward and backward",
+    "training_step": "training step",
+}
 KINDS: tuple[Kind, ...] = ("operator", "overhead", "model", "matcher", "criterion")
 
 
-class Dtypes(NamedTuple):
-    """The dtypes that a case runs in on each device."""
-
-    cpu: tuple[Dtype, ...] = ()
-    cuda: tuple[Dtype, ...] = ()
-
-
-ON_CPU = Dtypes(cpu=("float32",))
-ON_GPU = Dtypes(cuda=("float32", "bfloat16"))
-# Some implementations have no half precision but float16.
-ON_GPU_WITH_FLOAT16 = Dtypes(cuda=("float32", "float16", "bfloat16"))
-ON_BOTH = Dtypes(cpu=("float32",), cuda=("float32", "bfloat16"))
-ON_BOTH_IN_FLOAT32 = Dtypes(cpu=("float32",), cuda=("float32",))
-
-
 @dataclass(frozen=True)
-class Case(ABC):
-    """What all kinds of cases have in common."""
-
-    kind: ClassVar[Kind]
-    name: str
-    _: KW_ONLY
-    dtypes: Dtypes
-    directions: tuple[Direction, ...] = ("forward",)
-
-    @property
-    def devices(self) -> tuple[Device, ...]:
-        return tuple(device for device in get_args(Device) if getattr(self.dtypes, device))
-
-    @abstractmethod
-    def quick(self) -> "Case":
-        """Return the same case at sizes small enough for tests."""
-
-
-@dataclass(frozen=True)
-class OperatorCase(Case):
+class OperatorSizes:
     """One call of multi-scale deformable attention; without `queries`, every pixel is one, as in an encoder."""
 
-    kind: ClassVar[Kind] = "operator"
     levels: Levels
     batch: int
     queries: int | None = None
-    _: KW_ONLY
     heads: int = 8
     channels: int = 32
     points: int = 4
-    dtypes: Dtypes = ON_GPU
-    directions: tuple[Direction, ...] = ("forward", "backward", "forward_backward")
 
     @property
     def pixels(self) -> int:
@@ -73,62 +39,59 @@ class OperatorCase(Case):
     def n_queries(self) -> int:
         return self.pixels if self.queries is None else self.queries
 
-    def quick(self) -> "OperatorCase":
+    def quick(self) -> "OperatorSizes":
         levels = tuple((-(-height // 16), -(-width // 16)) for height, width in self.levels)
         queries = None if self.queries is None else min(self.queries, 10)
-        return replace(self, levels=levels, batch=min(self.batch, 2), queries=queries, heads=4, channels=8)
+        return OperatorSizes(levels, min(self.batch, 2), queries, heads=4, channels=8)
 
 
 @dataclass(frozen=True)
-class OverheadCase(OperatorCase):
-    """An operator call so small that Python's overhead is nearly all of its time."""
+class ModelSizes:
+    """A whole model with ResNet-50, by the name of its preset, and one image with so many objects."""
 
-    kind: ClassVar[Kind] = "overhead"
-
-
-@dataclass(frozen=True)
-class ModelCase(Case):
-    """A whole model with ResNet-50: predictions, or one training step."""
-
-    kind: ClassVar[Kind] = "model"
-    variant: Variant
+    preset: str
     height: int
     width: int
-    batch: int = 1
-    _: KW_ONLY
     targets: int = 10
-    tiny: bool = False
-    dtypes: Dtypes = ON_BOTH
+    queries: int = 300
+    layers: int = 6
 
-    def quick(self) -> "ModelCase":
-        return replace(self, height=160, width=160, batch=min(self.batch, 2), targets=3, tiny=True)
+    def quick(self) -> "ModelSizes":
+        return replace(self, height=160, width=160, targets=3, queries=20, layers=2)
 
 
 @dataclass(frozen=True)
-class MatcherCase(Case):
+class MatchingSizes:
     """Matching of all decoder layers, and of the encoder's `proposals`; `targets` is the number of objects by image."""
 
-    kind: ClassVar[Kind] = "matcher"
     targets: tuple[int, ...]
-    _: KW_ONLY
+    proposals: int = 0
     queries: int = 300
     classes: int = 91
     layers: int = 6
-    proposals: int = 0
-    dtypes: Dtypes = ON_BOTH_IN_FLOAT32
 
-    def quick(self) -> "MatcherCase":
-        sizes = {"queries": 70, "classes": 7, "layers": 2, "proposals": min(self.proposals, 90)}
-        return replace(self, targets=self.targets[:2], **sizes)
+    def quick(self) -> "MatchingSizes":
+        return MatchingSizes(self.targets[:2], min(self.proposals, 90), queries=70, classes=7, layers=2)
 
 
 @dataclass(frozen=True)
-class CriterionCase(MatcherCase):
-    """Matching, all losses and their gradients."""
+class Case:
+    """Sizes under a name, and the dtypes that they run in on each device."""
 
-    kind: ClassVar[Kind] = "criterion"
-    _: KW_ONLY
-    directions: tuple[Direction, ...] = ("forward_backward",)
+    kind: Kind
+    name: str
+    sizes: OperatorSizes | ModelSizes | MatchingSizes
+    directions: tuple[Direction, ...]
+    cpu: tuple[Dtype, ...] = ()
+    cuda: tuple[Dtype, ...] = ()
+
+    def __str__(self) -> str:
+        devices = [f"{device} ({', '.join(dtypes)})" for device in ("cpu", "cuda") if (dtypes := getattr(self, device))]
+        return f"{self.kind}/{self.name}: {', '.join(self.directions)} on {' and '.join(devices)}"
+
+    def quick(self) -> "Case":
+        """Return the same case at sizes small enough for tests."""
+        return replace(self, sizes=self.sizes.quick())
 
 
 class Task(NamedTuple):
@@ -138,81 +101,70 @@ class Task(NamedTuple):
     dtype: Dtype
     direction: Direction
 
-    @property
-    def key(self) -> tuple[str, str, str]:
-        return self.case.name, self.dtype, self.direction
-
     def __str__(self) -> str:
         return f"{self.case.kind}/{self.case.name} {self.dtype} {self.direction}"
 
 
 # Levels of an image of 800 x 1333 pixels at strides 8 to 64, one of 1600 x 2666, and 640 x 640 at strides 8 to 32.
-COCO: Levels = ((100, 167), (50, 84), (25, 42), (13, 21))
-LARGE: Levels = ((200, 334), (100, 167), (50, 84), (25, 42))
-SQUARE: Levels = ((80, 80), (40, 40), (20, 20))
-
-_INFERENCE_AND_TRAINING: tuple[Direction, ...] = ("forward", "forward_backward")
-_WITH_STEP: tuple[Direction, ...] = ("forward", "training_step")
-
-
-def _on_cpu(name: str, levels: Levels, batch: int, queries: int | None = None) -> OperatorCase:
-    return OperatorCase(name, levels, batch, queries, dtypes=ON_CPU, directions=_INFERENCE_AND_TRAINING)
-
-
-OPERATOR_CASES = (
-    OperatorCase("encoder_800x1333_b2", COCO, 2, dtypes=ON_GPU_WITH_FLOAT16),
-    OperatorCase("decoder300_800x1333_b2", COCO, 2, 300),
-    OperatorCase("decoder300_800x1333_b4", COCO, 4, 300, dtypes=ON_GPU_WITH_FLOAT16),
-    OperatorCase("decoder900_800x1333_b2", COCO, 2, 900),
-    OperatorCase("decoder900_800x1333_b4", COCO, 4, 900),
-    OperatorCase("dino_encoder_800x1333_b4", COCO, 4),
+_COCO: Levels = ((100, 167), (50, 84), (25, 42), (13, 21))
+_LARGE: Levels = ((200, 334), (100, 167), (50, 84), (25, 42))
+_SQUARE: Levels = ((80, 80), (40, 40), (20, 20))
+_ON_GPUS = {
+    "encoder_800x1333_b2": OperatorSizes(_COCO, 2),
+    "decoder300_800x1333_b2": OperatorSizes(_COCO, 2, 300),
+    "decoder300_800x1333_b4": OperatorSizes(_COCO, 4, 300),
+    "decoder900_800x1333_b2": OperatorSizes(_COCO, 2, 900),
+    "decoder900_800x1333_b4": OperatorSizes(_COCO, 4, 900),
+    "dino_encoder_800x1333_b4": OperatorSizes(_COCO, 4),
     # 900 queries and 200 denoising queries.
-    OperatorCase("dino_decoder1100_800x1333_b4", COCO, 4, 1100),
-    OperatorCase("rtdetr_decoder300_640x640_b16", SQUARE, 16, 300),
-    OperatorCase("encoder_1600x2666_b1", LARGE, 1),
-    OperatorCase("decoder300_800x1333_b1", COCO, 1, 300, directions=("forward",)),
-    _on_cpu("encoder_480x640_b1", ((60, 80), (30, 40), (15, 20), (8, 10)), 1),
-    _on_cpu("decoder300_800x1216_b2", ((100, 152), (50, 76), (25, 38), (13, 19)), 2, 300),
-    _on_cpu("decoder300_640x640_b4", SQUARE, 4, 300),
-)
-OVERHEAD_CASES = (
-    OverheadCase(
-        "decoder4_4x4_b1",
-        ((4, 4), (2, 2)),
-        1,
-        4,
-        heads=2,
-        channels=8,
-        points=2,
-        dtypes=ON_BOTH_IN_FLOAT32,
-        directions=_INFERENCE_AND_TRAINING,
-    ),
-)
-MODEL_CASES = (
-    ModelCase("multi_scale_640x800_b1", "multi_scale", 640, 800, directions=_WITH_STEP),
-    ModelCase("multi_scale_800x1066_b1", "multi_scale", 800, 1066, directions=_WITH_STEP),
-    ModelCase("multi_scale_800x1066_b4", "multi_scale", 800, 1066, 4, directions=_WITH_STEP, dtypes=ON_GPU),
-    ModelCase("single_scale_640x800_b1", "single_scale", 640, 800),
-    ModelCase("single_scale_dc5_640x800_b1", "single_scale_dc5", 640, 800),
-    ModelCase("refine_640x800_b1", "refine", 640, 800),
-    ModelCase("two_stage_640x800_b1", "two_stage", 640, 800),
-)
+    "dino_decoder1100_800x1333_b4": OperatorSizes(_COCO, 4, 1100),
+    "rtdetr_decoder300_640x640_b16": OperatorSizes(_SQUARE, 16, 300),
+    "encoder_1600x2666_b1": OperatorSizes(_LARGE, 1),
+    "decoder300_800x1333_b1": OperatorSizes(_COCO, 1, 300),
+}
+_ON_CPUS = {
+    "encoder_480x640_b1": OperatorSizes(((60, 80), (30, 40), (15, 20), (8, 10)), 1),
+    "decoder300_800x1216_b2": OperatorSizes(((100, 152), (50, 76), (25, 38), (13, 19)), 2, 300),
+    "decoder300_640x640_b4": OperatorSizes(_SQUARE, 4, 300),
+}
+_TRAINED = {
+    "multi_scale_640x800_b1": ModelSizes("deformable_detr_r50", 640, 800),
+    "multi_scale_800x1066_b1": ModelSizes("deformable_detr_r50", 800, 1066),
+}
+_VARIANTS = {
+    "single_scale_640x800_b1": ModelSizes("deformable_detr_r50_single_scale", 640, 800),
+    "single_scale_dc5_640x800_b1": ModelSizes("deformable_detr_r50_single_scale_dc5", 640, 800),
+    "refine_640x800_b1": ModelSizes("deformable_detr_r50_refine", 640, 800),
+    "two_stage_640x800_b1": ModelSizes("deformable_detr_r50_two_stage", 640, 800),
+}
 # Few objects, as in photographs of COCO, which have 7 on average, and many, as in crowds.
-_FEW, _MANY = (3, 12), (60, 40)
-MATCHER_CASES, CRITERION_CASES = (
-    (
-        kind("few_b2", _FEW),
-        kind("few_b16", _FEW * 8),
-        kind("many_b4", _MANY * 2),
-        kind("proposals_b2", _FEW, proposals=22223),
-    )
-    for kind in (MatcherCase, CriterionCase)
+_MATCHING = {
+    "few_b2": MatchingSizes((3, 12)),
+    "few_b16": MatchingSizes((3, 12) * 8),
+    "many_b4": MatchingSizes((60, 40) * 2),
+    "proposals_b2": MatchingSizes((3, 12), proposals=22223),
+}
+_PASSES: tuple[Direction, ...] = ("forward", "forward_backward")
+_STEPS: tuple[Direction, ...] = ("forward", "training_step")
+_FLOAT32: tuple[Dtype, ...] = ("float32",)
+_ANYWHERE = (_FLOAT32, _FLOAT32)
+_TINY = OperatorSizes(((4, 4), (2, 2)), 1, 4, heads=2, channels=8, points=2)
+
+CASES = (
+    *(
+        Case("operator", name, sizes, ("backward", *_PASSES), cuda=(*_FLOAT32, "bfloat16"))
+        for name, sizes in _ON_GPUS.items()
+    ),
+    *(Case("operator", name, sizes, _PASSES, cpu=_FLOAT32) for name, sizes in _ON_CPUS.items()),
+    Case("overhead", "decoder4_4x4_b1", _TINY, _PASSES, *_ANYWHERE),
+    *(Case("model", name, sizes, _STEPS, *_ANYWHERE) for name, sizes in _TRAINED.items()),
+    *(Case("model", name, sizes, ("forward",), *_ANYWHERE) for name, sizes in _VARIANTS.items()),
+    *(Case("matcher", name, sizes, ("forward",), *_ANYWHERE) for name, sizes in _MATCHING.items()),
+    *(Case("criterion", name, sizes, ("forward_backward",), *_ANYWHERE) for name, sizes in _MATCHING.items()),
 )
 
-CASES: tuple[Case, ...] = (*OPERATOR_CASES, *OVERHEAD_CASES, *MODEL_CASES, *MATCHER_CASES, *CRITERION_CASES)
 
-
-def select(kinds: Sequence[Kind], patterns: Sequence[str]) -> list[Case]:
+def select(kinds: Sequence[Kind], patterns: Sequence[str] = ()) -> list[Case]:
     """Return the cases of these kinds whose `kind/name` contains one of the patterns, which may have wildcards."""
     return [
         case
@@ -222,9 +174,6 @@ def select(kinds: Sequence[Kind], patterns: Sequence[str]) -> list[Case]:
     ]
 
 
-def tasks(cases: Sequence[Case], device: Device) -> Iterator[Task]:
-    """Yield every measurement of the cases on a device."""
-    for case in cases:
-        for dtype in getattr(case.dtypes, device):
-            for direction in case.directions:
-                yield Task(case, dtype, direction)
+def tasks(cases: Sequence[Case], device: Device) -> list[Task]:
+    """Return every measurement of the cases on a device."""
+    return [Task(case, dtype, each) for case in cases for dtype in getattr(case, device) for each in case.directions]

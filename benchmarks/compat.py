@@ -2,8 +2,8 @@
 
 `python -m benchmarks.compat` makes two temporary environments for every Python that `pyproject.toml` names: one with
 the oldest allowed release of every required package and of Numba, and one with the newest. Packages of the extras are
-the newest that fit. It runs `make test` in each, without a GPU, and writes `benchmarks/results/compat.json` and, from
-it, the table of `docs/installation.md`; with `--table` it only writes the table.
+the newest that fit. It runs `make test` in each, without a GPU, and writes `benchmarks/results/compat.json` and the
+table of `docs/installation.md`.
 """
 
 import argparse
@@ -19,13 +19,13 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from benchmarks.pages import RESULTS, ROOT, markdown, write_generated_part
+from benchmarks import pages
+from benchmarks.pages import DOCS, ROOT, Parts, markdown
 from benchmarks.results import describe_environment, today
 
-STORED = RESULTS / "compat.json"
-PAGE = ROOT / "docs" / "installation.md"
+STORED = "compat.json"
 PROJECT = ROOT / "pyproject.toml"
 
 RELEASES = ("oldest", "newest")
@@ -67,15 +67,6 @@ print(json.dumps({"python": platform.python_version()} | versions))
 """
 
 
-class Outcome(NamedTuple):
-    """Counts of the tests, and the names of those that failed."""
-
-    passed: int
-    failed: int
-    skipped: int
-    failures: list[str]
-
-
 def pythons() -> list[str]:
     """Return the releases of Python that the package declares."""
     prefix = "Programming Language :: Python :: 3."
@@ -92,7 +83,7 @@ def floors() -> dict[str, str]:
 def measure(python: str, releases: str, directory: Path) -> dict[str, Any]:
     """Run the tests in a new environment in a directory, and remove the environment."""
     venv = directory / f"python{python}-{releases}"
-    source = describe_environment("cpu", None)
+    source = describe_environment()
     try:
         _install(venv, python, releases)
         versions = subprocess.run(
@@ -107,17 +98,17 @@ def measure(python: str, releases: str, directory: Path) -> dict[str, Any]:
     return {
         "releases": releases,
         "versions": json.loads(versions),
-        **outcome._asdict(),
+        **outcome,
         "excluded": excluded,
         "seconds": round(seconds),
-        "commit": source.commit,
-        "dirty": source.dirty,
+        "commit": source["commit"],
+        "dirty": source["dirty"],
         "date": today(),
     }
 
 
-def read_outcome(lines: Sequence[str]) -> Outcome:
-    """Add up the counts that the sessions of pytest print.
+def read_outcome(lines: Sequence[str]) -> dict[str, Any]:
+    """Add up the counts that the sessions of pytest print, and collect the names of the tests that failed.
 
     Raises:
         RuntimeError: If no session started, or one did not finish.
@@ -130,13 +121,17 @@ def read_outcome(lines: Sequence[str]) -> Outcome:
     for end in ends:
         counts.update({word: int(number) for number, word in _COUNT.findall(end)})
     failures = [match[1] for line in lines if (match := _FAILURE.match(line))]
-    return Outcome(counts["passed"], counts["failed"] + counts["error"], counts["skipped"], failures)
+    return {
+        "passed": counts["passed"],
+        "failed": counts["failed"] + counts["error"],
+        "skipped": counts["skipped"],
+        "failures": failures,
+    }
 
 
 def load() -> list[dict[str, Any]]:
     """Read the stored rows; none before the first run."""
-    rows: list[dict[str, Any]] = json.loads(STORED.read_text())["rows"] if STORED.exists() else []
-    return rows
+    return pages.read(STORED)["rows"] if (pages.RESULTS / STORED).exists() else []
 
 
 def merge(rows: Iterable[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -149,10 +144,14 @@ def merge(rows: Iterable[dict[str, Any]], row: dict[str, Any]) -> list[dict[str,
     return sorted([*(other for other in rows if key(other) != key(row)), row], key=key)
 
 
+def parts() -> Parts:
+    """Return the table of the page."""
+    rows = load()
+    return {(DOCS / "installation.md", "compat"): table(rows) if rows else "Not tested yet."}
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the table of the page, with the failures and the excluded tests."""
-    if not rows:
-        return "Not tested yet."
+    """Return the versions, the counts, the failures and the excluded tests."""
     heads = ["releases", "Python", *COLUMNS.values(), "passed", "failed", "skipped"]
     cells = (
         [row["releases"]]
@@ -186,19 +185,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--python", choices=pythons(), action="append", help="only this one; repeatable")
     parser.add_argument("--releases", choices=RELEASES, action="append", help="only the oldest, or only the newest")
     parser.add_argument("--directory", type=Path, help="parent of the environments (default: the temporary directory)")
-    parser.add_argument("--table", action="store_true", help="only write the table, from the stored results")
     options = parser.parse_args(arguments)
     rows = load()
     chosen = [(python, releases) for releases in options.releases or RELEASES for python in options.python or pythons()]
     failed = 0
     with tempfile.TemporaryDirectory(prefix="deformdetr-", dir=options.directory) as directory:
-        for python, releases in [] if options.table else chosen:
+        for python, releases in chosen:
             print(f"== Python {python} with the {releases} releases", flush=True)
             row = measure(python, releases, Path(directory))
             failed += row["failed"]
             rows = merge(rows, row)
-            STORED.write_text(json.dumps({"command": "make compat", "rows": rows}, indent=2) + "\n")
-    write_generated_part(PAGE, table(rows), "compat")
+            pages.store(STORED, {"command": "make compat", "rows": rows})
+    pages.write(parts())
     return 1 if failed else 0
 
 

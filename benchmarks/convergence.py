@@ -1,23 +1,23 @@
 """Measure how many epochs DETR and Deformable DETR take to learn the same task: finding shapes, many of them small.
 
 `python -m benchmarks.convergence --tune` tries learning rates, and `--run` trains every variant from scratch, on the
-same data and in the same way. Both resume interrupted runs. They write `benchmarks/results/convergence_cpu.json` and,
-from it, the chart and the tables; without either, only these are written.
+same data and in the same way. Both resume interrupted runs and, once there are all, write the chart and the tables of
+`docs/convergence.md`.
 """
 
 import argparse
 import json
 import statistics
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
-from benchmarks.pages import RESULTS, ROOT, Parts, Report, markdown
-from benchmarks.pictures import draw_curves
+from benchmarks.pages import DOCS, ROOT, Parts, markdown, read, store, write
+from benchmarks.pictures import IMAGES, draw_curves
+from benchmarks.results import describe_environment
 from deformdetr.config import ConvBackboneConfig, DeformableDETRConfig, DETRConfig, FocalCriterionConfig, preset
 from deformdetr.data import ShapesConfig, build_dataset
 from deformdetr.engine import (
@@ -28,11 +28,11 @@ from deformdetr.engine import (
     TrainConfig,
     evaluate,
     load_run,
-    read_experiment,
     train,
 )
 
-CHART = ROOT / "docs" / "images" / "convergence_cpu.svg"
+STORED = "convergence_cpu.json"
+CHART = IMAGES / "convergence_cpu.svg"
 RUNS = ROOT / "runs" / "convergence"
 
 Curve: TypeAlias = Mapping[int, Mapping[str, float]]
@@ -67,18 +67,17 @@ _LEVELS = {"num_feature_levels": 3, "norm_groups": 8}
 _DEFORMABLE = DeformableDETRConfig().replace(**_SIZES, **_LEVELS)
 _DN = preset("dn_deformable_detr_r50").replace(**_SIZES, **_LEVELS)
 _FEW_NOISED = {"kind": "cdn", "dn_number": 20}
-_MORE = 4 * DATA.num_train
 # For variants with more pictures, an epoch has as many steps as for the others.
 EPOCHS = 60
 
 
 class Variant(NamedTuple):
-    """A model, its learning rate and the number of its training pictures."""
+    """A model, its learning rate, and how many times the pictures of other variants it is trained on."""
 
     label: str
     model: DETRConfig | DeformableDETRConfig
     lr: float
-    num_train: int = DATA.num_train
+    times_pictures: int = 1
 
 
 VARIANTS: Mapping[str, Variant] = {
@@ -91,8 +90,8 @@ VARIANTS: Mapping[str, Variant] = {
     "anchors": Variant("DN without denoising", _DN.replace(denoising=None), 1e-3),
     "denoising": Variant("DN", _DN, 1e-3),
     "dino": Variant("DINO", preset("dino_r50_4scale").replace(**_SIZES, **_LEVELS, denoising=_FEW_NOISED), 1e-3),
-    "detr_dc5_more": Variant(f"DETR-DC5, {_MORE:,} pictures", _DC5, 3e-4, _MORE),
-    "deformable_detr_more": Variant(f"Deformable DETR, {_MORE:,} pictures", _DEFORMABLE, 1e-3, _MORE),
+    "detr_dc5_more": Variant("DETR-DC5, 8,000 pictures", _DC5, 3e-4, times_pictures=4),
+    "deformable_detr_more": Variant("Deformable DETR, 8,000 pictures", _DEFORMABLE, 1e-3, times_pictures=4),
 }
 BASELINES = ("detr", "detr_dc5", "detr_dc5_plus", "detr_dc5_more")
 # The variants whose learning rate is chosen from `RATES`, by the epochs of a trial; the others use the same rates.
@@ -101,235 +100,199 @@ RATES = (1e-4, 3e-4, 1e-3)
 METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium")
 
 
-def experiment(name: str, *, lr: float | None = None, epochs: int = EPOCHS, is_quick: bool = False) -> Experiment:
-    """Return the config of a run, by default with the variant's own rate; a quick run only tests that it works."""
+def experiment(name: str, *, lr: float | None = None, epochs: int = EPOCHS) -> Experiment:
+    """Return the config of a run, by default with the variant's own learning rate."""
     variant = VARIANTS[name]
-    passes = variant.num_train // DATA.num_train
-    settings = TRAIN.replace(lr=variant.lr if lr is None else lr, epochs=epochs // passes)
-    if passes > 1:
+    settings = TRAIN.replace(lr=lr or variant.lr, epochs=epochs // variant.times_pictures)
+    if variant.times_pictures > 1:
         settings = settings.replace(eval_every=1, save_every=1)
-    data = DATA.replace(num_train=variant.num_train)
-    if is_quick:
-        settings = settings.replace(epochs=2, batch_size=2)
-        data = data.replace(num_train=4, num_val=2)
+    data = DATA.replace(num_train=DATA.num_train * variant.times_pictures)
     return Experiment(model=variant.model, data=data, train=settings)
 
 
-def run(name: str, runs: Path, *, lr: float | None = None, epochs: int = EPOCHS, is_quick: bool = False) -> None:
+def run(name: str, runs: Path, *, lr: float | None = None, epochs: int = EPOCHS) -> None:
     """Train a variant, or resume its run."""
-    described = experiment(name, lr=lr, epochs=epochs, is_quick=is_quick)
+    described = experiment(name, lr=lr, epochs=epochs)
     print(f"== {VARIANTS[name].label}, learning rate {described.train.lr:g}")
     train(described, runs / f"{name}-lr{described.train.lr:g}-seed0", resume=True)
 
 
-def collect(runs: Path, commit: str) -> dict[str, Any]:
+def collect(runs: Path) -> dict[str, Any]:
     """Read all runs, finished or not."""
     directories = [RunDirectory(path) for path in sorted(runs.iterdir())]
+    annotations = build_dataset(DATA, "val").coco_ground_truth().anns.values()
+    # By COCO's sizes.
+    counts, _ = np.histogram([each["area"] for each in annotations], bins=[0, 32**2, 96**2, np.inf])
     return {
         "commands": ["python -m benchmarks.convergence --tune", "python -m benchmarks.convergence --run"],
-        "commit": commit,
-        "objects": _count_objects(),
+        "commit": describe_environment()["commit"],
+        "objects": dict(zip(("small", "medium", "large"), counts.tolist(), strict=True)),
         "runs": [_read(directory) for directory in directories if any("AP" in row for row in directory.read_metrics())],
     }
 
 
+def missing(results: Mapping[str, Any]) -> list[str]:
+    """Return which runs the page needs that there are none of: all variants, and all rates of those that are tuned."""
+    needed = [(name, variant.lr) for name, variant in VARIANTS.items()]
+    needed += [(name, lr) for name in TUNED for lr in RATES]
+    found = {(run["variant"], run["lr"]) for run in results["runs"]}
+    return [f"{name} with a learning rate of {lr:g}" for name, lr in dict.fromkeys(needed) if (name, lr) not in found]
+
+
 def _read(directory: RunDirectory) -> dict[str, Any]:
-    described: Any = read_experiment(directory.config)
-    environment = json.loads(directory.environment.read_text(encoding="utf-8"))
-    curve = directory.read_metrics()
-    return {
-        "variant": directory.path.name.partition("-lr")[0],
-        "lr": described.train.lr,
-        "seed": described.train.seed,
-        "num_train": described.data.num_train,
-        "parameters": sum(each.numel() for each in described.model.build().parameters()),
-        "seconds_per_epoch": statistics.median(row["seconds"] for row in curve),
-        # Without the command and the platform, which describe the machine.
-        "environment": {name: environment[name] for name in ("deformdetr", "torch", "python", "device", "threads")},
-        "curve": [{name: row[name] for name in ("epoch", "loss", *METRICS)} for row in curve if "AP" in row],
-        "on_training_pictures": _evaluate_on_training_pictures(directory),
-    }
-
-
-def _evaluate_on_training_pictures(directory: RunDirectory) -> dict[str, Any]:
-    """Evaluate the last checkpoint on training pictures, as many as there are validation pictures."""
     _, checkpoint = load_run(directory.path, prefer=("last.pt",))
     data: Any = checkpoint.experiment.data
+    environment = json.loads(directory.environment.read_text(encoding="utf-8"))
+    rows = directory.read_metrics()
+    model = checkpoint.build()
+    # As many training pictures as there are validation pictures.
     seen = data.replace(num_train=min(data.num_train, DATA.num_val), augment=data.augment.replace(flip=0.0))
     evaluation = evaluate(
-        checkpoint.build(),
+        model,
         checkpoint.experiment.model.build_postprocess(),
         build_dataset(seen, "train"),
         Processes(),
         batch_size=checkpoint.experiment.train.batch_size,
     )
     metrics: dict[str, Any] = dict(evaluation.metrics)
-    return {"epoch": checkpoint.epoch, **{name: metrics[name] for name in METRICS}}
-
-
-def _count_objects() -> dict[str, int]:
-    """Count the validation objects by COCO's sizes."""
-    annotations = build_dataset(DATA, "val").coco_ground_truth().anns.values()
-    counts, _ = np.histogram([each["area"] for each in annotations], bins=[0, 32**2, 96**2, np.inf])
-    return dict(zip(("small", "medium", "large"), counts.tolist(), strict=True))
-
-
-def highest(curve: Curve, metric: str = "AP") -> float:
-    """Return the highest value of a metric."""
-    return max(metrics[metric] for metrics in curve.values())
-
-
-def first_reaching(curve: Curve, value: float, metric: str = "AP") -> int | None:
-    """Return the first epoch at which a metric reaches a value, or `None`."""
-    return next((epoch for epoch in sorted(curve) if curve[epoch][metric] >= value), None)
-
-
-def curves(results: Mapping[str, Any]) -> dict[str, Curve]:
-    """Return the curve of every trained variant with its own learning rate."""
     return {
-        name: {point["epoch"] * _passes(own): {each: point[each] for each in METRICS} for point in own["curve"]}
-        for name in VARIANTS
-        if (own := _run(results, name))
+        "variant": directory.path.name.partition("-lr")[0],
+        "lr": checkpoint.experiment.train.lr,
+        "seed": checkpoint.experiment.train.seed,
+        "num_train": data.num_train,
+        "parameters": sum(each.numel() for each in model.parameters()),
+        "seconds_per_epoch": statistics.median(row["seconds"] for row in rows),
+        # Without the command and the platform, which describe the machine.
+        "environment": {name: environment[name] for name in ("deformdetr", "torch", "python", "device", "threads")},
+        "curve": [{name: row[name] for name in ("epoch", "loss", *METRICS)} for row in rows if "AP" in row],
+        "on_training_pictures": {"epoch": checkpoint.epoch, **{name: metrics[name] for name in METRICS}},
     }
 
 
-def table(results: Mapping[str, Any], found: Mapping[str, Curve]) -> str:
-    """Return precision over the epochs, and the epochs after which each variant reaches every DETR's best."""
-    last = max(max(curve) for curve in found.values())
-    epochs = [epoch for epoch in (4, 8, 12, 20, 40, EPOCHS, 2 * EPOCHS, 200) if epoch <= last]
-    baselines = [name for name in BASELINES if name in found]
-    heads = ["", "parameters", "seconds per epoch", *(f"epoch {epoch}" for epoch in epochs), "on training pictures"]
-    heads += [f"epochs to the best of {VARIANTS[name].label} in {EPOCHS}" for name in baselines]
-    rows = []
-    for name, curve in found.items():
-        own = _run(results, name)
-        fitted = own["on_training_pictures"]
-        row = [VARIANTS[name].label, f"{own['parameters']:,}", f"{own['seconds_per_epoch'] / _passes(own):.1f}"]
-        row += [_with_small(curve[epoch]) if epoch in curve else "" for epoch in epochs]
-        row += [f"{_with_small(fitted)}, epoch {fitted['epoch'] * _passes(own)}"]
-        for baseline in baselines:
-            best = _until(found[baseline], EPOCHS)
-            reached = [first_reaching(curve, highest(best, metric), metric) for metric in ("AP", "AP_small")]
-            overall, small = ("never" if epoch is None else epoch for epoch in reached)
-            row.append(f"{overall} ({small})")
-        rows.append(row)
-    return markdown(heads, rows)
-
-
-def tuning_table(results: Mapping[str, Any]) -> str:
-    """Return precision by learning rate."""
-    rows = []
-    for name, epochs in TUNED.items():
-        cells = []
-        for lr in RATES:
-            tried = _run(results, name, lr)
-            points = [point for point in tried["curve"] if point["epoch"] == epochs] if tried else []
-            cells.append(_with_small(points[0]) if points else "")
-        rows.append([f"{VARIANTS[name].label}, epoch {epochs}", *cells])
-    return markdown(["AP", *(f"learning rate {lr:g}" for lr in RATES)], rows)
-
-
-def summary(found: Mapping[str, Curve]) -> str:
-    """Return a sentence per DETR: when Deformable DETR reaches its best precision, in `EPOCHS` epochs and in all."""
-    sentences = []
-    for name in (name for name in BASELINES if name in found):
-        last = max(found[name])
-        clauses = []
-        for epochs in sorted({min(EPOCHS, last), last}):
-            precision = highest(_until(found[name], epochs))
-            reached = first_reaching(found["deformable_detr"], precision)
-            share = "never reaches" if reached is None else f"reaches after {reached} ({reached / epochs:.1%})"
-            clauses.append(f"{precision:.3f} in {epochs} epochs, which Deformable DETR {share}")
-        sentences.append(f"{VARIANTS[name].label} has an AP of {', and of '.join(clauses)}.")
-    return " ".join(sentences)
-
-
-def provenance(results: Mapping[str, Any]) -> str:
-    """Return the commands, versions and number of objects behind the table, and the variants that it lacks."""
-    objects = results["objects"]
-    environment, commands = results["runs"][0]["environment"], " and ".join(f"`{each}`" for each in results["commands"])
-    missing = [variant.label for name, variant in VARIANTS.items() if not _run(results, name)]
-    return (
-        f"Of the {sum(objects.values()):,} objects in the validation pictures {objects['small']:,} are small and "
-        f"{objects['medium']:,} medium. {commands}, some continued with `--epochs`; torch "
-        f"{environment['torch'].split('+')[0]}, deformdetr {environment['deformdetr']}, commit {results['commit']}, "
-        f"{environment['threads']} thread of a busy x86-64 CPU, so that seconds are an upper bound; one seed. "
-        f"`benchmarks/results/{REPORT.stored.name}` has every evaluation."
-        + (f" Not trained yet: {'; '.join(missing)}." if missing else "")
-    )
-
-
-def parts(results: Mapping[str, Any]) -> Parts:
+def parts() -> Parts:
     """Return the generated parts of the page."""
-    found = curves(results)
-    texts = {
-        "summary": summary(found),
-        "table": f"{table(results, found)}\n\n{provenance(results)}",
-        "tuning": tuning_table(results),
+    results = read(STORED)
+    page = DOCS / "convergence.md"
+    objects, environment = results["objects"], results["runs"][0]["environment"]
+    provenance = (
+        f"Of the {sum(objects.values()):,} objects in the validation pictures {objects['small']:,} are small and "
+        f"{objects['medium']:,} medium. {' and '.join(f'`{each}`' for each in results['commands'])}, some continued "
+        f"with `--epochs`; torch {environment['torch'].split('+')[0]}, deformdetr {environment['deformdetr']}, commit "
+        f"{results['commit']}, {environment['threads']} thread of a busy x86-64 CPU, so that seconds are an upper "
+        f"bound; one seed. `benchmarks/results/{STORED}` has every evaluation."
+    )
+    return {
+        (page, "summary"): _summary(_curves(results)),
+        (page, "table"): f"{_table(results)}\n\n{provenance}",
+        (page, "tuning"): _tuning_table(results),
     }
-    return {ROOT / "docs" / "convergence.md": texts}
 
 
-REPORT = Report(RESULTS / "convergence_cpu.json", parts)
-
-
-def draw(results: Mapping[str, Any], path: Path) -> None:
-    """Draw the curves of all variants."""
-    found = curves(results)
+def draw(path: Path) -> None:
+    """Draw the curves of all variants, and the best of all DETRs."""
+    found = _curves(read(STORED))
     panels = {
-        metric: (label, max(highest(found[name], metric) for name in BASELINES if name in found))
+        metric: (label, max(_highest(found[name], metric) for name in BASELINES))
         for metric, label in (("AP", "AP"), ("AP_small", "AP of small objects"))
     }
     title = "Average precision on 200 pictures of shapes (an epoch is 125 steps; dotted: the best DETR)"
     draw_curves({VARIANTS[name].label: curve for name, curve in found.items()}, panels, title, path)
 
 
-def _run(results: Mapping[str, Any], name: str, lr: float | None = None) -> dict[str, Any] | None:
-    """Return the run of a variant with a learning rate, by default its own, if there is one."""
-    lr = VARIANTS[name].lr if lr is None else lr
-    return next((run for run in results["runs"] if run["variant"] == name and run["lr"] == lr), None)
+def _curves(results: Mapping[str, Any]) -> dict[str, Curve]:
+    """Return the curve of every variant with its own learning rate."""
+    return {
+        name: {point["epoch"] * variant.times_pictures: point for point in _run(results, name, variant.lr)["curve"]}
+        for name, variant in VARIANTS.items()
+    }
 
 
-def _passes(run: Mapping[str, Any]) -> int:
-    """Return how many epochs of other variants have as many steps as one of this run's."""
-    return int(run["num_train"] // DATA.num_train)
+def _run(results: Mapping[str, Any], name: str, lr: float) -> dict[str, Any]:
+    """Return the run of a variant with a learning rate."""
+    return next(run for run in results["runs"] if run["variant"] == name and run["lr"] == lr)
+
+
+def _highest(curve: Curve, metric: str = "AP", *, last: int | None = None) -> float:
+    """Return the highest value of a metric up to the last epoch that counts."""
+    return max(metrics[metric] for epoch, metrics in curve.items() if last is None or epoch <= last)
+
+
+def _first_reaching(curve: Curve, value: float, metric: str = "AP") -> int | None:
+    """Return the first epoch at which a metric reaches a value, or `None`."""
+    return next((epoch for epoch in sorted(curve) if curve[epoch][metric] >= value), None)
 
 
 def _with_small(metrics: Mapping[str, float]) -> str:
     return f"{metrics['AP']:.3f} ({metrics['AP_small']:.3f})"
 
 
-def _until(curve: Curve, last: int) -> Curve:
-    return {epoch: metrics for epoch, metrics in curve.items() if epoch <= last}
+def _summary(found: Mapping[str, Curve]) -> str:
+    """Return a sentence per DETR: when Deformable DETR reaches its best precision, in `EPOCHS` epochs and in all."""
+    sentences = []
+    for name in BASELINES:
+        last = max(found[name])
+        clauses = []
+        for epochs in sorted({min(EPOCHS, last), last}):
+            precision = _highest(found[name], last=epochs)
+            reached = _first_reaching(found["deformable_detr"], precision)
+            share = "never reaches" if reached is None else f"reaches after {reached} ({reached / epochs:.1%})"
+            clauses.append(f"{precision:.3f} in {epochs} epochs, which Deformable DETR {share}")
+        sentences.append(f"{VARIANTS[name].label} has an AP of {', and of '.join(clauses)}.")
+    return " ".join(sentences)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def _table(results: Mapping[str, Any]) -> str:
+    """Return precision over the epochs, and the epochs after which each variant reaches every DETR's best."""
+    found = _curves(results)
+    last = max(max(curve) for curve in found.values())
+    epochs = [epoch for epoch in (4, 8, 12, 20, 40, EPOCHS, 2 * EPOCHS, 200) if epoch <= last]
+    heads = ["", "parameters", "seconds per epoch", *(f"epoch {epoch}" for epoch in epochs), "on training pictures"]
+    heads += [f"epochs to the best of {VARIANTS[name].label} in {EPOCHS}" for name in BASELINES]
+    rows = []
+    for name, curve in found.items():
+        label, _, lr, times = VARIANTS[name]
+        own = _run(results, name, lr)
+        fitted = own["on_training_pictures"]
+        row = [label, f"{own['parameters']:,}", f"{own['seconds_per_epoch'] / times:.1f}"]
+        row += [_with_small(curve[epoch]) if epoch in curve else "" for epoch in epochs]
+        row += [f"{_with_small(fitted)}, epoch {fitted['epoch'] * times}"]
+        for baseline in BASELINES:
+            bests = {metric: _highest(found[baseline], metric, last=EPOCHS) for metric in ("AP", "AP_small")}
+            overall, small = (_first_reaching(curve, best, metric) or "never" for metric, best in bests.items())
+            row.append(f"{overall} ({small})")
+        rows.append(row)
+    return markdown(heads, rows)
+
+
+def _tuning_table(results: Mapping[str, Any]) -> str:
+    """Return precision by learning rate."""
+    rows = []
+    for name, epochs in TUNED.items():
+        curves = [{point["epoch"]: point for point in _run(results, name, lr)["curve"]} for lr in RATES]
+        rows.append([f"{VARIANTS[name].label}, epoch {epochs}", *(_with_small(curve[epochs]) for curve in curves)])
+    return markdown(["AP", *(f"learning rate {lr:g}" for lr in RATES)], rows)
+
+
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tune", action="store_true", help="try learning rates")
     parser.add_argument("--run", action="store_true", help="train")
     parser.add_argument("--only", choices=VARIANTS, action="append", help="only this variant; repeatable")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="total; more continue a run (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works; nothing is stored")
-    parser.add_argument("--commit", default="unknown", help="commit of the code that is measured")
-    options = parser.parse_args(arguments)
-    names = options.only or list(VARIANTS)
+    options = parser.parse_args()
+    if not (options.tune or options.run):
+        parser.error("give --tune, --run or both")
     # Tensors this small gain little from a second thread, and lose much where the other core is busy.
     torch.set_num_threads(1)
-    if options.quick:
-        with tempfile.TemporaryDirectory() as folder:
-            for name in names:
-                run(name, Path(folder), is_quick=True)
-        return
-    if options.tune:
-        for name in (name for name in names if name in TUNED):
-            for lr in RATES:
-                run(name, RUNS, lr=lr, epochs=TUNED[name])
-    if options.run:
-        for name in names:
+    for name in options.only or VARIANTS:
+        for lr in RATES if options.tune and name in TUNED else ():
+            run(name, RUNS, lr=lr, epochs=TUNED[name])
+        if options.run:
             run(name, RUNS, epochs=options.epochs)
-    REPORT.update(collect(RUNS, options.commit) if options.tune or options.run else None, indent=1)
-    draw(REPORT.load(), CHART)
-
-
-if __name__ == "__main__":
-    main()
+    results = collect(RUNS)
+    if absent := missing(results):
+        print(f"the tables need these runs as well: {', '.join(absent)}")
+    else:
+        store(STORED, results)
+        draw(CHART)
+        write(parts())

@@ -1,62 +1,53 @@
-"""The tables of `docs/benchmarks.md` and of the README, from stored results."""
+"""The tables of `docs/benchmarks.md` and of the README, and all generated parts of all pages."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.cases import KINDS, OPERATOR_CASES, Device, Direction, Dtype
-from benchmarks.floors import BANDWIDTH, floor_bytes
-from benchmarks.pages import RESULTS, ROOT, digits, markdown
-from benchmarks.pictures import charts
-from benchmarks.results import Results, Row, Run, load_all
+from benchmarks import bccd, compat, convergence, flops, machine_code, transformers_speed
+from benchmarks.cases import DIRECTIONS, KINDS, Direction, Dtype, OperatorSizes, select
+from benchmarks.pages import DOCS, README, RESULTS, Parts, digits, markdown
+from benchmarks.pictures import chart
+from benchmarks.results import Results, Row, load_all
 
-PAGE = ROOT / "docs" / "benchmarks.md"
-README = ROOT / "README.md"
-IMAGES = ROOT / "docs" / "images"
+PAGE = DOCS / "benchmarks.md"
 
 _NOT_MEASURED = "Not measured."
-_DIRECTIONS: dict[Direction, str] = {
-    "forward": "forward",
-    "backward": "backward",
-    "forward_backward": "forward and backward",
-    "training_step": "training step",
-}
-_PRODUCTS: tuple[Dtype, ...] = ("float32", "bfloat16")
-# The cases, dtypes and directions that the README shows.
+_PRODUCTS = ("float32", "bfloat16")
+# The tasks that the README shows.
 _HIGHLIGHTS = {
-    (case, dtype, direction)
-    for cases, dtype, directions in (
-        ("encoder_480x640_b1 decoder300_800x1216_b2 decoder300_640x640_b4", "float32", "forward forward_backward"),
-        ("encoder_800x1333_b2 decoder300_800x1333_b4", "bfloat16", "forward backward"),
-        ("multi_scale_640x800_b1", "float32", "forward training_step"),
-        ("few_b16", "float32", "forward forward_backward"),
-    )
-    for case in cases.split()
-    for direction in directions.split()
+    "encoder_480x640_b1": ("forward", "forward_backward"),
+    "decoder300_800x1216_b2": ("forward", "forward_backward"),
+    "decoder300_640x640_b4": ("forward", "forward_backward"),
+    "multi_scale_640x800_b1": ("forward", "training_step"),
+    "few_b16": ("forward", "forward_backward"),
 }
+_ITEM_SIZE = {"float32": 4, "bfloat16": 2}
+# Bytes per second, reads and writes, of a large copy on an H200.
+_BANDWIDTH = 4.3e12
 
 
-def parts(directory: Path = RESULTS) -> dict[Path, dict[str, str]]:
-    """Return every generated part of the pages, by page and name."""
+def all_parts(directory: Path = RESULTS) -> Parts:
+    """Return every generated part of every page."""
     of_kind = {kind: load_all(directory, kind) for kind in KINDS}
-    operator = of_kind.pop("operator")
-    page = {
-        "operator cpu": _sections(_on_device(operator, "cpu")),
-        "operator cuda": _sections(_on_device(operator, "cuda")),
-        "floors": floor_table(),
-    }
-    page |= {kind: _sections(results) for kind, results in of_kind.items()}
-    summary = (
-        f"{summary_table([*operator, *(each for results in of_kind.values() for each in results)])}\n\n"
+    parts = {(PAGE, kind): _sections(results) for kind, results in of_kind.items() if kind != "operator"}
+    for device in ("cpu", "cuda"):
+        on_device = [each for each in of_kind["operator"] if each.runs[-1]["environment"]["device"] == device]
+        parts[PAGE, f"operator {device}"] = _sections(on_device)
+    parts[PAGE, "floors"] = floor_table()
+    parts[README, "benchmarks"] = (
+        f"{summary_table([each for results in of_kind.values() for each in results])}\n\n"
         "Medians of alternating runs in one process. `docs/benchmarks.md` has commands, versions, spread and all other "
         "comparisons, from the files in `benchmarks/results/`."
     )
-    return {PAGE: page, README: {"benchmarks": summary}}
+    for module in (bccd, compat, convergence, flops, machine_code, transformers_speed):
+        parts |= module.parts()
+    return parts
 
 
 def long_table(results: Results) -> str:
     """Return times with quartiles, ratios and memory of all rows, and why some providers were not measured."""
     scale, unit = (1e6, "µs") if results.kind == "overhead" else (1e3, "ms")
-    device = results.environment.device_name
     columns: dict[str, Callable[[Row], str]] = {
         "provider": lambda row: row.provider,
         f"time (quartiles), {unit}": lambda row: _time(row, scale),
@@ -64,21 +55,13 @@ def long_table(results: Results) -> str:
         "peak memory, MB": lambda row: "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.1f}",
         "error": lambda row: "" if row.error is None else f"{row.error:.1e}",
     }
-    # Left out where no row has a number.
-    optional: dict[str, Callable[[Row], str]] = {
-        f"per call from Python, {unit}": lambda row: digits(row.wall_time.median * scale) if row.wall_time else "",
-        "share of the floor": lambda row: _percent(share_of_floor(row, device)),
-        **{
-            f"share of {dtype} products": lambda row, dtype=dtype: _percent(row.share_of_products(dtype))
-            for dtype in _PRODUCTS
-        },
-    }
     rows = [row for row in results.rows if row.status != "unavailable"]
-    tasks = [f"{row.case}, {row.dtype}, {_DIRECTIONS[row.direction]}" for row in rows]
+    tasks = [f"{row.case}, {row.dtype}, {DIRECTIONS[row.direction]}" for row in rows]
     cells = {"case": ["" if index and tasks[index - 1] == task else task for index, task in enumerate(tasks)]}
     cells |= {head: [cell(row) for row in rows] for head, cell in columns.items()}
-    found = {head: [cell(row) for row in rows] for head, cell in optional.items()}
-    cells |= {head: column for head, column in found.items() if any(column)}
+    for dtype in _PRODUCTS:
+        shares = [_share_of_products(row, dtype) for row in rows]
+        cells |= {f"share of {dtype} products": shares} if any(shares) else {}
     absent = _absent(results.rows)
     notes = "; ".join(dict.fromkeys(f"`{row.provider}`: {row.note}" for row in results.rows if row.note))
     below = [f"Not measured: {absent}" if absent else "", _operations(rows), notes]
@@ -86,87 +69,88 @@ def long_table(results: Results) -> str:
     return "\n\n".join([table, *(f"{text}." for text in below if text)])
 
 
-def share_of_floor(row: Row, device_name: str) -> float | None:
-    """Return the lower bound of the operator's time as a share of the time, for devices of known bandwidth."""
-    case = next((case for case in OPERATOR_CASES if case.name == row.case), None)
-    if row.kind != "operator" or row.time is None or case is None or device_name not in BANDWIDTH:
-        return None
-    floor = floor_bytes(case, row.dtype, row.direction, fused=row.provider.startswith("ours_fused"))
-    return floor / BANDWIDTH[device_name] / row.time.median
+def summary_table(all_results: Sequence[Results]) -> str:
+    """Return our times beside the baselines', for the tasks that the README shows."""
+    rows = []
+    for results in all_results:
+        times = {row.key: row.time for row in results.rows}
+        for row in results.rows:
+            baseline = times.get((*row.key[:3], row.baseline))
+            is_shown = row.provider == "ours" and row.direction in _HIGHLIGHTS.get(row.case, ())
+            if is_shown and row.time and row.speedup and baseline:
+                what = f"{results.kind} {row.case}, {row.dtype}, {DIRECTIONS[row.direction]}"
+                before = f"{digits(baseline.median * 1e3)} ({row.baseline})"
+                rows.append([what, results.place, before, digits(row.time.median * 1e3), f"{row.speedup.median:.2f}"])
+    return markdown(["what", "where", "baseline, ms", "ours, ms", "times as fast"], rows, left=2)
+
+
+def provenance(run: Mapping[str, Any]) -> str:
+    """Return the machine, versions, commit, seed and command of a run."""
+    environment = run["environment"]
+    versions = ", ".join(f"{name} {number.split('+')[0]}" for name, number in environment["versions"].items())
+    dirty = " with uncommitted changes" if environment["dirty"] else ""
+    on_cpu = environment["device"] == "cpu"
+    threads = f", {environment['threads']} of {environment['cores']} cores" if on_cpu else ""
+    unfinished = "" if run["complete"] else " It was interrupted."
+    return (
+        f"{environment['device_name']}{threads}; {versions}; commit {environment['commit']}{dirty}; {run['date']}, "
+        f"seed {run['seed']}: `{run['command']}`.{unfinished}"
+    )
 
 
 def floor_table() -> str:
-    """Return the lower bounds of the operator's time for all cases of GPUs, in microseconds."""
+    """Return lower bounds of the operator's time on a GPU for all cases, in microseconds."""
     directions: tuple[Direction, ...] = ("forward", "backward")
     heads = ["case", "dtype", *(f"{direction}{kind}, µs" for kind in ("", " from offsets") for direction in directions)]
-    return markdown(
-        heads,
-        (
-            [case.name, dtype]
-            + [
-                f"{floor_bytes(case, dtype, direction, fused=fused) / BANDWIDTH['NVIDIA H200'] * 1e6:.1f}"
-                for fused in (False, True)
-                for direction in directions
+    rows = []
+    for case in select(["operator"]):
+        for dtype in case.cuda:
+            floors = [
+                floor_bytes(case.sizes, dtype, each, fused=fused) for fused in (False, True) for each in directions
             ]
-            for case in OPERATOR_CASES
-            for dtype in case.dtypes.cuda
-        ),
-        left=2,
-    )
+            rows.append([case.name, dtype, *(f"{floor / _BANDWIDTH * 1e6:.1f}" for floor in floors)])
+    return markdown(heads, rows, left=2)
 
 
-def summary_table(all_results: Iterable[Results]) -> str:
-    """Return our times beside the baselines', for the tasks that the README shows."""
-    rows = [
-        [
-            f"{results.kind} {row.case}, {row.dtype}, {_DIRECTIONS[row.direction]}",
-            results.place,
-            f"{digits(baseline.time.median * 1e3)} ({row.baseline})",
-            digits(row.time.median * 1e3),
-            f"{row.speedup.median:.2f}",
-        ]
-        for results in all_results
-        for row in results.rows
-        if row.provider == "ours" and row.key[:3] in _HIGHLIGHTS and row.time and row.speedup
-        for baseline in [results.row(*row.key[:3], row.baseline)]
-        if baseline and baseline.time
-    ]
-    return (
-        markdown(["what", "where", "baseline, ms", "ours, ms", "times as fast"], rows, left=2)
-        if rows
-        else _NOT_MEASURED
-    )
+def floor_bytes(sizes: OperatorSizes, dtype: Dtype, direction: Direction, *, fused: bool = False) -> float:
+    """Count the bytes that have to cross the memory bus: inputs and outputs once, locations in float32.
 
+    Of the value, only those rows (the channels of one head at one pixel) count that are sampled, by their expected
+    number if the corners are uniform in their level. The backward reads what the forward reads and the gradient of the
+    output, and writes all gradients.
 
-def provenance(run: Run) -> str:
-    """Return the machine, versions, commit, seed and command of a run."""
-    environment = run.environment
-    versions = ", ".join(f"{name} {number.split('+')[0]}" for name, number in environment.versions.items())
-    dirty = " with uncommitted changes" if environment.dirty else ""
-    threads = f", {environment.threads} of {environment.cores} cores" if environment.device == "cpu" else ""
-    unfinished = "" if run.complete else " It was interrupted."
-    return (
-        f"{environment.device_name}{threads}; {versions}; commit {environment.commit}{dirty}; {run.date}, seed "
-        f"{run.seed}: `{run.command}`.{unfinished}"
-    )
-
-
-def _on_device(all_results: Sequence[Results], device: Device) -> list[Results]:
-    return [results for results in all_results if results.environment.device == device]
+    Args:
+        fused: Whether offsets and logits in `dtype`, and one reference point per query and level in float32, are read
+            instead of locations and weights.
+    """
+    item = _ITEM_SIZE[dtype]
+    levels = len(sizes.levels)
+    queries = sizes.batch * sizes.n_queries
+    samples = queries * sizes.heads * levels * sizes.points
+    output = queries * sizes.heads * sizes.channels * item
+    places = samples * 2 * (item if fused else 4) + samples * item
+    references = queries * levels * 2 * 4 if fused else 0
+    corners = 4 * queries * sizes.heads * sizes.points
+    rows = [sizes.batch * sizes.heads * height * width for height, width in sizes.levels]
+    # All corners miss a row with probability (1 - 1 / rows)^corners.
+    sampled = sum(number * (1 - (1 - 1 / number) ** corners) for number in rows)
+    forward = sampled * sizes.channels * item + places + references + output
+    return forward if direction == "forward" else forward + sum(rows) * sizes.channels * item + places
 
 
 def _sections(all_results: Sequence[Results]) -> str:
-    """Return charts, provenance and table of every file of results."""
+    """Return chart, provenance and table of every file of results."""
     sections = []
     for results in all_results:
-        sections += [f"![Times on {results.place}](images/{name})" for name in charts(results)]
+        name = chart(results)
+        sections += [f"![Times on {results.place}](images/{name})"] if name else []
         sections += [*map(provenance, results.runs), long_table(results)]
     return "\n\n".join(sections) or _NOT_MEASURED
 
 
 def _operations(rows: Sequence[Row]) -> str:
     """Return the floating-point operations of every call, and those per second of the matrix products beside it."""
-    counts = {f"{row.case} {_DIRECTIONS[row.direction]} {row.flops / 1e9:,.0f}": None for row in rows if row.flops}
+    counts = {f"{row.case} {DIRECTIONS[row.direction]} {row.flops / 1e9:,.0f}": None for row in rows if row.flops}
     speeds = {
         dtype: [row.product_flops[dtype] / 1e9 for row in rows if dtype in row.product_flops] for dtype in _PRODUCTS
     }
@@ -191,10 +175,8 @@ def _absent(rows: Sequence[Row]) -> str:
 def _time(row: Row, scale: float) -> str:
     if row.time is None:
         return f"{row.status}: {row.reason}"
-    median, *quartiles = (
-        digits(each * scale) for each in (row.time.median, row.time.lower_quartile, row.time.upper_quartile)
-    )
-    return f"{median} ({' to '.join(quartiles)})"
+    lower, upper = digits(row.time.lower_quartile * scale), digits(row.time.upper_quartile * scale)
+    return f"{digits(row.time.median * scale)} ({lower} to {upper})"
 
 
 def _speedup(row: Row) -> str:
@@ -205,5 +187,8 @@ def _speedup(row: Row) -> str:
     return f"{row.speedup.median:.2f} ({row.speedup.lower_quartile:.2f} to {row.speedup.upper_quartile:.2f})"
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.0%}"
+def _share_of_products(row: Row, dtype: str) -> str:
+    """Return the call's floating-point operations per second, divided by those of a large matrix product."""
+    if row.time is None or row.flops is None or dtype not in row.product_flops:
+        return ""
+    return f"{row.flops / row.time.median / row.product_flops[dtype]:.0%}"

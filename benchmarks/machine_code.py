@@ -1,11 +1,9 @@
 """Read the machine code of the GPU kernels, which Triton compiles without a GPU.
 
 `python -m benchmarks.machine_code` compiles every kernel as the library launches it for four levels, four points and
-eight heads of 32 channels. It writes `benchmarks/results/machine_code.json` and, from it, the table of `docs/gpu.md`;
-with `--table` it only writes the table.
+eight heads of 32 channels, and writes the table of `docs/gpu.md`.
 """
 
-import argparse
 import math
 import re
 import subprocess
@@ -13,7 +11,6 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,15 +19,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.pages import RESULTS, ROOT, Report, markdown
+from benchmarks.pages import DOCS, Parts, markdown, read, store, write
 from deformdetr.kernels._triton import _backward, _forward
 from deformdetr.kernels._triton import _launch_table as _launch
 
 KERNELS = {"forward": _forward.ms_deform_attn_forward, "backward": _backward.ms_deform_attn_backward}
 
-STORED = RESULTS / "machine_code.json"
-PAGE = ROOT / "docs" / "gpu.md"
-
+STORED = "machine_code.json"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 NVIDIA = {name: GPUTarget("cuda", number, 32) for name, number in (("sm_80", 80), ("sm_90", 90), ("sm_120", 120))}
 AMD = GPUTarget("hip", "gfx942", 64)
@@ -164,8 +159,9 @@ def rows_per_warp(direction: str, dtype: str) -> int:
     return launch.rows // launch.warps
 
 
-def table(results: Mapping[str, Any]) -> str:
+def parts() -> Parts:
     """Return the table of the page."""
+    results = read(STORED)
     heads = ["target", "kernel", "value", "instructions per query and head", "registers", "spilled", "compiled in (s)"]
     rows = (
         [row["target"], row["kernel"] + ", fused" * row["fused"], row["dtype"]]
@@ -173,17 +169,9 @@ def table(results: Mapping[str, Any]) -> str:
         for row in results["rows"]
     )
     note = f"Written by `{results['command']}` with Triton {results['triton']}, on two shared CPU cores."
-    return f"{markdown(heads, rows, left=3)}\n\n{note}"
-
-
-REPORT = Report(STORED, lambda results: {PAGE: {"": table(results)}})
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="only write the table, from the stored results")
-    REPORT.update(None if parser.parse_args().table else measure())
+    return {(DOCS / "gpu.md", ""): f"{markdown(heads, rows, left=3)}\n\n{note}"}
 
 
 if __name__ == "__main__":
-    main()
+    store(STORED, measure())
+    write(parts())

@@ -1,23 +1,27 @@
-"""Clocks and turns: contenders alternate in one process, so that a machine that slows down slows all of them."""
+"""Clocks, turns and peak memory."""
 
 import gc
+import json
 import math
+import os
 import random
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.cases import Dtype
 
 Call = Callable[[], object]
 
 # One sample lasts at least this long, so that the clock's resolution does not matter.
-MIN_SECONDS = {"cpu": 0.02, "cuda": 0.005}
-# Python may dispatch calls shorter than this more slowly than the GPU runs them.
-GRAPH_BELOW = 5e-3
+MIN_SECONDS = 0.02
 CALLS_PER_GRAPH = 20
 # Calls estimated to take this many seconds are not run again only to time them.
 SLOW = 1.0
@@ -27,7 +31,7 @@ FLUSH_BYTES = 2**30
 PRODUCT_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
 
 
-class WallSampler:
+class WallClock:
     """Time as the caller sees it, including the work that the call queues on the GPU.
 
     Args:
@@ -35,83 +39,71 @@ class WallSampler:
         estimate: Seconds of a call, roughly.
 
     Attributes:
-        clock: `wall`, or on GPUs `cuda_events` or `cuda_graph`, with `_cold` appended if caches are overwritten.
         calls: Number of calls that a sample is the mean of.
         seconds: Expected duration of a sample.
-        note: Why the clock is not the expected one.
     """
 
-    clock = "wall"
-    note = ""
+    name = "wall"
 
     def __init__(self, call: Call, device: str, *, estimate: float = 0.0) -> None:
         self._call = call
-        self._device = device
+        self._synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
         self.calls = 1
         seconds = estimate if estimate > SLOW else self.sample()
-        self.calls = max(1, math.ceil(MIN_SECONDS[device] / seconds))
+        self.calls = math.ceil(MIN_SECONDS / seconds)
         self.seconds = seconds * self.calls
 
     def sample(self) -> float:
-        _synchronize(self._device)
+        self._synchronize()
         start = time.perf_counter()
         for _ in range(self.calls):
             self._call()
-        _synchronize(self._device)
+        self._synchronize()
         return (time.perf_counter() - start) / self.calls
 
 
-class DeviceSampler:
-    """Time on the GPU between two events: of calls from Python or, if they are short, of replays of a CUDA graph.
+class DeviceClock:
+    """Time on the GPU of calls that a CUDA graph replays, because Python may dispatch short calls more slowly.
 
-    All work runs in the stream that is current at construction, as capturing requires.
+    All work runs in the stream that is current at construction, as capturing requires. The attributes are those of
+    `WallClock`.
 
     Args:
         call: A call that has run before, so that no compilation is captured.
         cold: Whether to overwrite the caches before every call.
     """
 
-    def __init__(self, call: Call, *, cold: bool) -> None:
-        self._run = call
+    def __init__(self, call: Call, *, cold: bool = False) -> None:
+        self.name = "cuda_graph_cold" if cold else "cuda_graph"
         self._flush = _flush_buffer() if cold else None
-        self.clock, self.note = "cuda_events", ""
-        self._calls_per_run = self._runs = 1
+        self._calls_per_replay, self._replays = 1 if cold else CALLS_PER_GRAPH, 1
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream()):
+            for _ in range(self._calls_per_replay):
+                call()
+        # The first replay is slower.
         self.sample()
         seconds = self.sample()
-        if seconds < GRAPH_BELOW:
-            calls = 1 if cold else CALLS_PER_GRAPH
-            try:
-                self._run = _capture(call, calls).replay
-            except RuntimeError as error:
-                self.note = f"timed with Python's dispatch, because capturing a CUDA graph failed: {first_line(error)}"
-            else:
-                self.clock, self._calls_per_run = "cuda_graph", calls
-                self.sample()
-                seconds = self.sample()
-        if cold:
-            self.clock += "_cold"
-        self._runs = max(1, math.ceil(MIN_SECONDS["cuda"] / (seconds * self._calls_per_run)))
-        self.calls = self._runs * self._calls_per_run
+        self._replays = math.ceil(MIN_SECONDS / (seconds * self._calls_per_replay))
+        self.calls = self._replays * self._calls_per_replay
         self.seconds = seconds * self.calls
 
     def sample(self) -> float:
         pairs = []
-        timings, runs = (1, self._runs) if self._flush is None else (self._runs, 1)
-        for _ in range(timings):
-            start, end = _event(), _event()
+        for _ in range(self._replays):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             if self._flush is not None:
                 self._flush.zero_()
             start.record()
-            for _ in range(runs):
-                self._run()
+            self._graph.replay()
             end.record()
             pairs.append((start, end))
         torch.cuda.synchronize()
         milliseconds = sum(start.elapsed_time(end) for start, end in pairs)
-        return float(milliseconds) / 1e3 / (self._runs * self._calls_per_run)
+        return float(milliseconds) / 1e3 / (self._replays * self._calls_per_replay)
 
 
-def interleave(samples: Mapping[str, Callable[[], float]], rounds: Mapping[str, int]) -> dict[str, list[float]]:
+def interleave(samples: Mapping[str, Callable[[], float]], rounds: Mapping[str, int] | int) -> dict[str, list[float]]:
     """Take samples in turns; contenders with fewer rounds take part in the first ones.
 
     Every round has an order of its own: in a fixed one, each contender would always find the caches and the memory that
@@ -119,21 +111,20 @@ def interleave(samples: Mapping[str, Callable[[], float]], rounds: Mapping[str, 
 
     Args:
         samples: Functions that return one sample, by contender.
-        rounds: Number of rounds of each contender.
+        rounds: Number of rounds, of all contenders or of each.
     """
-    names = list(samples)
-    taken: dict[str, list[float]] = {name: [] for name in names}
+    if isinstance(rounds, int):
+        rounds = dict.fromkeys(samples, rounds)
+    taken: dict[str, list[float]] = {name: [] for name in samples}
     gc.collect()
-    was_enabled = gc.isenabled()
     gc.disable()
     try:
-        for index in range(max(rounds.values(), default=0)):
-            for name in random.sample(names, len(names)):
+        for index in range(max(rounds.values())):
+            for name in random.sample(list(samples), len(samples)):
                 if index < rounds[name]:
                     taken[name].append(samples[name]())
     finally:
-        if was_enabled:
-            gc.enable()
+        gc.enable()
     return taken
 
 
@@ -154,28 +145,34 @@ def matrix_products(device: str) -> list[tuple[Dtype, int, Call]]:
     return products
 
 
-def first_line(error: BaseException) -> str:
-    """Return an error's type and the first line of its message."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:300]
+def peak_bytes(call: Call, device: str) -> int:
+    """Return the largest sum of allocations alive at once during the call, beyond what was allocated before."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    # Without a GPU, the profiler's library complains on standard error.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    with warnings.catch_warnings(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        # It warns of frees of memory that was allocated earlier.
+        warnings.simplefilter("ignore")
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    # Every allocation and every free of PyTorch's allocator, those inside of operations included.
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
+    current = peak = 0
+    for _, change in changes:
+        current += change
+        peak = max(peak, current)
+    return peak
 
 
 @cache
 def _flush_buffer() -> torch.Tensor:
     return torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-
-
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)
-
-
-def _capture(call: Call, calls: int) -> torch.cuda.CUDAGraph:
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-        for _ in range(calls):
-            call()
-    return graph
-
-
-def _synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()

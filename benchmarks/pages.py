@@ -1,75 +1,39 @@
-"""Generated parts of pages: text between two marks, written by a command from stored results."""
+"""Generated parts of pages: text between two marks, written from the files in `benchmarks/results/`."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
 
-
-Parts: TypeAlias = Mapping[Path, Mapping[str, str]]
+Parts: TypeAlias = Mapping[tuple[Path, str], str]
 """The generated parts of pages, by page and name; the name of a page's only part is empty."""
 
 
-@dataclass(frozen=True)
-class Report:
-    """Stored results, and the parts of pages that are written from them.
-
-    Attributes:
-        stored: JSON file with the results.
-        parts: Returns the generated parts for the results.
-    """
-
-    stored: Path
-    parts: Callable[[Any], Parts]
-
-    def load(self) -> Any:
-        """Read the stored results."""
-        return json.loads(self.stored.read_text(encoding="utf-8"))
-
-    def update(self, results: Mapping[str, Any] | None = None, *, indent: int = 2) -> None:
-        """Store results, if they are given, and write all parts from the stored results."""
-        if results is not None:
-            self.stored.write_text(json.dumps(results, indent=indent) + "\n", encoding="utf-8")
-        write_parts(self.parts(self.load()))
+def read(name: str) -> Any:
+    """Return stored results."""
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
-def write_parts(parts: Parts) -> None:
+def store(name: str, results: Any) -> None:
+    """Write results that `read` returns."""
+    (RESULTS / name).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def write(parts: Parts) -> None:
     """Write generated parts into their pages."""
-    for page, texts in parts.items():
-        for name, text in texts.items():
-            write_generated_part(page, text, name)
+    for (page, name), text in parts.items():
+        start, _, end = _split(page, name)
+        page.write_text(f"{start}\n\n{text}\n\n{end}", encoding="utf-8")
 
 
 def outdated(parts: Parts) -> list[str]:
     """Return the names of the parts that differ from what their pages have."""
-    return [
-        f"{page.name} {name}"
-        for page, texts in parts.items()
-        for name, text in texts.items()
-        if generated_part(page, name) != text
-    ]
-
-
-def marks(name: str = "") -> tuple[str, str]:
-    """Return the marks around a part; a page with several parts names each."""
-    label = f"generated {name}" if name else "generated"
-    return f"<!-- {label}: start -->", f"<!-- {label}: end -->"
-
-
-def generated_part(page: Path, name: str = "") -> str:
-    """Return the text between the marks of a page."""
-    return _split(page, name)[1].strip()
-
-
-def write_generated_part(page: Path, text: str, name: str = "") -> None:
-    """Replace the text between the marks of a page."""
-    before, _, after = _split(page, name)
-    start, end = marks(name)
-    page.write_text(f"{before}{start}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+    return [f"{page.name} {name}" for (page, name), text in parts.items() if _split(page, name)[1].strip() != text]
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
@@ -84,9 +48,10 @@ def digits(number: float) -> str:
 
 
 def _split(page: Path, name: str) -> tuple[str, str, str]:
-    start, end = marks(name)
+    """Return the page up to the first mark, the part, and the page from the second mark on."""
+    start, end = (f"<!-- generated{f' {name}' if name else ''}: {edge} -->" for edge in ("start", "end"))
     before, found_start, rest = page.read_text(encoding="utf-8").partition(start)
     part, found_end, after = rest.partition(end)
     if not (found_start and found_end):
         raise ValueError(f"{page} lacks the marks {start} and {end}")
-    return before, part, after
+    return before + start, part, end + after

@@ -1,20 +1,20 @@
-"""Results of a run, as they are stored."""
+"""Results of a run, as they are stored, and the comparison of two files of them."""
 
 import os
 import platform
 import re
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from benchmarks.cases import Device, Direction, Dtype, Kind
+from benchmarks.cases import Device, Direction, Kind
 from benchmarks.pages import ROOT
 
 _PACKAGES = ("torch", "numba", "triton", "transformers", "deformdetr")
@@ -44,17 +44,16 @@ class Row(_Record):
 
     Attributes:
         reason: Why it was not measured.
-        error: The largest relative error of its results; see `benchmarks.problems.problem.largest_error`.
-        wall_time: Time as the caller sees it, where `time` is the GPU's.
+        error: The largest relative error of its results; see `benchmarks.problem.largest_error`.
         speedup: Times as fast as the baseline, from the rounds that both took part in.
         flops: Floating-point operations of a call.
-        product_flops: Most floating-point operations per second of a large matrix product, in the same rounds.
+        product_flops: Most floating-point operations per second of a large matrix product by dtype, in the same rounds.
         run: Index of the run in the file.
     """
 
     kind: Kind
     case: str
-    dtype: Dtype
+    dtype: str
     direction: Direction
     provider: str
     status: Literal["measured", "unavailable", "disagrees", "failed"]
@@ -66,72 +65,33 @@ class Row(_Record):
     rounds: int = 0
     calls_per_round: int = 0
     time: Spread | None = None
-    wall_time: Spread | None = None
     baseline: str
     speedup: Spread | None = None
     peak_bytes: int | None = None
     flops: int | None = None
-    product_flops: dict[Dtype, float] = {}
+    product_flops: dict[str, float] = {}
     run: int = 0
 
     @property
     def key(self) -> tuple[str, str, str, str]:
         return self.case, self.dtype, self.direction, self.provider
 
-    @property
-    def is_ours(self) -> bool:
-        return self.provider.startswith("ours")
-
-    def share_of_products(self, dtype: Dtype) -> float | None:
-        """Return the call's floating-point operations per second, divided by those of a large matrix product."""
-        if self.time is None or self.flops is None or dtype not in self.product_flops:
-            return None
-        return self.flops / self.time.median / self.product_flops[dtype]
-
-
-class Environment(_Record):
-    """The machine and the versions of a run; `dirty` says whether files differed from the commit (`None`: no git)."""
-
-    device: Device
-    device_name: str
-    cores: int
-    threads: int
-    versions: dict[str, str]
-    commit: str
-    dirty: bool | None
-
-
-class Run(_Record):
-    """One call of the command; `complete` says whether it ran to its end."""
-
-    environment: Environment
-    command: str
-    date: str
-    seed: int
-    cold: bool
-    complete: bool
-
 
 class Results(_Record):
-    """Rows of one kind and device, from one or several runs."""
+    """Rows of one kind and device, and the runs that they come from: calls of the command, with their environment."""
 
     kind: Kind
-    runs: list[Run]
-    rows: list[Row]
-
-    @property
-    def environment(self) -> Environment:
-        """Return the newest run's environment."""
-        return self.runs[-1].environment
+    runs: list[dict[str, Any]] = []
+    rows: list[Row] = []
 
     @property
     def place(self) -> str:
-        """Return the device's name and, on CPUs, the number of threads."""
-        environment = self.environment
-        threads = f", {environment.threads} thread{'s' if environment.threads > 1 else ''}"
-        return environment.device_name + (threads if environment.device == "cpu" else "")
+        """Return the device's name and, on CPUs, the number of threads, of the newest run."""
+        environment = self.runs[-1]["environment"]
+        threads = f", {environment['threads']} thread{'s' if environment['threads'] > 1 else ''}"
+        return environment["device_name"] + (threads if environment["device"] == "cpu" else "")
 
-    def followed_by(self, run: Run, rows: Sequence[Row]) -> "Results":
+    def followed_by(self, run: dict[str, Any], rows: Sequence[Row]) -> "Results":
         """Add a run. Its rows replace those of the same tasks, and runs that have no rows left are dropped."""
         measured = {row.key[:3] for row in rows}
         kept = [row for row in self.rows if row.key[:3] not in measured]
@@ -141,17 +101,12 @@ class Results(_Record):
         runs = [*(self.runs[number] for number in numbers), run]
         return Results(kind=self.kind, runs=runs, rows=[*renumbered, *added])
 
-    def row(self, case: str, dtype: str, direction: str, provider: str) -> Row | None:
-        """Return a row, if there is one."""
-        return next((row for row in self.rows if row.key == (case, dtype, direction, provider)), None)
-
-
-def save(results: Results, path: Path) -> None:
-    """Write results, replacing an existing file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(results.model_dump_json(indent=1, exclude_defaults=True) + "\n", encoding="utf-8")
-    partial.replace(path)
+    def save(self, path: Path) -> None:
+        """Write results, replacing an existing file in one step."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(self.model_dump_json(indent=1, exclude_defaults=True) + "\n", encoding="utf-8")
+        partial.replace(path)
 
 
 def load(path: Path) -> Results:
@@ -172,34 +127,67 @@ def load_all(directory: Path, kind: Kind) -> list[Results]:
     return [load(path) for path in sorted(directory.glob(f"{kind}_*.json"))]
 
 
-def file_name(kind: Kind, environment: Environment) -> str:
-    """Return the name of the file for a kind and device."""
-    slug = re.sub(r"[^a-z0-9]+", "-", environment.device_name.lower()).strip("-")
-    return f"{kind}_{'cpu_' if environment.device == 'cpu' else ''}{slug}.json"
+def file_name(kind: Kind, environment: Mapping[str, Any]) -> str:
+    """Return the name of the file for a kind and device, without the suffix."""
+    slug = re.sub(r"[^a-z0-9]+", "-", environment["device_name"].lower()).strip("-")
+    return f"{kind}_{'cpu_' if environment['device'] == 'cpu' else ''}{slug}"
 
 
-def describe_environment(device: Device, commit: str | None) -> Environment:
-    """Return the machine's description, and the versions of the packages.
+def describe_environment(device: Device = "cpu", commit: str | None = None) -> dict[str, Any]:
+    """Return the machine's name, the versions of the packages, and the commit.
 
-    Args:
-        device: Device of the machine to describe.
-        commit: Commit of the code, where there is no git to ask.
+    `dirty` says whether files differed from the commit, and is `None` without git, where `commit` has to be given.
     """
     found, dirty = _commit()
-    return Environment(
-        device=device,
-        device_name=torch.cuda.get_device_name() if device == "cuda" else _processor(),
-        cores=len(os.sched_getaffinity(0)),
-        threads=torch.get_num_threads(),
-        versions={"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
-        commit=commit or found,
-        dirty=None if commit else dirty,
-    )
+    return {
+        "device": device,
+        "device_name": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "commit": commit or found,
+        "dirty": None if commit else dirty,
+    }
 
 
 def today() -> str:
     """Return the date, in UTC."""
     return datetime.now(UTC).strftime("%Y-%m-%d")
+
+
+def compare(before: Results, after: Results, *, tolerance: float = 0.1, by: str = "speedup") -> list[tuple[str, str]]:
+    """Compare two files row by row, and return verdicts and what they are about.
+
+    By `speedup`, times are relative to each run's baseline, so that a machine that was busier in one of them does not
+    matter; by `time`, they are absolute, as are those of baselines and of rows without one. A row is slower or faster
+    if the ratio of the medians exceeds 1 by more than `tolerance`, a fraction, and the quartiles of the two runs do not
+    overlap. The verdict of a row of ours that is slower or no longer measured is in capitals.
+    """
+    rows_before, rows_after = ({row.key: row for row in results.rows} for results in (before, after))
+    keys = dict.fromkeys([*rows_before, *rows_after])
+    return [_compare(key, rows_before.get(key), rows_after.get(key), tolerance, by) for key in keys]
+
+
+def _compare(key: Sequence[str], before: Row | None, after: Row | None, tolerance: float, by: str) -> tuple[str, str]:
+    name = f"{' '.join(key[:3])}: {key[3]}"
+    reason = f" ({after.reason})" if after and after.reason else ""
+    is_ours = key[3].startswith("ours")
+    if before is None or before.time is None:
+        return ("new", name) if after and after.time else ("unmeasured", name + reason)
+    if after is None or after.time is None:
+        return "LOST" if is_ours else "lost", name + reason
+    large, small = after.time, before.time
+    if by == "speedup" and before.speedup and after.speedup and after.provider != before.baseline:
+        large, small = before.speedup, after.speedup
+    factor = large.median / small.median
+    lower, upper = large.lower_quartile / small.upper_quartile, large.upper_quartile / small.lower_quartile
+    text = (
+        f"{name}: {before.time.median * 1e3:.3g} ms -> {after.time.median * 1e3:.3g} ms, {factor:.2f} times the time "
+        f"by {'time' if large is after.time else 'speedup'} ({lower:.2f} to {upper:.2f})"
+    )
+    if factor > 1 + tolerance and lower > 1:
+        return "SLOWER" if is_ours else "slower", text
+    return "faster" if factor < 1 / (1 + tolerance) and upper < 1 else "same", text
 
 
 def _commit() -> tuple[str, bool | None]:
@@ -221,9 +209,6 @@ def _version(package: str) -> str:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
+    return found[1] if found else platform.machine()

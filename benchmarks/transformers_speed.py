@@ -1,32 +1,35 @@
-"""Time whole models of transformers on the CPU, before and after they are accelerated, and write the table of a page.
+"""Time whole models of transformers on the CPU, before and after they are accelerated.
 
-`python -m benchmarks.transformers_speed --run` measures, writes `benchmarks/results/transformers_cpu.json` and, from
-it, the table; without `--run` it only writes the table.
+`python -m benchmarks.transformers_speed --run` measures, and writes the table of `docs/existing_code.md`.
 """
 
 import argparse
 import platform
-import statistics
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import interleave
-from benchmarks.pages import RESULTS, ROOT, Report, markdown
+from benchmarks.pages import DOCS, Parts, markdown, read, store, write
+from benchmarks.results import describe_environment
 from deformdetr.integrations.transformers import accelerate
 
+STORED = "transformers_cpu.json"
 SIZE = (480, 640)
 ROUNDS = 5
+_ANY_SIZE = {"anchor_image_size": None, "num_denoising": 0}
 # Models and their configs, which set no more than is needed for random weights and images of any size.
 CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "DeformableDetrForObjectDetection": ("DeformableDetrConfig", {}),
     "Mask2FormerForUniversalSegmentation": ("Mask2FormerConfig", {}),
-    "RTDetrForObjectDetection": ("RTDetrConfig", {"anchor_image_size": None, "num_denoising": 0}),
-    "DFineForObjectDetection": ("DFineConfig", {"anchor_image_size": None, "num_denoising": 0}),
+    "RTDetrForObjectDetection": ("RTDetrConfig", _ANY_SIZE),
+    "DFineForObjectDetection": ("DFineConfig", _ANY_SIZE),
 }
 
 
@@ -42,7 +45,7 @@ def build(name: str) -> nn.Module:
     return model
 
 
-def measure(model: nn.Module, images: Tensor, *, backward: bool, rounds: int) -> dict[str, float]:
+def measure(model: nn.Module, images: Tensor, *, backward: bool, rounds: int = ROUNDS) -> dict[str, float]:
     """Time a model and the accelerated model in turns, by the processor time of this process."""
 
     def sample(*, accelerated: bool) -> float:
@@ -56,75 +59,57 @@ def measure(model: nn.Module, images: Tensor, *, backward: bool, rounds: int) ->
                     sum(value.clamp(-1e3, 1e3).mean() for value in tensors).backward()
             return time.process_time() - started
 
-    samples = {
-        "seconds": lambda: sample(accelerated=False),
-        "seconds_accelerated": lambda: sample(accelerated=True),
-    }
-    for call in samples.values():
-        call()
-    before, after = interleave(samples, dict.fromkeys(samples, rounds)).values()
+    samples = {"before": partial(sample, accelerated=False), "after": partial(sample, accelerated=True)}
+    # The first round warms up.
+    before, after = (taken[1:] for taken in interleave(samples, rounds + 1).values())
     ratios = [slow / fast for slow, fast in zip(before, after, strict=True)]
-    return {"seconds": min(before), "seconds_accelerated": min(after), "speed_up": statistics.median(ratios)}
+    return {"seconds": min(before), "seconds_accelerated": min(after), "speed_up": median(ratios)}
 
 
-def collect(commit: str) -> dict[str, Any]:
+def collect() -> dict[str, Any]:
     """Measure all models, on one image each."""
-    import transformers
-
     torch.manual_seed(0)
     torch.set_num_threads(1)
     rows = []
     for name in CASES:
-        model = build(name).eval()
-        images = torch.randn(1, 3, *SIZE)
+        model, images = build(name).eval(), torch.randn(1, 3, *SIZE)
         for backward in (False, True):
-            row = {"model": name, "backward": backward, **measure(model, images, backward=backward, rounds=ROUNDS)}
-            print(row)
-            rows.append(row)
+            rows.append({"model": name, "backward": backward, **measure(model, images, backward=backward)})
+            print(rows[-1], flush=True)
+    environment = describe_environment()
+    versions = {name: environment["versions"][name] for name in ("torch", "transformers")}
     return {
         "command": "python -m benchmarks.transformers_speed --run",
-        "commit": commit,
-        "environment": {
-            "machine": platform.machine(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "commit": environment["commit"],
+        "environment": {"machine": platform.machine(), **versions},
         "image": SIZE,
         "rounds": ROUNDS,
         "rows": rows,
     }
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """Return a table of the models, and how they were timed."""
+def parts() -> Parts:
+    """Return the table of the page, and how the models were timed."""
+    results = read(STORED)
     cells: dict[str, list[str]] = {}
     for row in sorted(results["rows"], key=lambda row: row["backward"]):
         numbers = [f"{row['seconds']:.2f} s", f"{row['seconds_accelerated']:.2f} s", f"{row['speed_up']:.2f} ×"]
         cells.setdefault(row["model"], [f"`{row['model']}`"]).extend(numbers)
     heads = ["model", "forward", "accelerated", "speed-up", "with backward", "accelerated", "speed-up"]
-    rows = [cells[model] for model in dict.fromkeys(row["model"] for row in results["rows"])]
     environment, (height, width) = results["environment"], results["image"]
-    return f"{markdown(heads, rows)}\n\n" + (
+    table = f"{markdown(heads, cells.values())}\n\n" + (
         f"One image of {height} × {width} in float32, models of their default sizes with random weights, "
         f"one thread on a shared {environment['machine']} CPU: the shortest processor time of {results['rounds']} "
         f"alternating rounds, and the median of their ratios. `{results['command']}`, torch "
         f"{environment['torch'].split('+')[0]}, transformers {environment['transformers']}, commit "
-        f"{results['commit']}; stored in `benchmarks/results/transformers_cpu.json`."
+        f"{results['commit']}; stored in `benchmarks/results/{STORED}`."
     )
-
-
-REPORT = Report(
-    RESULTS / "transformers_cpu.json", lambda results: {ROOT / "docs" / "existing_code.md": {"": table(results)}}
-)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", action="store_true", help="measure again")
-    parser.add_argument("--commit", default="unknown", help="commit of the code that is measured")
-    options = parser.parse_args()
-    REPORT.update(collect(options.commit) if options.run else None, indent=1)
+    return {(DOCS / "existing_code.md", ""): table}
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", action="store_true", required=True, help="measure again")
+    parser.parse_args()
+    store(STORED, collect())
+    write(parts())

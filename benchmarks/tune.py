@@ -1,16 +1,13 @@
 """Find launch parameters for the GPU at hand, and add them to the library's table.
 
-    python -m benchmarks.tune --write
-
-tries every combination on an encoder and on a decoder, for both directions and both precisions of the value. It writes
-the fastest ones for this GPU's architecture, with their source. It takes some minutes.
+`python -m benchmarks.tune --write` tries every combination on an encoder and on a decoder, for both directions and both
+precisions of the value. It writes the fastest ones for this GPU's architecture, with their source. It takes minutes.
 """
 
 import argparse
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -19,16 +16,15 @@ from unittest import mock
 
 import torch
 
-from benchmarks.cases import OPERATOR_CASES
-from benchmarks.measure import DeviceSampler
-from benchmarks.problems.operator import timed
-from benchmarks.problems.operator_inputs import OFFSETS, draw_inputs
-from deformdetr.kernels import fused_ms_deform_attn
+from benchmarks.cases import OperatorSizes, select
+from benchmarks.measure import DeviceClock
+from benchmarks.operator import draw, timed, track
+from benchmarks.providers import OFFSETS, PROVIDERS
+from benchmarks.results import describe_environment, today
 from deformdetr.kernels._triton import _launch_table as _launch
 
 TABLE = Path(_launch.__file__).with_name(_launch.TABLE)
-CASES = {case.name: case for case in OPERATOR_CASES}
-SIZES: dict[_launch.Size, str] = {"many": "encoder_800x1333_b2", "few": "decoder300_800x1333_b4"}
+CASES: dict[_launch.Size, str] = {"many": "encoder_800x1333_b2", "few": "decoder300_800x1333_b4"}
 DTYPES: dict[_launch.Precision, torch.dtype] = {"float32": torch.float32, "half": torch.bfloat16}
 
 Calls = Mapping[_launch.Direction, Callable[[], object]]
@@ -41,28 +37,27 @@ def candidates(size: _launch.Size) -> Iterator[dict[str, int]]:
         yield {"warps": warps, "chunks": chunks, "tiled": tile}
 
 
-def calls(size: _launch.Size, precision: _launch.Precision, device: str = "cuda") -> Calls:
+def calls(sizes: OperatorSizes, dtype: torch.dtype, device: str = "cuda") -> Calls:
     """Return the forward and the backward of the operator, on random inputs like those of a layer in training."""
-    inputs = draw_inputs(CASES[SIZES[size]], DTYPES[precision], device, seed=0).tracking(OFFSETS)
-    function = partial(
-        fused_ms_deform_attn, inputs.value, inputs.spatial_shapes, inputs.reference_points, *inputs.leaves(OFFSETS)[1:]
-    )
+    tensors, leaves = track(draw(sizes, dtype, device, seed=0), OFFSETS)
+    function = partial(PROVIDERS["ours_fused"].load(), tensors, sizes.levels)
     with torch.no_grad():
         grad_output = torch.randn_like(function())
-    return {each: timed(function, inputs.leaves(OFFSETS), each, grad_output) for each in ("forward", "backward")}
+    return {each: timed(function, list(leaves.values()), each, grad_output) for each in ("forward", "backward")}
 
 
 def seconds(call: Callable[[], object]) -> float:
     """Return the time of a call on the GPU."""
-    sampler = DeviceSampler(call, cold=False)
-    return median(sampler.sample() for _ in range(5))
+    call()
+    clock = DeviceClock(call)
+    return median(clock.sample() for _ in range(5))
 
 
-def tune(time: Callable[[Callable[[], object]], float], make_calls: Callable[..., Calls] = calls) -> dict[str, Any]:
+def tune(make_calls: Callable[..., Calls] = calls, time: Callable[..., float] = seconds) -> dict[str, Any]:
     """Return the fastest entries, and print all times."""
     best: dict[str, Any] = {}
-    for size, precision in itertools.product(SIZES, DTYPES):
-        for direction, call in make_calls(size, precision).items():
+    for (size, case), (precision, dtype) in itertools.product(CASES.items(), DTYPES.items()):
+        for direction, call in make_calls(select(["operator"], [case])[0].sizes, dtype).items():
             times = {}
             for entry in candidates(size):
                 table = {"launches": {"any": {direction: {precision: {size: entry}}}}}
@@ -82,28 +77,20 @@ def add(table: Mapping[str, Any], architecture: str, entries: Mapping[str, Any],
     }
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write the table of the library")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("needs a GPU, and torch finds none")
-    import triton
-
-    device = torch.device("cuda", torch.cuda.current_device())
-    architecture = _launch.architecture_of(device).name
     # The stream in which all forwards run, as graphs of their backwards require.
     with torch.cuda.stream(torch.cuda.Stream()):
-        entries = tune(seconds)
-    source = (
-        f"Measured on {torch.cuda.get_device_name(device)} by `python -m benchmarks.tune --write`, torch "
-        f"{torch.__version__}, triton {triton.__version__}, {datetime.now(UTC):%Y-%m-%d}."
-    )
+        entries = tune()
     print(json.dumps(entries, indent=2))
+    environment = describe_environment("cuda")
+    versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("torch", "triton"))
+    source = f"Measured on {environment['device_name']} by `python -m benchmarks.tune --write`, {versions}, {today()}."
     if options.write:
+        architecture = _launch.architecture_of(torch.device("cuda", torch.cuda.current_device())).name
         TABLE.write_text(json.dumps(add(_launch.read_table(), architecture, entries, source), indent=2) + "\n")
         print(f"wrote {TABLE}")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,26 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from benchmarks.results import Environment, Results, Row, Run, Spread
-
-
-@pytest.fixture
-def environment() -> Environment:
-    return Environment(
-        device="cpu",
-        device_name="Some CPU @ 2.0 GHz",
-        cores=4,
-        threads=2,
-        versions={"python": "3.11.7", "torch": "2.15.0+cu1"},
-        commit="abc1234",
-        dirty=False,
-    )
-
-
-@pytest.fixture
-def make_run(environment) -> Callable[..., Run]:
-    given = {"environment": environment, "command": "python -m benchmarks run", "date": "2026-01-02", "seed": 1}
-    return lambda **changes: Run(**given | {"cold": False, "complete": True} | changes)
+from benchmarks.results import Results, Row, Spread
 
 
 @pytest.fixture
@@ -36,5 +17,9 @@ def make_row() -> Callable[..., Row]:
 
 
 @pytest.fixture
-def make_results(make_run) -> Callable[..., Results]:
-    return lambda *rows: Results(kind="matcher", runs=[make_run()], rows=list(rows))
+def make_results() -> Callable[..., Results]:
+    environment = {"device": "cpu", "device_name": "Some CPU @ 2.0 GHz", "cores": 4, "threads": 2}
+    environment |= {"versions": {"python": "3.11.7", "torch": "2.15.0+cu1"}, "commit": "abc1234", "dirty": False}
+    run = {"environment": environment, "command": "python -m benchmarks run", "date": "2026-01-02", "seed": 1}
+    run |= {"cold": False, "complete": True}
+    return lambda *rows: Results(kind="matcher", runs=[run], rows=list(rows))

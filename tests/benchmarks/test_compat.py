@@ -1,14 +1,13 @@
 """The declared releases, the table of the tested ones, and the command that tests them."""
 
 import itertools
-import json
 import subprocess
 import sys
 import tomllib
 
 import pytest
-from benchmarks import compat
-from benchmarks.pages import ROOT, generated_part, marks
+from benchmarks import compat, pages
+from benchmarks.pages import ROOT
 
 OUTPUT = """
 ============================= test session starts ==============================
@@ -38,10 +37,6 @@ def make_row():
         return {"releases": releases, "versions": versions} | counts | source | changes
 
     return make
-
-
-def test_the_page_is_that_of_the_stored_results(rows):
-    assert generated_part(compat.PAGE, "compat") == compat.table(rows)
 
 
 def test_the_oldest_tested_releases_are_the_declared_ones(rows):
@@ -79,9 +74,9 @@ def test_excluded_tests_exist():
 
 
 def test_counts_of_all_sessions_are_added_up():
-    outcome = compat.read_outcome(OUTPUT.splitlines())
-    assert outcome[:3] == (25, 2, 3)
-    assert outcome.failures == ["tests/test_a.py::test_one[x-1]", "tests/test_b.py"]
+    failures = ["tests/test_a.py::test_one[x-1]", "tests/test_b.py"]
+    expected = {"passed": 25, "failed": 2, "skipped": 3, "failures": failures}
+    assert compat.read_outcome(OUTPUT.splitlines()) == expected
 
 
 @pytest.mark.parametrize(("kept", "message"), [(-1, "2 sessions of pytest started, and 1 came"), (1, "0 sessions")])
@@ -137,14 +132,13 @@ def test_make_uses_a_ready_environment_as_it_is(tmp_path):
 
 
 def test_rows_are_stored_and_written_to_the_page(make_row, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(compat, "STORED", tmp_path / "compat.json")
-    monkeypatch.setattr(compat, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(pages, "RESULTS", tmp_path)
+    monkeypatch.setattr(compat, "DOCS", tmp_path)
     monkeypatch.setattr(compat, "measure", lambda python, releases, directory: make_row(f"{python}.0", releases))
-    compat.PAGE.write_text("\n".join(marks("compat")))
+    (tmp_path / "installation.md").write_text("<!-- generated compat: start --><!-- generated compat: end -->")
     assert compat.main(["--python", "3.12", "--directory", str(tmp_path)]) == 0
     assert "== Python 3.12 with the newest releases" in capsys.readouterr().out
-    rows = json.loads(compat.STORED.read_text())["rows"]
-    assert [row["releases"] for row in rows] == ["oldest", "newest"]
-    assert generated_part(compat.PAGE, "compat") == compat.table(rows)
+    assert [row["releases"] for row in pages.read("compat.json")["rows"]] == ["oldest", "newest"]
+    assert compat.table(compat.load()) in (tmp_path / "installation.md").read_text()
     monkeypatch.setattr(compat, "measure", lambda python, releases, directory: make_row(failed=1))
     assert compat.main(["--python", "3.11", "--releases", "oldest"]) == 1

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.cases import CriterionCase, MatcherCase
-from benchmarks.problems.problem import TOLERANCES, Contender, Problem
+from benchmarks.cases import MatchingSizes
+from benchmarks.problem import TOLERANCES, Contender, Outputs, Problem
 from deformdetr.boxes import cxcywh_to_xyxy, generalized_box_iou
 from deformdetr.losses import SetCriterion
 from deformdetr.matching import HungarianMatcher
@@ -20,8 +19,7 @@ from deformdetr.structures import LayerPredictions, Predictions, Target
 BASELINE = "plain"
 Pairs: TypeAlias = list[tuple[Tensor, Tensor]]
 """Indices of matched queries and of their targets, by image."""
-Match: TypeAlias = Callable[[Sequence[LayerPredictions], Sequence[Sequence[Target]]], list[Pairs]]
-TotalLoss: TypeAlias = Callable[[Predictions, Sequence[Target]], Tensor]
+Layers: TypeAlias = Sequence[LayerPredictions]
 
 _CLASS, _BBOX, _GIOU = 2.0, 5.0, 2.0
 _ALPHA, _GAMMA, _EPS = 0.25, 2.0, 1e-8
@@ -38,14 +36,13 @@ def draw_targets(counts: Sequence[int], classes: int, rng: torch.Generator) -> l
     return targets
 
 
-def draw_predictions(case: MatcherCase, device: str, seed: int) -> tuple[list[LayerPredictions], list[Target]]:
+def draw_predictions(sizes: MatchingSizes, device: str, seed: int) -> tuple[list[LayerPredictions], list[Target]]:
     """Draw targets, and layers in which one query has found each of them, so that the best matching is unique."""
     rng = torch.Generator(device).manual_seed(seed)
-    targets = draw_targets(case.targets, case.classes, rng)
-    sizes = [case.queries] * case.layers + ([case.proposals] if case.proposals else [])
+    targets = draw_targets(sizes.targets, sizes.classes, rng)
     layers = []
-    for queries in sizes:
-        logits = torch.randn(len(targets), queries, case.classes, generator=rng, device=device) - 4
+    for queries in [sizes.queries] * sizes.layers + ([sizes.proposals] if sizes.proposals else []):
+        logits = torch.randn(len(targets), queries, sizes.classes, generator=rng, device=device) - 4
         boxes = 0.1 + 0.4 * torch.rand(len(targets), queries, 4, generator=rng, device=device)
         for image, target in enumerate(targets):
             count = len(target["labels"])
@@ -57,74 +54,76 @@ def draw_predictions(case: MatcherCase, device: str, seed: int) -> tuple[list[La
     return layers, targets
 
 
-def prepare_matcher(case: MatcherCase, device: str, seed: int, matchers: Mapping[str, Match] | None = None) -> Problem:
+def prepare_matcher(
+    sizes: MatchingSizes, device: str, seed: int, ours: Callable[..., list[Pairs]] | None = None
+) -> Problem:
     """Draw predictions of all layers; the matched queries are compared."""
-    layers, targets = draw_predictions(case, device, seed)
-    of_layers = [targets] * case.layers + ([_without_classes(targets)] if case.proposals else [])
+    layers, targets = draw_predictions(sizes, device, seed)
+    of_layers = [targets] * sizes.layers + ([_without_classes(targets)] if sizes.proposals else [])
 
-    def outputs(match: Match, layers: Sequence[LayerPredictions]) -> dict[str, Tensor]:
+    def results(match: Callable[..., list[Pairs]], layers: Layers) -> Outputs:
         matches = enumerate(match(layers, of_layers))
         return {f"{n}, {i}": query[index.argsort()] for n, pairs in matches for i, (query, index) in enumerate(pairs)}
 
-    expected = cache(partial(outputs, match_plainly, [_double(layer) for layer in layers]))
-    matchers = matchers or {"ours": HungarianMatcher().match_layers, "plain": match_plainly}
-    return Problem(
-        candidates={
-            name: partial(Contender, partial(match, layers, of_layers), partial(outputs, match, layers), expected)
-            for name, match in matchers.items()
-        },
-        baseline=BASELINE,
-        tolerance=TOLERANCES["float32"],
-        clock="wall",
-    )
+    matchers = {"ours": ours or HungarianMatcher().match_layers, BASELINE: match_plainly}
+    calls = {name: partial(match, layers, of_layers) for name, match in matchers.items()}
+    return _problem(calls, matchers, results, layers)
 
 
 def prepare_criterion(
-    case: CriterionCase, device: str, seed: int, criteria: Mapping[str, TotalLoss] | None = None
+    sizes: MatchingSizes, device: str, seed: int, ours: Callable[..., Tensor] | None = None
 ) -> Problem:
     """Draw predictions of all layers; the total losses and their gradients are compared."""
-    layers, targets = draw_predictions(case, device, seed)
-    ours = SetCriterion(HungarianMatcher())
+    layers, targets = draw_predictions(sizes, device, seed)
+    criterion = SetCriterion(HungarianMatcher())
 
-    def differentiate(total_loss: TotalLoss, layers: Sequence[LayerPredictions]) -> dict[str, Tensor]:
-        tracked = [
-            LayerPredictions(**{name: t.detach().requires_grad_() for name, t in each.items()}) for each in layers
-        ]
-        *auxiliary, last = tracked[: case.layers]
+    def differentiate(total_loss: Callable[..., Tensor], layers: Layers) -> Outputs:
+        tracked = [_map(layer, lambda tensor: tensor.detach().requires_grad_()) for layer in layers]
+        *auxiliary, last = tracked[: sizes.layers]
         outputs = Predictions(**last, aux_outputs=auxiliary)
-        if case.proposals:
+        if sizes.proposals:
             outputs["enc_outputs"] = tracked[-1]
         loss = total_loss(outputs, targets)
         leaves = {f"grad_{name}_{index}": t for index, each in enumerate(tracked) for name, t in each.items()}
         gradients = torch.autograd.grad(loss, list(leaves.values()))
         return {"loss": loss.detach()} | dict(zip(leaves, gradients, strict=True))
 
-    expected = cache(partial(differentiate, plain_loss, [_double(layer) for layer in layers]))
-    criteria = criteria or {"ours": lambda outputs, targets: ours.total(ours(outputs, targets)), "plain": plain_loss}
-    return Problem(
-        candidates={
-            name: partial(Contender, call := partial(differentiate, total_loss, layers), call, expected)
-            for name, total_loss in criteria.items()
-        },
-        baseline=BASELINE,
-        tolerance=TOLERANCES["float32"],
-        clock="wall",
-    )
+    losses = {"ours": ours or (lambda *given: criterion.total(criterion(*given))), BASELINE: plain_loss}
+    calls = {name: partial(differentiate, total_loss, layers) for name, total_loss in losses.items()}
+    return _problem(calls, losses, differentiate, layers)
+
+
+def _problem(
+    calls: Mapping[str, Callable[[], object]],
+    functions: Mapping[str, Callable[..., Any]],
+    results: Callable[..., Outputs],
+    layers: Layers,
+) -> Problem:
+    """Compare the results of functions with those of the baseline for the layers in float64."""
+    right = cache(partial(results, functions[BASELINE], [_map(layer, Tensor.double) for layer in layers]))
+    candidates = {
+        name: partial(Contender, calls[name], partial(results, function, layers), right)
+        for name, function in functions.items()
+    }
+    return Problem(candidates, BASELINE, TOLERANCES["float32"], clock="wall")
 
 
 @torch.no_grad()
-def match_plainly(layers: Sequence[LayerPredictions], targets: Sequence[Sequence[Target]]) -> list[Pairs]:
+def match_plainly(layers: Layers, targets: Sequence[Sequence[Target]]) -> list[Pairs]:
     """Match layer by layer: compute the costs of all queries and all images' targets, and copy them to the CPU."""
     matches = []
     for layer, of_layer in zip(layers, targets, strict=True):
-        batch, queries = layer["pred_logits"].shape[:2]
-        cost = _costs(
-            layer["pred_logits"].flatten(0, 1),
-            layer["pred_boxes"].flatten(0, 1),
-            torch.cat([target["labels"] for target in of_layer]),
-            torch.cat([target["boxes"] for target in of_layer]).to(layer["pred_boxes"].dtype),
-        )
-        blocks = cost.view(batch, queries, -1).cpu().split([len(target["labels"]) for target in of_layer], dim=-1)
+        boxes = layer["pred_boxes"].flatten(0, 1)
+        labels = torch.cat([target["labels"] for target in of_layer])
+        target_boxes = torch.cat([target["boxes"] for target in of_layer]).to(boxes.dtype)
+        probability = layer["pred_logits"].flatten(0, 1).sigmoid()
+        negative = (1 - _ALPHA) * probability**_GAMMA * -(1 - probability + _EPS).log()
+        positive = _ALPHA * (1 - probability) ** _GAMMA * -(probability + _EPS).log()
+        by_class = positive[:, labels] - negative[:, labels]
+        overlap = generalized_box_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
+        cost = _CLASS * by_class + _BBOX * torch.cdist(boxes, target_boxes, p=1) - _GIOU * overlap
+        counts = [len(target["labels"]) for target in of_layer]
+        blocks = cost.view(*layer["pred_logits"].shape[:2], -1).cpu().split(counts, dim=-1)
         assigned = [linear_sum_assignment(block[image]) for image, block in enumerate(blocks)]
         matches.append([(torch.as_tensor(query), torch.as_tensor(target)) for query, target in assigned])
     return matches
@@ -148,8 +147,10 @@ def _losses(layer: LayerPredictions, targets: Sequence[Target], pairs: Pairs) ->
     logits, boxes = layer["pred_logits"], layer["pred_boxes"]
     image = torch.cat([torch.full_like(query, index) for index, (query, _) in enumerate(pairs)])
     query = torch.cat([query for query, _ in pairs])
-    labels = torch.cat([target["labels"][index] for target, (_, index) in zip(targets, pairs, strict=True)])
-    target_boxes = torch.cat([target["boxes"][index] for target, (_, index) in zip(targets, pairs, strict=True)])
+    labels, target_boxes = (
+        torch.cat([target[name][index] for target, (_, index) in zip(targets, pairs, strict=True)])
+        for name in ("labels", "boxes")
+    )
     target_boxes = target_boxes.to(boxes.dtype)
 
     classes = torch.full(logits.shape[:2], logits.shape[2], dtype=torch.int64, device=logits.device)
@@ -166,19 +167,10 @@ def _losses(layer: LayerPredictions, targets: Sequence[Target], pairs: Pairs) ->
     return _CLASS * focal.sum() + _BBOX * distance + _GIOU * (1 - overlap).sum()
 
 
-def _costs(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> Float[Tensor, "queries targets"]:
-    probability = logits.sigmoid()
-    negative = (1 - _ALPHA) * probability**_GAMMA * -(1 - probability + _EPS).log()
-    positive = _ALPHA * (1 - probability) ** _GAMMA * -(probability + _EPS).log()
-    by_class = positive[:, labels] - negative[:, labels]
-    overlap = generalized_box_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
-    return _CLASS * by_class + _BBOX * torch.cdist(boxes, target_boxes, p=1) - _GIOU * overlap
-
-
 def _without_classes(targets: Sequence[Target]) -> list[Target]:
     """Return the targets with class 0 for every object: the encoder's proposals are trained so."""
     return [{"boxes": each["boxes"], "labels": torch.zeros_like(each["labels"])} for each in targets]
 
 
-def _double(layer: LayerPredictions) -> LayerPredictions:
-    return LayerPredictions(pred_logits=layer["pred_logits"].double(), pred_boxes=layer["pred_boxes"].double())
+def _map(layer: LayerPredictions, function: Callable[[Tensor], Tensor]) -> LayerPredictions:
+    return LayerPredictions(pred_logits=function(layer["pred_logits"]), pred_boxes=function(layer["pred_boxes"]))

@@ -1,0 +1,218 @@
+"""Whole models: ours and that of transformers, with the same random weights."""
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from benchmarks.cases import Direction, ModelSizes
+from benchmarks.flops import count_flops
+from benchmarks.matching import draw_targets
+from benchmarks.problem import Contender, Outputs, Problem, UnavailableError
+from deformdetr.config import DeformableDETRConfig, ResNetConfig, preset
+from deformdetr.integrations import from_hugging_face, to_hugging_face
+from deformdetr.structures import Target
+
+BASELINE = "hugging_face"
+# Of predictions and gradients, through fifty convolutions and twelve layers of attention. Gradients of single layers
+# move by up to two percent where rounding decides on which side of its kink a ReLU or a bilinear sample lies.
+TOLERANCES: Mapping[Direction, float] = {"forward": 1e-3, "training_step": 0.1}
+_LEARNING_RATE = 1e-5
+_LARGEST_GRADIENT = 0.1
+
+
+class Batch(NamedTuple):
+    """Images without padding, and their targets."""
+
+    images: Float[Tensor, "batch 3 height width"]
+    targets: list[Target]
+
+    def shrunk(self, dtype: torch.dtype) -> "Batch":
+        """Return the batch at a quarter of its height and width, in another dtype."""
+        images = nn.functional.avg_pool2d(self.images, 4).to(dtype)
+        return Batch(images, [{"boxes": each["boxes"].to(dtype), "labels": each["labels"]} for each in self.targets])
+
+
+class Model(NamedTuple):
+    """A model on a device, in evaluation mode.
+
+    Attributes:
+        predict: Returns the logits and boxes of the last layer.
+        loss: Returns the sum of all layers' losses.
+        by_our_names: Renames its state or its gradients to those of our model.
+    """
+
+    module: nn.Module
+    predict: Callable[[Batch], list[Tensor]]
+    loss: Callable[[Batch], Tensor]
+    by_our_names: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
+
+
+def build_ours(config: DeformableDETRConfig, device: str, seed: int) -> Model:
+    """Build `DeformableDETR` with random weights."""
+    module = _with_random_weights(config, seed).to(device).eval()
+    criterion = config.build_criterion()
+
+    def predict(batch: Batch) -> list[Tensor]:
+        outputs = module(batch.images)
+        return [outputs["pred_logits"], outputs["pred_boxes"]]
+
+    def loss(batch: Batch) -> Tensor:
+        return criterion.total(criterion(module(batch.images), batch.targets))
+
+    return Model(module, predict, loss)
+
+
+def build_hugging_face(config: DeformableDETRConfig, device: str, seed: int) -> Model:
+    """Build `DeformableDetrForObjectDetection` with the weights that our model has for the same seed.
+
+    Its own ResNet freezes all of its stages, by a slip in a name; here it trains those that ours trains.
+
+    Raises:
+        UnavailableError: If transformers is not installed or has no such model.
+    """
+    theirs = _build_hugging_face(config)
+    ours = _with_random_weights(config, seed)
+    theirs.load_state_dict(to_hugging_face(ours.state_dict(), backbone="resnet"))
+    trains = {name: torch.full_like(each, each.requires_grad) for name, each in ours.named_parameters()}
+    trains = to_hugging_face(trains, backbone="resnet")
+    for name, parameter in theirs.named_parameters():
+        parameter.requires_grad_(bool(trains[name].all()))
+    module = theirs.to(device).eval()
+
+    def run(batch: Batch, **options: Any) -> Any:
+        return module(batch.images, pixel_mask=torch.ones_like(batch.images[:, 0], dtype=torch.int64), **options)
+
+    def predict(batch: Batch) -> list[Tensor]:
+        outputs = run(batch)
+        return [outputs.logits, outputs.pred_boxes]
+
+    def loss(batch: Batch) -> Any:
+        labels = [{"boxes": each["boxes"], "class_labels": each["labels"]} for each in batch.targets]
+        return run(batch, labels=labels).loss
+
+    return Model(module, predict, loss, from_hugging_face)
+
+
+MODELS: Mapping[str, Callable[..., Model]] = {"ours": build_ours, BASELINE: build_hugging_face}
+
+
+def prepare_model(
+    sizes: ModelSizes,
+    direction: Direction,
+    device: str,
+    seed: int,
+    models: Mapping[str, Callable[..., Model]] = MODELS,
+) -> Problem:
+    """Draw a batch; models, of some hundred megabytes each, are built when they are needed.
+
+    They are compared with ours in float64 at a quarter of the image's height and width, in evaluation mode and without
+    TF32: by their predictions, or by the loss and all gradients. The timed calls have the full size.
+    """
+    config: Any = preset(sizes.preset)
+    config = config.replace(
+        # Weighted as in transformers.
+        criterion=config.criterion.replace(loss_class=1.0),
+        num_queries=sizes.queries,
+        num_encoder_layers=sizes.layers,
+        num_decoder_layers=sizes.layers,
+    )
+    rng = torch.Generator(device).manual_seed(seed)
+    images = torch.randn(1, 3, sizes.height, sizes.width, generator=rng, device=device)
+    batch = Batch(images, draw_targets([sizes.targets], config.num_classes, rng))
+
+    @cache
+    def expected() -> Outputs:
+        model = build_ours(config, device, seed)
+        model.module.double()
+        return _results(model, batch.shrunk(torch.float64), direction)
+
+    def prepare(make: Callable[..., Model]) -> Contender:
+        model = make(config, device, seed)
+
+        def outputs() -> Outputs:
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                return _results(model, batch.shrunk(torch.float32), direction)
+
+        timed = torch.no_grad()(model.predict) if direction == "forward" else _training_step(model)
+        return Contender(partial(timed, batch), outputs, expected)
+
+    def count() -> int:
+        is_training = direction == "training_step"
+        return sum(count_flops(config, sizes.height, sizes.width, backward=is_training).values())
+
+    candidates = {name: partial(prepare, make) for name, make in models.items()}
+    return Problem(candidates, BASELINE, TOLERANCES[direction], clock="wall", count_flops=count)
+
+
+def _training_step(model: Model) -> Callable[[Batch], None]:
+    """Return predictions with dropout, losses, gradients, clipping and a step of AdamW."""
+    trained = [each for each in model.module.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=_LEARNING_RATE)
+
+    def step(batch: Batch) -> None:
+        model.module.train()
+        model.loss(batch).backward()
+        nn.utils.clip_grad_norm_(trained, _LARGEST_GRADIENT)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _results(model: Model, batch: Batch, direction: Direction) -> Outputs:
+    if direction == "forward":
+        with torch.no_grad():
+            logits, boxes = model.predict(batch)
+        # Sorted, because rounding may swap two-stage queries of similar scores.
+        return {"logits": logits.sort(dim=1).values, "boxes": boxes.sort(dim=1).values}
+    loss = model.loss(batch)
+    trained = {name: each for name, each in model.module.named_parameters() if each.requires_grad}
+    found = zip(trained, torch.autograd.grad(loss, list(trained.values()), allow_unused=True), strict=True)
+    gradients = {name: gradient for name, gradient in found if gradient is not None}
+    return {"loss": loss.detach(), **model.by_our_names(gradients)}
+
+
+def _with_random_weights(config: DeformableDETRConfig, seed: int) -> nn.Module:
+    """Build a model in which every layer matters: as initialized, some weights are 0, and all queries sample alike."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = config.build()
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and not name.startswith("backbone"):
+                parameter.normal_(0, 0.5 * parameter[0].numel() ** -0.5)
+    return model
+
+
+def _build_hugging_face(config: DeformableDETRConfig) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise UnavailableError(f"cannot be imported: {error}") from error
+    if not isinstance(config.backbone, ResNetConfig) or config.backbone.dilation:
+        raise UnavailableError("transformers' own ResNet has no dilated last stage")
+    stages = ["stage2", "stage3", "stage4"][-min(3, config.num_feature_levels) :]
+    theirs = transformers.DeformableDetrConfig(
+        backbone_config=transformers.ResNetConfig(out_features=stages),
+        num_labels=config.num_classes,
+        num_queries=config.num_queries,
+        two_stage_num_proposals=config.num_queries,
+        encoder_layers=config.num_encoder_layers,
+        decoder_layers=config.num_decoder_layers,
+        num_feature_levels=config.num_feature_levels,
+        with_box_refine=config.with_box_refine,
+        two_stage=config.two_stage,
+        auxiliary_loss=True,
+        class_cost=int(config.criterion.cost_class),
+        # Its kernels would have to be downloaded.
+        disable_custom_kernels=True,
+    )
+    model: Any = transformers.DeformableDetrForObjectDetection(theirs)
+    if config.with_box_refine and not config.two_stage:
+        # With box refinement, its config builds one head for the classes of all layers.
+        model.class_embed = nn.ModuleList(copy.deepcopy(head) for head in model.class_embed)
+    return model

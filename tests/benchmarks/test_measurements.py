@@ -1,0 +1,188 @@
+"""The other measurements, at sizes small enough for tests."""
+
+import itertools
+import json
+from collections import Counter
+
+import pytest
+import torch
+from benchmarks import convergence, cpu_choices, flops, layer_kernels, pages, transformers_speed, tune
+from benchmarks.cases import select
+from benchmarks.gradient_checkpointing import measure
+from torch import Tensor, nn
+
+from checkpoints import tiny_config
+from deformdetr import preset
+from deformdetr.integrations.transformers import Acceleration
+from deformdetr.kernels import _layer_kernels
+from deformdetr.kernels._numba import _large_pages, _launcher, _threads
+from deformdetr.kernels._triton import _launch_table as _launch
+
+ENCODER = select(["operator"], ["encoder_480x640"])[0].quick().sizes
+
+
+def settings():
+    """Return all that choices may change."""
+    return _large_pages.LARGE, _launcher.SAMPLES_PER_TASK, _threads._openmp_parallel
+
+
+@pytest.mark.compile
+def test_choices_are_measured_in_both_directions_and_taken_back(monkeypatch):
+    plain, before, seen = cpu_choices.ms_deform_attn, settings(), []
+
+    def attend(value, *rest):
+        seen.append((value.dtype, settings() == before))
+        return plain(value, *rest)
+
+    monkeypatch.setattr(cpu_choices, "ms_deform_attn", attend)
+    *choices, layer = cpu_choices.choices(ENCODER)
+    for choice in choices:
+        seen.clear()
+        forward, both = cpu_choices.measure(choice, rounds=1).split(", ")
+        assert float(forward.split(" instead of ")[0]) > 0
+        assert float(both.split(" instead of ")[1]) > 0
+        # Three turns of both, in two directions.
+        is_converted = choice.name.startswith("bfloat16")
+        chosen = (torch.bfloat16 if is_converted else torch.float32, True)
+        assert Counter(seen) == {chosen: 6, (torch.float32, is_converted): 6}, choice.name
+        assert settings() == before
+    assert "instead of" in cpu_choices.measure(layer, rounds=1)
+
+
+def test_every_kernel_of_layers_is_left_out_once_and_the_selection_restored():
+    before = _layer_kernels._selected
+    sizes = select(["model"], ["model/single_scale_640"])[0].quick().sizes
+    ratios = layer_kernels.measure(sizes, "forward", rounds=1)
+    assert list(ratios) == [*layer_kernels.KERNELS, "all"]
+    assert all(ratio > 0 for ratio in ratios.values())
+    assert _layer_kernels._selected is before
+
+
+def test_checkpointing_takes_less_memory():
+    config = tiny_config(num_encoder_layers=6)
+    without, with_it = (measure(config, torch.randn(2, 3, 128, 160), checkpointing=each) for each in (False, True))
+    assert 0 < with_it < 0.7 * without
+
+
+@pytest.mark.parametrize("name", ["deformable_detr_r50_single_scale", "deformable_detr_r50_two_stage"])
+def test_stored_counts_are_those_of_the_models(name):
+    counted, stored = flops.count(name, 1333), pages.read(flops.STORED)["counts"][name]["800x1333"]
+    # Which operators PyTorch counts may differ between its versions.
+    assert counted.pop("total") == pytest.approx(stored.pop("total"), rel=0.01)
+    parts = ("parameters", "trainable", "convolutions", "sampling")
+    assert [counted[part] for part in parts] == [stored[part] for part in parts]
+
+
+def test_the_backward_of_trained_layers_counts_twice():
+    config = preset("deformable_detr_r50")
+    forward, both = (flops.count_flops(config, 64, 64, backward=backward) for backward in (False, True))
+    assert both["ms_deform_attn_backward"] == 2 * forward["ms_deform_attn"]
+    assert sum(forward.values()) < sum(both.values()) < 3 * sum(forward.values())
+    # Levels of 8, 4, 2 and 1 on a side; 6 layers each of encoder and decoder, 4 levels of 4 points, 256 channels and 4
+    # corners. A multiplication and an addition count as two.
+    assert forward["ms_deform_attn"] == 2 * 6 * (64 + 16 + 4 + 1 + 300) * 4 * 4 * 256 * 4
+
+
+class Model(nn.Module):
+    """Counts its calls and its gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.calls = self.gradients = 0
+        self.weight.register_hook(self.count)
+
+    def count(self, grad: Tensor) -> None:
+        self.gradients += 1
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        self.calls += 1
+        return {"logits": images * self.weight}
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_every_round_runs_the_model_and_the_accelerated_model(backward: bool, monkeypatch):
+    accelerated = []
+    monkeypatch.setattr(transformers_speed, "accelerate", lambda model: accelerated.append(model) or Acceleration())
+    model = Model()
+    measured = transformers_speed.measure(model, torch.ones(2), backward=backward, rounds=2)
+    # Both have a round before.
+    assert (model.calls, len(accelerated)) == (6, 3)
+    assert model.gradients == (6 if backward else 0)
+    assert measured.keys() == {"seconds", "seconds_accelerated", "speed_up"}
+
+
+CLASSES = [*itertools.product(("forward", "backward"), tune.DTYPES, tune.CASES)]
+
+
+def test_the_fastest_launch_of_every_class_is_found_and_added_to_the_table():
+    chosen = set()
+
+    def calls(sizes, dtype):
+        def call(direction):
+            architecture = _launch.Architecture("any", 32, predicates_loads=True)
+            options = {"precision": "float32" if dtype == torch.float32 else "half", "row_words": 32, "word_size": 4}
+            rows = _launch.MANY_ROWS if sizes.queries is None else 1
+            launch = _launch.choose(direction, architecture, rows=rows, **options)
+            chosen.add(launch)
+            # Two warps and two chunks are fastest.
+            return abs(launch.warps - 2) + (2 - launch.chunks) + 0.1 * launch.tiled
+
+        return {direction: lambda direction=direction: call(direction) for direction in ("forward", "backward")}
+
+    entries = tune.tune(calls, time=lambda call: call())
+    for direction, precision, size in CLASSES:
+        assert entries[direction][precision][size] == {"warps": 2, "chunks": 2, "tiled": 0}
+    assert len(chosen) == 16
+    before = _launch.read_table()
+    table = tune.add(before, "sm_90", entries, "seen")
+    assert table["sources"]["sm_90"] == "seen"
+    assert table["launches"] == before["launches"] | {"sm_90": entries}
+
+
+def test_forward_and_backward_are_tried_as_in_training():
+    calls = tune.calls(ENCODER, torch.float32, "cpu")
+    assert calls["forward"]().shape == (1, ENCODER.pixels, 32)
+    assert [gradient.ndim for gradient in calls["backward"]()] == [4, 6, 5]
+
+
+def test_the_table_of_the_library_has_every_class_and_its_sources():
+    table = json.loads(tune.TABLE.read_text())
+    assert table["sources"].keys() == table["launches"].keys()
+    assert "any" in table["launches"]
+    for entries in table["launches"].values():
+        assert all(
+            entries[direction][precision][size] in tune.candidates(size) for direction, precision, size in CLASSES
+        )
+
+
+def test_variants_have_the_same_sizes_and_nearly_the_same_parameters():
+    models = [variant.model for variant in convergence.VARIANTS.values()]
+    for name in ("d_model", "n_heads", "num_queries", "num_encoder_layers", "num_decoder_layers", "d_ffn", "dropout"):
+        assert len({getattr(model, name) for model in models}) == 1, name
+    assert len({model.backbone.channels for model in models}) == 1
+    sizes = [sum(each.numel() for each in model.build().parameters()) for model in models]
+    assert max(sizes) < 1.15 * min(sizes)
+
+
+def test_an_epoch_has_as_many_steps_with_more_pictures():
+    for name, variant in convergence.VARIANTS.items():
+        run = convergence.experiment(name)
+        assert run.data.num_train * run.train.epochs == convergence.DATA.num_train * convergence.EPOCHS
+        assert run.train.lr == variant.lr
+
+
+def test_runs_are_resumed_and_collected(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(convergence, "DATA", convergence.DATA.replace(num_train=4, num_val=2))
+    monkeypatch.setattr(convergence, "TRAIN", convergence.TRAIN.replace(batch_size=2))
+    for name in ("deformable_detr", "detr", "deformable_detr"):
+        convergence.run(name, tmp_path, epochs=2)
+    assert "resuming after epoch 2" in capsys.readouterr().out
+    results = convergence.collect(tmp_path)
+    assert {row["variant"] for row in results["runs"]} == {"detr", "deformable_detr"}
+    assert all([point["epoch"] for point in row["curve"]] == [2] for row in results["runs"])
+    assert json.loads(json.dumps(results)) == results
+    absent = convergence.missing(results)
+    assert "detr_dc5 with a learning rate of 0.001" in absent
+    assert "detr with a learning rate of 0.0003" not in absent
+    assert convergence.missing(pages.read(convergence.STORED)) == []
