@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor
 
 from deformdetr._files import FileError, read_tensor_file, write_tensor_file
+from deformdetr.config import with_backbone_weights
 from deformdetr.data import LabelMap
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import RunError
@@ -109,10 +110,7 @@ class Checkpoint:
             RunError: If the weights do not fit the model that `experiment` describes.
         """
         # The backbone's initial weights would be replaced anyway, and their file may not exist any more.
-        config = self.experiment.model
-        if getattr(config.backbone, "weights", None) is not None:
-            config = config.replace(backbone=config.backbone.replace(weights=None))
-        model = config.build()
+        model = with_backbone_weights(self.experiment.model, None).build()
         try:
             model.load_state_dict(self.model)
         except RuntimeError as error:
