@@ -6,7 +6,7 @@ file and the reason in one line. Writers leave either the old or the new file, a
 
 from deformdetr._files._download import cache_folder, download_once
 from deformdetr._files._errors import FileError
-from deformdetr._files._hub import HubName, HubOptions, http_error, hub_errors, require_hub
+from deformdetr._files._hub import HubName, HubOptions, fetch_file, http_error
 from deformdetr._files._paths import check_writable, expand_path
 from deformdetr._files._replacing import remove_unfinished, replacing, write_text
 from deformdetr._files._settings import read_json, read_mapping, write_mapping
@@ -28,8 +28,8 @@ __all__ = [
     "check_writable",
     "download_once",
     "expand_path",
+    "fetch_file",
     "http_error",
-    "hub_errors",
     "locate_checkpoint",
     "read_json",
     "read_mapping",
@@ -37,7 +37,6 @@ __all__ = [
     "reading_tensors",
     "remove_unfinished",
     "replacing",
-    "require_hub",
     "write_mapping",
     "write_tensor_file",
     "write_tensors",

@@ -61,7 +61,7 @@ def fetch_checkpoint(name: HubName, options: HubOptions) -> Path:
         PermissionError: If the repository is gated and the token has no access.
         ConnectionError: If the Hub cannot be reached, or the transfer fails.
     """
-    require_hub(name)
+    _require_hub(name)
     if name.file is not None:
         return _fetch(name, options)
     failure: OSError | None = None
@@ -82,6 +82,29 @@ def fetch_checkpoint(name: HubName, options: HubOptions) -> Path:
     return _fetch(name._replace(file=file), options)
 
 
+def fetch_file(name: HubName, options: HubOptions) -> Path | None:
+    """Return the local copy of the file of a repository, or None if the repository has no such file.
+
+    Errors are those of `fetch_checkpoint`.
+    """
+    _require_hub(name)
+    try:
+        return _fetch(name, options)
+    except (_NoSuchEntryError, ConnectionError) as error:
+        is_missing = isinstance(error, _NoSuchEntryError) and not options.local_files_only
+        if is_missing or _is_known_to_miss(name, options):
+            return None
+        raise
+
+
+def _is_known_to_miss(name: HubName, options: HubOptions) -> bool:
+    """Return whether an earlier request for a file has found that the repository does not have it."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    found = try_to_load_from_cache(name.repository, str(name.file), cache_dir=options.cache_dir, revision=name.revision)
+    return found is _CACHED_NO_EXIST
+
+
 def choose_checkpoint(files: Sequence[str], where: str) -> str:
     """Return the best known or only checkpoint of some files.
 
@@ -99,7 +122,7 @@ def choose_checkpoint(files: Sequence[str], where: str) -> str:
 
 
 @contextmanager
-def hub_errors(name: HubName, options: HubOptions) -> Iterator[None]:
+def _hub_errors(name: HubName, options: HubOptions) -> Iterator[None]:
     """Turn the errors of huggingface_hub into Python's own, with a line that says what to do."""
     from huggingface_hub import errors
 
@@ -140,7 +163,7 @@ def http_error() -> type[Exception]:
     return base
 
 
-def require_hub(name: HubName | str) -> None:
+def _require_hub(name: HubName | str) -> None:
     """Check that huggingface_hub is installed.
 
     Raises:
@@ -158,14 +181,14 @@ def require_hub(name: HubName | str) -> None:
 def _fetch(name: HubName, options: HubOptions) -> Path:
     from huggingface_hub import hf_hub_download
 
-    with hub_errors(name, options):
+    with _hub_errors(name, options):
         return Path(hf_hub_download(name.repository, str(name.file), revision=name.revision, **options._asdict()))
 
 
 def _list_files(name: HubName, options: HubOptions) -> list[str]:
     from huggingface_hub import HfApi
 
-    with hub_errors(name, options):
+    with _hub_errors(name, options):
         return HfApi(token=options.token).list_repo_files(name.repository, revision=name.revision)
 
 
