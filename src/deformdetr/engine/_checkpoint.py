@@ -12,6 +12,7 @@ from deformdetr.config import with_backbone_weights
 from deformdetr.data import LabelMap
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import RunError
+from deformdetr.integrations.hub import InferenceSettings
 from deformdetr.models import DETR, DeformableDETR
 
 _FORMAT = 1
@@ -116,3 +117,14 @@ class Checkpoint:
         except RuntimeError as error:
             raise RunError(f"the checkpoint's weights do not fit the model that it describes: {error}") from error
         return model.eval()
+
+    def inference_settings(self) -> InferenceSettings:
+        """Return the names of classes and the preparation of images, for `deformdetr.integrations.hub`."""
+        data = self.experiment.data
+        return InferenceSettings(
+            label_map=self.label_map,
+            image_mean=data.image_mean,
+            image_std=data.image_std,
+            short_side=data.eval_short_side,
+            max_size=data.eval_max_size,
+        )
