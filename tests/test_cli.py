@@ -11,7 +11,7 @@ from PIL import Image
 
 import deformdetr.engine
 from deformdetr.cli import main
-from deformdetr.config import PRESETS, preset
+from deformdetr.config import PRESETS, preset, with_backbone_weights
 from deformdetr.data import write_shapes
 from deformdetr.engine import load_run, read_experiment
 from experiments import SETTINGS, tiny_experiment, tiny_run
@@ -93,7 +93,8 @@ def test_printed_config_equals_its_preset(capsys, tmp_path, name):
     path = tmp_path / "config.yaml"
     path.write_text(shown(capsys, "config", name))
     experiment = read_experiment(path)
-    assert experiment.model == preset(name).replace(num_classes=91)
+    assert experiment.model == with_backbone_weights(preset(name), "DEFAULT").replace(num_classes=91)
+    assert getattr(experiment.model.backbone, "weights", "DEFAULT") == "DEFAULT"
     assert "num_classes" not in experiment.model.model_fields_set
     assert experiment.train == deformdetr.engine.TrainConfig()
 

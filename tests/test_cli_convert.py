@@ -8,6 +8,7 @@ import torch
 from checkpoints import tiny_config
 from deformdetr.cli import main
 from deformdetr.integrations import load_checkpoint, to_original, translate_state_dict
+from local_server import point_hub_to, serving
 
 
 @pytest.fixture
@@ -117,3 +118,24 @@ def test_help_fits_a_screen(capsys):
     assert len(text.splitlines()) <= 32
     assert "--coco_91_to_80" in text
     assert "--allow_loss" in text
+
+
+def test_checkpoints_are_converted_by_url_and_by_name(capsys, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.chdir(tmp_path)
+    with serving() as server:
+        point_hub_to(server.url, tmp_path / "cache", monkeypatch)
+        server.files["/checkpoint.pth"] = checkpoint.read_bytes()
+        server.repositories["user/cells"] = {"checkpoint.pth": checkpoint.read_bytes()}
+        for number, source in enumerate((f"{server.url}/checkpoint.pth", "user/cells", "user/cells:checkpoint.pth")):
+            target = tmp_path / f"{number}.safetensors"
+            status, text, _ = run(capsys, source, target, "--to", "deformdetr")
+            assert (status, target.exists()) == (0, True)
+            assert "recognized: original" in text
+        for source, message in {
+            "user/gone": "no repository on the Hub of this name",
+            f"{server.url}/gone.pth": "there is nothing at",
+        }.items():
+            status, _, error = run(capsys, source, tmp_path / "gone.safetensors", "--to", "deformdetr")
+            assert status == 2
+            assert message in error

@@ -99,7 +99,7 @@ def test_file_is_compared_and_detects_in_other_sizes(capsys, run, tmp_path, monk
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none", "--onnx", "out.onnx"], "none does not exist"),
+        (["none", "--onnx", "out.onnx"], "there is no file none"),
         (["RUN", "--onnx", "out.pt"], "out.pt must end in .onnx"),
         (["RUN", "--onnx", "there.onnx"], "there.onnx exists already; overwrite=True, or --force"),
         (["RUN", "--onnx", "out.onnx", "--opset", "16"], "opset must be 17 or newer"),

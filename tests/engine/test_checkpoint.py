@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from deformdetr.config import DeformableDETRConfig
+from deformdetr.data import prepare_for_evaluation
 from deformdetr.engine import Checkpoint, RunError
 from deformdetr.integrations import load_checkpoint
+from deformdetr.integrations.hub import from_pretrained, pretrained_settings, save_pretrained
+from deformdetr.models import prepare_image
 
 
 def test_checkpoint_loads_with_weights_only(finished_run):
@@ -106,3 +109,24 @@ def test_entries_of_other_types_are_named(entry, message, finished_run, tmp_path
     with pytest.raises(RunError, match=message) as caught:
         Checkpoint.load(tmp_path / "best.pt")
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_becomes_a_folder_with_its_names_and_preparation(finished_run, tmp_path):
+    checkpoint = Checkpoint.load(finished_run / "best.pt")
+    settings = checkpoint.inference_settings()
+    model = checkpoint.build()
+    save_pretrained(model, checkpoint.experiment.model, tmp_path, settings=settings, metrics=checkpoint.metrics)
+    assert pretrained_settings(tmp_path) == settings
+    assert settings.label_map == checkpoint.label_map
+    image = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8)
+    theirs = prepare_image(
+        image,
+        short_side=settings.short_side,
+        max_size=settings.max_size,
+        mean=settings.image_mean,
+        std=settings.image_std,
+    )
+    assert torch.equal(theirs, prepare_for_evaluation(image, checkpoint.experiment.data))
+    restored = from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(tensor, restored[name]) for name, tensor in checkpoint.model.items())
+    assert "| AP |" in (tmp_path / "README.md").read_text()

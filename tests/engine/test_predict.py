@@ -81,6 +81,6 @@ def test_missing_images_are_refused_before_anything_is_written(finished_run, tmp
         predict(finished_run, [tmp_path / "nothing.png"], tmp_path / "out")
     with pytest.raises(PredictionError, match=r"no image with one of the suffixes .*empty"):
         predict(finished_run, [tmp_path / "empty"], tmp_path / "out")
-    with pytest.raises(RunError, match="does not exist"):
+    with pytest.raises(RunError, match="there is no file"):
         predict(tmp_path / "no_run", [save_picture(tmp_path / "a.png", 64, 64)], tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -5,6 +5,7 @@ import pytest
 from deformdetr._files import replacing
 from deformdetr.engine import RunDirectory, RunError, load_run
 from experiments import tiny_experiment
+from local_server import point_hub_to, serving
 
 
 def test_best_checkpoint_is_preferred_to_the_last(tmp_path, finished_run):
@@ -19,10 +20,30 @@ def test_checkpoint_file_stands_for_its_run(finished_run):
     assert checkpoint.epoch == 2
 
 
+def test_checkpoints_of_runs_come_from_urls_and_the_hub(finished_run, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.chdir(tmp_path)
+    content = (finished_run / "best.pt").read_bytes()
+    with serving() as server:
+        point_hub_to(server.url, tmp_path / "cache", monkeypatch)
+        server.files["/best.pt"] = content
+        server.repositories["user/shapes"] = {"best.pt": content, "runs/other.pt": content}
+        for source in (f"{server.url}/best.pt", "user/shapes", "user/shapes:runs/other.pt"):
+            path, checkpoint = load_run(source)
+            assert path.read_bytes() == content
+            assert checkpoint.label_map.names
+        for source in (f"{server.url}/gone.pt", "user/gone", "user/shapes:gone.pt", "gone.pt", tmp_path / "a\0b"):
+            with pytest.raises(RunError, match=r"; a run directory of `deformdetr train` or one of its checkpoints"):
+                load_run(source)
+        server.gated.add("user/shapes")
+        with pytest.raises(PermissionError, match="gated"):
+            load_run("user/shapes")
+
+
 def test_directory_without_checkpoints_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"holds none of best\.pt, last\.pt"):
         load_run(tmp_path)
-    with pytest.raises(RunError, match="does not exist"):
+    with pytest.raises(RunError, match=r"there is no file .*nothing"):
         load_run(tmp_path / "nothing")
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torchvision
 import yaml
 from PIL import Image
 
@@ -19,9 +20,11 @@ from deformdetr.engine import (
     load_run,
     train,
 )
+from deformdetr.integrations import save_checkpoint
 from deformdetr.losses import SetCriterion
 from disks import disk_space
 from experiments import SETTINGS, tiny_experiment, tiny_run
+from local_server import point_hub_to, serving
 
 
 def rows_of(run):
@@ -296,6 +299,84 @@ def test_training_starts_from_a_checkpoint_with_another_class_head(tmp_path, fin
             assert weights.shape[0] == 5
         else:
             torch.testing.assert_close(weights, theirs.model[name], rtol=1e-4, atol=1e-6)
+
+
+def test_initial_weights_come_from_a_url_or_the_hub_without_those_of_the_backbone(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    backbone = {"kind": "resnet", "name": "resnet18", "weights": "DEFAULT"}
+    settings = SETTINGS | {"model": SETTINGS["model"] | {"num_classes": 3, "backbone": backbone}}
+    model = Experiment.model_validate(settings).model.replace(backbone=backbone | {"weights": None}).build()
+    save_checkpoint(model, tmp_path / "model.safetensors")
+    content = (tmp_path / "model.safetensors").read_bytes()
+    with serving() as server:
+        point_hub_to(server.url, tmp_path / "cache", monkeypatch)
+        server.files["/model.safetensors"] = content
+        server.repositories["user/shapes"] = {"model.safetensors": content}
+        for number, source in enumerate((f"{server.url}/model.safetensors", "user/shapes")):
+            started = {"epochs": 1, "lr": 1e-12, "max_steps": 1, "init_checkpoint": source}
+            experiment = Experiment.model_validate(settings | {"train": SETTINGS["train"] | started})
+            run = train(experiment, tmp_path / f"run{number}").run
+            _, checkpoint = load_run(run)
+            assert checkpoint.experiment.train.init_checkpoint == source
+            for name, weights in checkpoint.model.items():
+                torch.testing.assert_close(weights, model.state_dict()[name], rtol=1e-4, atol=1e-6)
+        with pytest.raises(FileNotFoundError, match="no repository on the Hub of this name"):
+            train(tiny_experiment(init_checkpoint="user/gone"), tmp_path / "gone")
+
+
+def _resnet(**changes):
+    return {"kind": "resnet", "name": "resnet18"} | changes
+
+
+@pytest.mark.parametrize(
+    ("backbone", "reason", "way_out"),
+    [
+        (
+            _resnet(),
+            r"156,864 weights are random and frozen \(backbone\.conv1, backbone\.layer1\), and the norms",
+            r"model\.backbone\.weights: DEFAULT, or train\.init_checkpoint.*norm to group or batch and .*layers to 5",
+        ),
+        (
+            _resnet(trainable_layers=5),
+            "cannot learn: the norms of the backbone are frozen without statistics",
+            "DEFAULT",
+        ),
+        (_resnet(norm="group"), r"cannot learn: 157,504 weights are random and frozen \(backbone\.", "layers to 5"),
+        ({"kind": "timm", "name": "resnet10t", "frozen": ["conv1"]}, "weights are random and frozen", "frozen out"),
+    ],
+)
+def test_frozen_random_weights_are_refused_with_the_way_out(backbone, reason, way_out, tmp_path):
+    settings = SETTINGS | {"model": SETTINGS["model"] | {"backbone": backbone}}
+    with pytest.raises(ConfigError, match=rf"{reason}.*{way_out}"):
+        train(Experiment.model_validate(settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    # The model alone can be built.
+    Experiment.model_validate(settings).model.build()
+
+
+def test_random_parts_cannot_be_frozen_by_the_parts_to_train(tmp_path):
+    with pytest.raises(ConfigError, match=r"random and frozen \(.*encoder\.layers.*leave train\.trainable out"):
+        train(tiny_experiment(trainable=("class_heads",)), tmp_path / "run")
+
+
+def test_pretrained_backbones_may_be_frozen(tmp_path):
+    backbone = _resnet()
+    weights = tmp_path / "resnet18.pth"
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), weights)
+    parts = [name for name, _ in tiny_experiment().model.build().named_parameters()]
+    parts = sorted({name.partition(".")[0] for name in parts} - {"backbone"})
+    settings = SETTINGS | {
+        "model": SETTINGS["model"] | {"backbone": backbone | {"weights": str(weights)}},
+        "train": SETTINGS["train"] | {"epochs": 1, "max_steps": 1},
+    }
+    for number, trainable in enumerate(((), parts)):
+        experiment = Experiment.model_validate(settings | {"train": settings["train"] | {"trainable": trainable}})
+        assert train(experiment, tmp_path / f"run{number}").step == 1
+    # Random weights on purpose.
+    random = Experiment.model_validate(
+        settings | {"model": SETTINGS["model"] | {"backbone": _resnet(norm="group", trainable_layers=5)}}
+    )
+    assert train(random, tmp_path / "random").step == 1
 
 
 def test_unset_variable_in_the_path_of_initial_weights_is_named(tmp_path, monkeypatch):

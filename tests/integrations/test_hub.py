@@ -2,18 +2,29 @@
 
 import inspect
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import torch
+import yaml
 
 from checkpoints import tiny_config
 from deformdetr import preset
 from deformdetr.config import DETRConfig, ResNetConfig, load_config
+from deformdetr.data import LabelMap
 from deformdetr.integrations import CheckpointError
-from deformdetr.integrations.hub import from_pretrained, pretrained_config, push_to_hub, save_pretrained
+from deformdetr.integrations.hub import (
+    InferenceSettings,
+    from_pretrained,
+    pretrained_config,
+    pretrained_settings,
+    push_to_hub,
+    save_pretrained,
+)
+from local_server import COMMIT, point_hub_to, serving
 
 TINY_DETR = DETRConfig(
     num_classes=5,
@@ -39,7 +50,12 @@ def test_models_are_restored_from_folders(config, tmp_path):
     model = config.build()
     save_pretrained(model, config, tmp_path / "new" / "folder")
     folder = tmp_path / "new" / "folder"
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "inference.json",
+        "model.safetensors",
+    ]
     loaded = from_pretrained(str(folder))
     assert type(loaded) is type(model)
     assert not loaded.training
@@ -72,6 +88,130 @@ def test_pretrained_weights_of_the_backbone_are_neither_written_nor_loaded(tmp_p
     assert_same(from_pretrained(tmp_path / "folder"), model)
 
 
+SETTINGS = InferenceSettings(
+    label_map=LabelMap(names=("red cell", "a|b", "<c>", "Zäh", "#5"), category_ids=(3, 1, 7, 9, 11)),
+    image_mean=(0.5, 0.4, 0.3),
+    image_std=(0.1, 0.2, 0.3),
+    short_side=480,
+    max_size=640,
+)
+
+
+def test_settings_are_kept_and_described_in_the_card(tmp_path):
+    config = tiny_config()
+    metrics = {"AP": 0.42, "AP75": None, "name": "x", "per_class": [{"AP": 1.0}], "segm": {"AP": 0.3}, "epoch": True}
+    save_pretrained(config.build(), config, tmp_path, settings=SETTINGS, metrics=metrics, license_id="apache-2.0")
+    assert pretrained_settings(tmp_path) == SETTINGS
+    card = (tmp_path / "README.md").read_text()
+    _, header, body = card.split("---\n", 2)
+    assert yaml.safe_load(header) == {
+        "library_name": "deformdetr",
+        "pipeline_tag": "object-detection",
+        "license": "apache-2.0",
+        "tags": ["deformable_detr"],
+    }
+    assert "# Deformable DETR of 5 classes" in body
+    assert re.findall(r"^\| (AP.*|segm.*|epoch.*) \|$", body, flags=re.MULTILINE) == ["AP | 0.42", "segm AP | 0.3"]
+    assert "| 0 | 3 | red cell |\n| 1 | 1 | a\\|b |\n| 2 | 7 | \\<c\\> |\n| 3 | 9 | Zäh |\n| 4 | 11 | \\#5 |\n" in body
+    assert "shorter side of 480 pixels, or less to keep the longer side within 640" in body
+    assert "mean 0.5, 0.4, 0.3 and the standard deviation 0.1, 0.2, 0.3" in body
+
+
+def test_cards_leave_out_what_is_not_known(tmp_path):
+    config = tiny_config(masks=True)
+    save_pretrained(config.build(), config, tmp_path, settings=InferenceSettings(short_side=None))
+    card = (tmp_path / "README.md").read_text()
+    assert "pipeline_tag: image-segmentation" in card
+    assert "are not resized" in card
+    assert not any(word in card for word in ("license", "## Labels", "## Metrics"))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"license_id": "a\ntags: b"}, "license_id must be an identifier"),
+        (
+            {"settings": InferenceSettings(label_map=LabelMap.sparse({5: "six"}))},
+            "6 labels, but the model has 5 classes",
+        ),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_written(options, reason, tmp_path):
+    config = tiny_config()
+    with pytest.raises(ValueError, match=reason):
+        save_pretrained(config.build(), config, tmp_path / "folder", **options)
+    assert not (tmp_path / "folder").exists()
+
+
+def test_sizes_of_settings_must_agree():
+    with pytest.raises(ValueError, match=r"max_size \(600\) is below short_side \(800\)"):
+        InferenceSettings(max_size=600)
+
+
+@pytest.fixture
+def hub_with_a_model(tmp_path, monkeypatch):
+    """Return a Hub on this machine with one model, and the model."""
+    config = tiny_config()
+    model = config.build()
+    save_pretrained(model, config, tmp_path / "saved", settings=SETTINGS)
+    monkeypatch.chdir(tmp_path)
+    with serving() as server:
+        point_hub_to(server.url, tmp_path / "cache", monkeypatch)
+        server.repositories["user/cells"] = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+        yield server, model
+
+
+def test_models_are_downloaded_by_name_with_their_settings(hub_with_a_model, tmp_path, monkeypatch):
+    server, model = hub_with_a_model
+    for source, options in {"user/cells": {}, f"user/cells@{COMMIT}": {}, "user/cells ": None}.items():
+        if options is None:
+            with pytest.raises(FileNotFoundError, match="not the id of a repository"):
+                from_pretrained(source)
+            continue
+        assert_same(from_pretrained(source, **options), model)
+        assert pretrained_settings(source) == SETTINGS
+    assert_same(from_pretrained("user/cells", revision="main"), model)
+    assert ("GET", "/user/cells/resolve/main/README.md") not in server.requests
+    with pytest.raises(ValueError, match="has a revision, but revision is 'v2' too"):
+        from_pretrained("user/cells@v1", revision="v2")
+    with pytest.raises(FileNotFoundError, match="has no revision 'v2'"):
+        from_pretrained("user/cells", revision="v2")
+    # Earlier downloads serve without a connection.
+    point_hub_to("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)
+    assert_same(from_pretrained("user/cells", local_files_only=True), model)
+    assert pretrained_settings("user/cells") == SETTINGS
+
+
+def test_refusals_of_the_hub_and_broken_transfers_are_told(hub_with_a_model, tmp_path):
+    server, model = hub_with_a_model
+    with pytest.raises(FileNotFoundError, match="no repository on the Hub of this name"):
+        from_pretrained("user/gone")
+    server.gated.add("user/cells")
+    with pytest.raises(PermissionError, match="user/cells is gated"):
+        from_pretrained("user/cells")
+    server.gated.clear()
+    server.truncated.add("/user/cells/resolve/main/model.safetensors")
+    with pytest.raises(ConnectionError, match="cannot be downloaded from the Hub"):
+        from_pretrained("user/cells")
+    server.truncated.clear()
+    assert_same(from_pretrained("user/cells"), model)
+
+
+def test_repositories_without_settings_have_the_defaults_with_and_without_a_connection(
+    hub_with_a_model, tmp_path, monkeypatch
+):
+    server, _ = hub_with_a_model
+    del server.repositories["user/cells"]["inference.json"]
+    server.statuses["/user/cells/resolve/main/inference.json"] = 500
+    with pytest.raises(ConnectionError, match=r"inference\.json .*500"):
+        pretrained_settings("user/cells")
+    server.statuses.clear()
+    assert pretrained_settings("user/cells") == InferenceSettings()
+    point_hub_to("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)
+    assert pretrained_settings("user/cells") == InferenceSettings()
+    assert pretrained_settings("user/cells", local_files_only=True) == InferenceSettings()
+
+
 def test_a_config_of_another_model_is_refused_before_anything_is_written(tmp_path):
     model = tiny_config().build()
     with pytest.raises(ValueError, match=r"does not describe this model: 2 entries differ, .* class_heads\.0\.bias"):
@@ -86,19 +226,28 @@ def test_damaged_folders_are_named(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_classes": 9}))
     with pytest.raises(CheckpointError, match="num_classes=5"):
         from_pretrained(tmp_path)
-    path.write_text('{"model_type": "deformable_detr"}')
+    path.write_text('{"kind": "yolo"}')
     with pytest.raises(ValueError, match=r"config\.json is not a config of this library"):
         from_pretrained(tmp_path)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"has no file config\.json"):
         from_pretrained(tmp_path)
+    save_pretrained(config.build(), config, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no file model\.safetensors"):
+        from_pretrained(tmp_path)
+    (tmp_path / "inference.json").write_text('{"short_side": -1}')
+    with pytest.raises(ValueError, match=r"inference\.json: 1 validation error"):
+        pretrained_settings(tmp_path)
+    (tmp_path / "inference.json").unlink()
+    assert pretrained_settings(tmp_path) == InferenceSettings()
 
 
 @pytest.mark.parametrize("source", ["./runs/model", "runs", "/nowhere/model", "a/b/c"])
 def test_sources_that_are_neither_folder_nor_id_raise_without_a_request(source, tmp_path, monkeypatch):
     # Where nothing is: the checkout has a folder `runs` after the demonstration.
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the Hub"))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: pytest.fail("asked the Hub"))
     with pytest.raises(FileNotFoundError, match=f"there is no folder {source}"):
         from_pretrained(source)
 
@@ -159,13 +308,20 @@ def test_push_uploads_a_folder_that_restores_the_model(has_card, tmp_path, monke
     model = config.build()
     hub = FakeHub(tmp_path / "uploaded", has_card=has_card)
     monkeypatch.setattr(huggingface_hub, "HfApi", hub)
-    options = {"private": True, "token": "secret", "revision": "main", "commit_message": "Epoch 40"}
+    options = {
+        "private": True,
+        "token": "secret",
+        "revision": "main",
+        "commit_message": "Epoch 40",
+        "settings": SETTINGS,
+    }
     assert push_to_hub(model, config, "user/cells", **options) == "commit"
     assert hub.calls["token"] == "secret"
     assert hub.calls["create_repo"].items() >= {"private": True, "exist_ok": True}.items()
     expected = {"repo_id": "user/cells", "revision": "main", "commit_message": "Epoch 40"}
     assert hub.calls["upload_folder"].items() >= expected.items()
     assert_same(from_pretrained(tmp_path / "uploaded"), model)
+    assert pretrained_settings(tmp_path / "uploaded") == SETTINGS
     # A card that is there already is not replaced.
     assert (tmp_path / "uploaded" / "README.md").exists() == (not has_card)
 

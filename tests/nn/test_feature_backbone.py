@@ -10,6 +10,7 @@ from torch import nn
 from checkpoints import tiny_config
 from deformdetr.config import TimmConfig
 from deformdetr.nn import FeatureBackbone
+from local_server import point_hub_to
 
 TINY = {
     "convnext_atto": {},
@@ -241,3 +242,11 @@ def test_detector_trains_on_features_of_any_network(rng):
     assert len(model.neck.levels) == 4
     outputs["pred_logits"].sum().backward()
     assert model.backbone.body.stages[0][0].weight.grad.any()
+
+
+def test_weights_of_timm_that_cannot_be_downloaded_are_named_with_their_place(monkeypatch, tmp_path):
+    point_hub_to("http://127.0.0.1:9", tmp_path, monkeypatch)
+    with pytest.raises(
+        ConnectionError, match=r"timm's weights of resnet10t cannot be downloaded: .*refused; they are at "
+    ):
+        TimmConfig(name="resnet10t", weights="DEFAULT").build((2, 3, 4))

@@ -1,15 +1,17 @@
 import copy
 import pickle
+import socket
 from functools import partial
+from urllib.error import URLError
 
 import pytest
 import torch
 import torchvision
 from jaxtyping import TypeCheckError
 from torch import nn
-from torchvision.models._api import WeightsEnum
 
 from deformdetr.nn import DeformConv2d, ResNetBackbone
+from local_server import serving
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
@@ -125,17 +127,40 @@ def test_weights_need_neither_classifier_nor_counters(weights, norm, left_out):
     assert torch.equal(backbone.layer4[1].bn2.running_var, state["layer4.1.bn2.running_var"])
 
 
-def test_default_weights_are_torchvisions_best(rng, monkeypatch):
-    state, asked = _state_dict(rng, num_classes=1000), []
-
-    def get_state_dict(entry, **options):
-        asked.append((entry, options))
-        return state
-
-    monkeypatch.setattr(WeightsEnum, "get_state_dict", get_state_dict)
+def test_default_weights_are_torchvisions_best(rng, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    state = _state_dict(rng, num_classes=1000)
+    # Where torchvision would have saved them.
+    name = torchvision.models.ResNet18_Weights.DEFAULT.url.rpartition("/")[2]
+    cached = tmp_path / "hub" / "checkpoints" / name
+    cached.parent.mkdir(parents=True)
+    torch.save(state, cached)
     backbone = ResNetBackbone("resnet18", weights="DEFAULT")
-    assert [entry for entry, _ in asked] == [torchvision.models.ResNet18_Weights.DEFAULT]
-    assert asked[0][1]["check_hash"]
+    assert torch.equal(backbone.layer4[1].bn2.running_var, state["layer4.1.bn2.running_var"])
+
+
+def test_default_weights_that_cannot_be_downloaded_are_named_with_their_place(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def fail(*_, **__):
+        raise URLError(socket.gaierror(-2, "Name or service not known"))
+
+    monkeypatch.setattr("deformdetr._files._download.urlopen", fail)
+    with pytest.raises(ConnectionError) as caught:
+        ResNetBackbone("resnet50", weights="DEFAULT")
+    url = torchvision.models.ResNet50_Weights.DEFAULT.url
+    place = tmp_path / "hub" / "checkpoints" / url.rpartition("/")[2]
+    assert str(caught.value) == (
+        f"{url} cannot be downloaded: Name or service not known; download it another way and save it as {place}"
+    )
+
+
+def test_weights_are_downloaded_from_a_url(weights, monkeypatch, tmp_path):
+    state, path = weights
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    with serving() as server:
+        server.files["/resnet18.pth"] = path.read_bytes()
+        backbone = ResNetBackbone("resnet18", weights=f"{server.url}/resnet18.pth")
     assert torch.equal(backbone.layer4[1].bn2.running_var, state["layer4.1.bn2.running_var"])
 
 

@@ -1,13 +1,16 @@
-"""Reading and writing of tensor files, settings and JSON, and expansion of paths.
+"""Reading and writing of tensor files, settings and JSON, expansion of paths, and downloads.
 
 Readers raise `FileNotFoundError` for a missing file, and `FileError` for a damaged or foreign one. The message has the
 file and the reason in one line. Writers leave either the old or the new file, and raise an `OSError` that names it.
 """
 
+from deformdetr._files._download import cache_folder, download_once
 from deformdetr._files._errors import FileError
+from deformdetr._files._hub import HubName, HubOptions, fetch_file, http_error
 from deformdetr._files._paths import check_writable, expand_path
 from deformdetr._files._replacing import remove_unfinished, replacing, write_text
 from deformdetr._files._settings import read_json, read_mapping, write_mapping
+from deformdetr._files._sources import locate_checkpoint
 from deformdetr._files._tensors import (
     check_tensors,
     read_tensor_file,
@@ -18,9 +21,16 @@ from deformdetr._files._tensors import (
 
 __all__ = [
     "FileError",
+    "HubName",
+    "HubOptions",
+    "cache_folder",
     "check_tensors",
     "check_writable",
+    "download_once",
     "expand_path",
+    "fetch_file",
+    "http_error",
+    "locate_checkpoint",
     "read_json",
     "read_mapping",
     "read_tensor_file",

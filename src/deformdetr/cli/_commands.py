@@ -22,9 +22,17 @@ from pydantic_settings import (
 
 from deformdetr import __version__
 from deformdetr.cli._convert import Convert
-from deformdetr.cli._export import Export
+from deformdetr.cli._export import RUN, Export
 from deformdetr.cli._template import commented_yaml
-from deformdetr.config import PRESETS, DeformableDETRConfig, DETRConfig, ResNetConfig, TimmConfig, preset
+from deformdetr.config import (
+    PRESETS,
+    DeformableDETRConfig,
+    DETRConfig,
+    ResNetConfig,
+    TimmConfig,
+    preset,
+    with_backbone_weights,
+)
 from deformdetr.data import DataConfig, ShapesConfig, check
 from deformdetr.engine import (
     Experiment,
@@ -97,7 +105,7 @@ class Eval(BaseModel):
     Options override settings of the run's dataset: `--data.val_images DIR --data.val_annotations FILE`.
     """
 
-    run: CliPositionalArg[Path] = Field(description="Run directory, or one of its checkpoints.")
+    run: CliPositionalArg[str] = Field(description=RUN)
     output: Path | None = Field(
         default=None, description="JSON file to write; by default evaluation.json in the run directory."
     )
@@ -123,7 +131,7 @@ class Predict(BaseModel):
     Files that cannot be read as images are reported and skipped. The exit status is then 1.
     """
 
-    run: CliPositionalArg[Path] = Field(description="Run directory, or one of its checkpoints.")
+    run: CliPositionalArg[str] = Field(description=RUN)
     images: CliPositionalArg[list[Path]] = Field(description="Image files, and folders of image files.")
     out: Path = Field(description="Folder to write to, which is created.")
     threshold: float = Field(
@@ -185,7 +193,9 @@ class Config(BaseModel):
             val_images=Path("data/val"),
             val_annotations=Path("data/val.json"),
         )
-        settings = commented_yaml(Experiment(model=preset(self.preset), data=data), leave_out=("model.num_classes",))
+        # The backbone of a preset has random weights, from which no frozen norm or stage can be trained.
+        model = with_backbone_weights(preset(self.preset), "DEFAULT")
+        settings = commented_yaml(Experiment(model=model, data=data), leave_out=("model.num_classes",))
         print("# All settings with their defaults, which apply if they are left out. $VARIABLES in paths are expanded.")
         print(settings, end="")
         return 0

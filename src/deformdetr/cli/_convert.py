@@ -17,7 +17,7 @@ class Convert(BaseModel):
     nothing is written unless --allow_loss is given.
     """
 
-    source: CliPositionalArg[Path] = Field(description="File of safetensors or torch.save.")
+    source: CliPositionalArg[str] = Field(description="Path, URL, or user/name on the Hugging Face Hub.")
     target: CliPositionalArg[Path] = Field(description="File to write: .safetensors, or .pth, .pt, .bin or .ckpt.")
     to: CheckpointFormat = Field(description="Format of TARGET.")
     coco_91_to_80: CliToggleFlag[bool] = Field(

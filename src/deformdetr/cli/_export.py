@@ -24,6 +24,7 @@ from deformdetr.data import (
 from deformdetr.engine import load_run
 from deformdetr.integrations.export import ExportReport, Sampling, export_onnx
 
+RUN = "Run directory, or one of its checkpoints: a path, a URL, or user/name on the Hugging Face Hub."
 # (height, width) of drawn images for the comparison.
 _SIZES = ((320, 256), (224, 320))
 
@@ -35,7 +36,7 @@ class Export(BaseModel):
     in a batch, and is not kept if they differ.
     """
 
-    run: CliPositionalArg[Path] = Field(description="Run directory, or one of its checkpoints.")
+    run: CliPositionalArg[str] = Field(description=RUN)
     onnx: Path = Field(description="File to write, .onnx.")
     sampling: Sampling = Field(default="grid_sample", description="Operators of deformable attention.")
     opset: int = Field(default=18, description="Version of the ONNX operator set, 17 or newer.")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 _EXTRAS = {
     "train": ("accelerate", "matplotlib", "rich", "yaml"),
+    "hub": ("huggingface_hub",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
 }
 

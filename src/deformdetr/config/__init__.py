@@ -14,7 +14,7 @@ from deformdetr.config._parts import (
     ResNetConfig,
     SinePositionConfig,
 )
-from deformdetr.config._presets import PRESETS, ModelConfig, preset, preset_names
+from deformdetr.config._presets import PRESETS, ModelConfig, preset, preset_names, with_backbone_weights
 from deformdetr.config._timm import TimmConfig
 
 __all__ = [
@@ -39,4 +39,5 @@ __all__ = [
     "preset",
     "preset_names",
     "save_config",
+    "with_backbone_weights",
 ]

@@ -45,7 +45,8 @@ class ResNetConfig(Config):
     )
     weights: str | None = Field(
         default=None,
-        description="None: random; DEFAULT: torchvision's ImageNet weights; otherwise the path of a state dict.",
+        description="None: random; DEFAULT: torchvision's ImageNet weights; otherwise a state dict: a path, a URL or a "
+        "name on the Hugging Face Hub.",
     )
     deform_conv: DeformConvConfig | None = Field(
         default=None, description="Deformable convolutions in the bottlenecks; weights of plain ones fit."

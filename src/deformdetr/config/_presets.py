@@ -10,6 +10,7 @@ from deformdetr.config._deformable_detr import DeformableDETRConfig
 from deformdetr.config._denoising import ContrastiveDenoisingConfig, DenoisingConfig
 from deformdetr.config._detr import DETRConfig
 from deformdetr.config._parts import ConvBackboneConfig, ResNetConfig, SinePositionConfig
+from deformdetr.config._timm import TimmConfig
 
 ModelConfig: TypeAlias = Annotated[DeformableDETRConfig | DETRConfig, Field(discriminator="kind")]
 
@@ -90,3 +91,22 @@ def preset_names() -> list[str]:
         True
     """
     return list(PRESETS)
+
+
+def with_backbone_weights(
+    config: DeformableDETRConfig | DETRConfig, weights: str | None
+) -> DeformableDETRConfig | DETRConfig:
+    """Return a config whose backbone starts from other weights, or the same config if its backbone has none to load.
+
+    Args:
+        config: Config of a model.
+        weights: As in `ResNetConfig` and `TimmConfig`: None for random ones, which a checkpoint of the whole model then
+            replaces, or "DEFAULT" for pretrained ones.
+
+    Examples:
+        >>> with_backbone_weights(preset("deformable_detr_r50"), "DEFAULT").backbone.weights
+        'DEFAULT'
+    """
+    if isinstance(config.backbone, ResNetConfig | TimmConfig):
+        return config.replace(backbone=config.backbone.replace(weights=weights))
+    return config

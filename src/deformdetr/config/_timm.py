@@ -1,5 +1,7 @@
 """Config of backbones from timm."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from types import ModuleType
@@ -8,7 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from deformdetr._files import expand_path, reading_tensors
+from deformdetr._files import http_error, locate_checkpoint, reading_tensors
 from deformdetr.config._base import Config
 from deformdetr.nn import FeatureBackbone
 
@@ -36,7 +38,8 @@ class TimmConfig(Config):
     )
     weights: str | None = Field(
         default=None,
-        description="None: random; DEFAULT: timm's pretrained weights; otherwise the path of a state dict of timm's.",
+        description="None: random; DEFAULT: timm's pretrained weights; otherwise a state dict of timm's: a path, a URL "
+        "or a name on the Hugging Face Hub.",
     )
     options: dict[str, bool | int | float] = Field(
         default={},
@@ -57,6 +60,7 @@ class TimmConfig(Config):
         Raises:
             ImportError: If timm is not installed.
             FileNotFoundError: If the file of `weights` does not exist.
+            ConnectionError: If the weights cannot be downloaded. The message says where they are.
             ValueError: If timm does not know the network, `out_indices` differ in number from `out_layers`, or the
                 weights cannot be read or do not fit.
         """
@@ -65,16 +69,17 @@ class TimmConfig(Config):
         if len(indices) != len(out_layers):
             raise ValueError(f"the model takes {len(out_layers)} feature maps, but out_indices are {indices}")
         options: dict[str, Any] = dict(self.options)
-        state = None if self.weights in (None, "DEFAULT") else _read_weights(expand_path(self.weights))
+        state = None if self.weights in (None, "DEFAULT") else _read_weights(locate_checkpoint(self.weights))
         # The getter keeps the network's own names, and puts channels before height and width for every network.
-        body: Any = timm.create_model(
-            self.name,
-            pretrained=self.weights == "DEFAULT",
-            features_only=True,
-            feature_cls="getter",
-            out_indices=indices,
-            **options,
-        )
+        with _explaining_downloads(timm, self.name):
+            body: Any = timm.create_model(
+                self.name,
+                pretrained=self.weights == "DEFAULT",
+                features_only=True,
+                feature_cls="getter",
+                out_indices=indices,
+                **options,
+            )
         if state is not None:
             _load_weights(body, f"weights ({self.weights}) do not fit {self.name}", state)
         return FeatureBackbone(
@@ -94,6 +99,21 @@ def _import_timm(network: str) -> ModuleType:
         raise ValueError(f"timm {timm.__version__} has no model {network!r}")
     module: ModuleType = timm
     return module
+
+
+@contextmanager
+def _explaining_downloads(timm: ModuleType, network: str) -> Iterator[None]:
+    """Turn a failed download of pretrained weights into an error that says where they are."""
+    try:
+        yield
+    except (OSError, http_error()) as error:
+        published = timm.get_pretrained_cfg(network)
+        where = f"https://huggingface.co/{published.hf_hub_id}" if published.hf_hub_id else published.url
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise ConnectionError(
+            f"timm's weights of {network} cannot be downloaded: {reason}; they are at {where}: download the file "
+            "another way and set the backbone's weights to its path"
+        ) from error
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

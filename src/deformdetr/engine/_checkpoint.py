@@ -8,9 +8,11 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor
 
 from deformdetr._files import FileError, read_tensor_file, write_tensor_file
+from deformdetr.config import with_backbone_weights
 from deformdetr.data import LabelMap
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import RunError
+from deformdetr.integrations.hub import InferenceSettings
 from deformdetr.models import DETR, DeformableDETR
 
 _FORMAT = 1
@@ -114,12 +116,20 @@ class Checkpoint:
             RunError: If the weights do not fit the model that `experiment` describes.
         """
         # The backbone's initial weights would be replaced anyway, and their file may not exist any more.
-        config = self.experiment.model
-        if getattr(config.backbone, "weights", None) is not None:
-            config = config.replace(backbone=config.backbone.replace(weights=None))
-        model = config.build()
+        model = with_backbone_weights(self.experiment.model, None).build()
         try:
             model.load_state_dict(self.model)
         except RuntimeError as error:
             raise RunError(f"the checkpoint's weights do not fit the model that it describes: {error}") from error
         return model.eval()
+
+    def inference_settings(self) -> InferenceSettings:
+        """Return the names of classes and the preparation of images, for `deformdetr.integrations.hub`."""
+        data = self.experiment.data
+        return InferenceSettings(
+            label_map=self.label_map,
+            image_mean=data.image_mean,
+            image_std=data.image_std,
+            short_side=data.eval_short_side,
+            max_size=data.eval_max_size,
+        )

@@ -104,10 +104,10 @@ class TrainConfig(Config):
     log_every: PositiveInt = Field(
         default=50, description="Optimizer steps per line of output if there is no progress bar."
     )
-    init_checkpoint: Path | None = Field(
+    init_checkpoint: str | Path | None = Field(
         default=None,
-        description="Weights to start from, in any format that load_checkpoint reads; class heads may differ, and a "
-        "mask head may be missing.",
+        description="Weights to start from, in any format that load_checkpoint reads: a path, a URL, or user/name on "
+        "the Hugging Face Hub; class heads may differ, and a mask head may be missing.",
     )
     trainable: tuple[str, ...] = Field(
         default=(),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deformdetr._files import remove_unfinished, write_mapping, write_text
+from deformdetr._files import FileError, locate_checkpoint, remove_unfinished, write_mapping, write_text
 from deformdetr.engine._checkpoint import Checkpoint
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import RunError
@@ -119,22 +119,28 @@ def load_run(run: str | Path, *, prefer: Sequence[str] = ("best.pt", "last.pt"))
     """Return the path of a run's checkpoint, and the checkpoint.
 
     Args:
-        run: A run directory, or one of its checkpoints.
+        run: A run directory, or one of its checkpoints: a path, a URL, or `user/name` or `user/name:file.pt` on the
+            Hugging Face Hub.
         prefer: File names of checkpoints in order of preference. The first that exists is loaded.
 
     Raises:
         RunError: If there is none.
+        OSError: If it cannot be downloaded.
 
     Examples:
         >>> from deformdetr.engine import load_run
         >>> path, checkpoint = load_run("runs/detector")  # doctest: +SKIP
         >>> model = checkpoint.build()  # doctest: +SKIP
     """
-    run = Path(run)
-    if run.is_file():
-        return run, Checkpoint.load(run)
-    found = next((run / name for name in prefer if (run / name).exists()), None)
-    if found is None:
-        why = f"holds none of {', '.join(prefer)}" if run.is_dir() else "does not exist"
-        raise RunError(f"{run} {why}; a run directory of `deformdetr train` or one of its checkpoints is needed")
-    return found, Checkpoint.load(found)
+    needed = "a run directory of `deformdetr train` or one of its checkpoints is needed"
+    if not Path(run).is_dir():
+        try:
+            found = locate_checkpoint(run)
+        except (FileError, FileNotFoundError) as error:
+            raise RunError(f"{error}; {needed}") from error
+        return found, Checkpoint.load(found)
+    files = [Path(run) / name for name in prefer]
+    existing = next((file for file in files if file.exists()), None)
+    if existing is None:
+        raise RunError(f"{run} holds none of {', '.join(prefer)}; {needed}")
+    return existing, Checkpoint.load(existing)

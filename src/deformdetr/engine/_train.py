@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from deformdetr._files import FileError, expand_path
+from deformdetr._files import FileError
+from deformdetr.config import with_backbone_weights
 from deformdetr.data import Datasets, build_datasets
 from deformdetr.engine._checkpoint import Checkpoint
 from deformdetr.engine._config import Experiment
@@ -25,7 +26,8 @@ from deformdetr.engine._processes import Processes
 from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._run_directory import RunDirectory
 from deformdetr.engine._seeds import seed_everything
-from deformdetr.integrations import load_checkpoint
+from deformdetr.engine._trainable import refuse_random_frozen
+from deformdetr.integrations import load_checkpoint, locate_checkpoint
 from deformdetr.models import DETR, DeformableDETR
 from deformdetr.visualize import plot_curves
 
@@ -55,12 +57,14 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
         resume: Whether to continue the run in the directory after its last saved epoch, or start one if there is none.
 
     Raises:
-        ConfigError: If model and dataset do not fit together, or a variable in `train.init_checkpoint` is not set.
+        ConfigError: If model and dataset do not fit together, parts of the model are both random and frozen, or
+            `train.init_checkpoint` names no single file.
         DatasetError: If the dataset has problems, or an image cannot be read.
         RunError: If the directory holds other files or another run.
         TrainingError: If a loss or a gradient is not finite.
         CheckpointError: If `train.init_checkpoint` does not fit the model.
-        FileNotFoundError: If `train.init_checkpoint` does not exist.
+        FileNotFoundError: If `train.init_checkpoint` or the backbone's weights do not exist.
+        ConnectionError: If one of them cannot be downloaded.
         OSError: If a file of the run cannot be written. Files that were saved before are intact.
 
     Examples:
@@ -115,6 +119,8 @@ class _Training:
         with processes.main_first():
             model, self._notes = _build(experiment, checkpoint)
         self._learner = Learner(model, experiment.model.build_criterion(), self._config, processes)
+        if checkpoint is None and self._config.init_checkpoint is None:
+            refuse_random_frozen(model, experiment.model.backbone)
         self._postprocess = experiment.model.build_postprocess(mask_threshold=MASK_THRESHOLD)
         if checkpoint is not None and checkpoint.training is not None:
             try:
@@ -248,14 +254,15 @@ def _build(experiment: Experiment, checkpoint: Checkpoint | None) -> tuple[Defor
     """Return the model with its initial weights, and messages about loading them."""
     if checkpoint is not None:
         return checkpoint.build(), []
-    model = experiment.model.build()
     source = experiment.train.init_checkpoint
     if source is None:
-        return model, []
+        return experiment.model.build(), []
     try:
-        path = expand_path(source)
+        path = locate_checkpoint(source)
     except FileError as error:
         raise ConfigError(f"train.init_checkpoint: {error}") from error
+    # Without weights of the backbone, which the checkpoint replaces.
+    model = with_backbone_weights(experiment.model, None).build()
     report = load_checkpoint(model, path, drop_class_head=True, new_mask_head=True)
     return model, [f"{source}: {report}"]
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from deformdetr.config import BackboneConfig, ConvBackboneConfig, ResNetConfig
 from deformdetr.engine._errors import ConfigError
 
 
@@ -12,7 +13,8 @@ def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> list[nn.Module]:
 
     Args:
         model: Model to change.
-        parts: Names of submodules, as in `get_submodule`. If empty, nothing is frozen.
+        parts: Names of submodules and parameters, as in `named_modules` and `named_parameters`. If empty, nothing is
+            frozen.
 
     Returns:
         The frozen modules, which must stay in evaluation mode because of dropout and batch statistics.
@@ -22,20 +24,65 @@ def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> list[nn.Module]:
     """
     if not parts:
         return []
-    modules = dict(model.named_modules())
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
     for part in parts:
-        if not part or part not in modules:
-            known = ", ".join(name for name, _ in model.named_children())
+        if not part or (part not in modules and part not in parameters):
+            known = ", ".join([*dict(model.named_children()), *dict(model.named_parameters(recurse=False))])
             raise ConfigError(f"train.trainable: the model has no part {part!r}; its parts are {known}")
-        if not any(parameter.requires_grad for parameter in modules[part].parameters()):
+        inside = [parameters[part]] if part in parameters else modules[part].parameters()
+        if not any(parameter.requires_grad for parameter in inside):
             raise ConfigError(f"train.trainable: {part!r} has no trainable parameter")
 
     def trains(name: str) -> bool:
         return any(name == part or name.startswith(f"{part}.") for part in parts)
 
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         if not trains(name):
             parameter.requires_grad_(False)
     # Modules that contain a trainable part, such as the model itself, are not frozen.
     containing = {"", *(part[:end] for part in parts for end, letter in enumerate(part) if letter == ".")}
     return [module for name, module in modules.items() if not trains(name) and name not in containing]
+
+
+def refuse_random_frozen(model: nn.Module, backbone: BackboneConfig) -> None:
+    """Check that no part of a model that starts without a checkpoint is frozen at random weights.
+
+    Args:
+        model: Model with all of its parts frozen that will be.
+        backbone: Config of its backbone, whose `weights` have been loaded.
+
+    Raises:
+        ConfigError: If a part is frozen and random, or if norms are frozen without the statistics of weights.
+    """
+    is_random = isinstance(backbone, ConvBackboneConfig) or backbone.weights is None
+    frozen = {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad and (is_random or not name.startswith("backbone."))
+    }
+    reasons = []
+    if frozen:
+        parts = dict.fromkeys(".".join(name.split(".")[:2]) for name in frozen)
+        listed = ", ".join(list(parts)[:6]) + ", ..." * (len(parts) > 6)
+        reasons.append(f"{sum(frozen.values()):,} weights are random and frozen ({listed})")
+    if is_random and isinstance(backbone, ResNetConfig) and backbone.norm == "frozen_batch":
+        reasons.append("the norms of the backbone are frozen without statistics")
+    if reasons:
+        raise ConfigError(
+            f"this model cannot learn: {', and '.join(reasons)}. Start from pretrained weights with "
+            f"{_pretrained(backbone)}train.init_checkpoint: a path, a URL or a name on the Hugging Face Hub. "
+            f"To train from random weights on purpose, {_unfrozen(backbone)}leave train.trainable out"
+        )
+
+
+def _pretrained(backbone: BackboneConfig) -> str:
+    is_random = not isinstance(backbone, ConvBackboneConfig) and backbone.weights is None
+    return "model.backbone.weights: DEFAULT, or " if is_random else ""
+
+
+def _unfrozen(backbone: BackboneConfig) -> str:
+    if isinstance(backbone, ConvBackboneConfig) or backbone.weights is not None:
+        return ""
+    if isinstance(backbone, ResNetConfig):
+        return "set model.backbone.norm to group or batch and model.backbone.trainable_layers to 5, and "
+    return "leave model.backbone.frozen out, and "

@@ -14,6 +14,7 @@ Submodules are imported at their first use.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from deformdetr._files import locate_checkpoint
 from deformdetr.integrations._checkpoints._classes import COCO_CATEGORY_IDS, select_classes
 from deformdetr.integrations._checkpoints._convert import convert_checkpoint, save_checkpoint, translate_state_dict
 from deformdetr.integrations._checkpoints._format import CheckpointFormat
@@ -40,6 +41,7 @@ __all__ = [
     "from_hugging_face",
     "from_original",
     "load_checkpoint",
+    "locate_checkpoint",
     "recognize",
     "save_checkpoint",
     "select_classes",

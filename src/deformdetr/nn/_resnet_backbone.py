@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deformdetr._files import expand_path, read_tensor_file
+from deformdetr._files import cache_folder, download_once, locate_checkpoint, read_tensor_file
 from deformdetr.kernels._layers import to_fast_format
 from deformdetr.nn._residual import FrozenBatchNorm2d, ResidualBlock, convolve_and_normalize
 from deformdetr.nn._stages import ascending_stages, strides_of
@@ -30,8 +30,9 @@ class ResNetBackbone(nn.Module):
         dilation: Whether the last stage keeps stride 16 and dilates its convolutions instead (DC5).
         trainable_layers: Number of stages that train, counted from the last: 0 to 5, where 5 includes the stem. The
             others have no gradients and keep their norm's statistics.
-        weights: None for random weights, "DEFAULT" to download torchvision's best ImageNet weights, or the path of a
-            state dict with torchvision's names, read with `weights_only=True`.
+        weights: None for random weights, "DEFAULT" to download torchvision's best ImageNet weights, or a state dict
+            with torchvision's names, read with `weights_only=True`: a path, a URL or a name on the Hugging Face Hub, as
+            for `deformdetr.integrations.locate_checkpoint`.
         convolutions: Constructor of the 3x3 convolutions, for each stage (1 to 4) where they are not `nn.Conv2d`, such
             as `DeformConv2d`. It takes the arguments of `nn.Conv2d`, and the layer holds its kernel as `weight`. The
             kernel is loaded like that of the plain layer; `weights` may lack its other parameters.
@@ -45,6 +46,7 @@ class ResNetBackbone(nn.Module):
         ValueError: If a setting is unknown, the settings contradict each other, or the weights cannot be read or do
             not fit.
         FileNotFoundError: If there is no file `weights`.
+        ConnectionError: If the weights cannot be downloaded. The message names the URL, and the file to save it as.
 
     References:
         He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
@@ -189,7 +191,7 @@ def _replace_convolutions(resnet: nn.Module, convolutions: Mapping[int, Callable
 def _read_weights(name: str, norm: ResNetNorm, weights: str | Path) -> dict[str, Tensor]:
     if norm == "group":
         raise ValueError(f"weights ({weights}) are those of a batch-norm network and do not fit norm='group'")
-    return _default_state_dict(name) if weights == "DEFAULT" else _read_state_dict(expand_path(weights))
+    return _read_state_dict(_default_weights(name) if weights == "DEFAULT" else locate_checkpoint(weights))
 
 
 def _load_weights(resnet: nn.Module, refusal: str, state: dict[str, Tensor], optional: Collection[str]) -> None:
@@ -205,11 +207,12 @@ def _load_weights(resnet: nn.Module, refusal: str, state: dict[str, Tensor], opt
         raise ValueError(f"{refusal}: {reasons}") from error
 
 
-def _default_state_dict(name: str) -> dict[str, Tensor]:
+def _default_weights(name: str) -> Path:
+    """Return the file of torchvision's best weights, at the place where torchvision itself looks for it."""
     from torchvision.models import get_model_weights
 
-    state: dict[str, Tensor] = get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)
-    return state
+    url: str = get_model_weights(name).DEFAULT.url
+    return download_once(url, cache_folder() / url.rpartition("/")[2])
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:

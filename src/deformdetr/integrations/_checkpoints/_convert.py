@@ -136,6 +136,8 @@ def convert_checkpoint(
 
     Raises:
         FileNotFoundError: If the source does not exist.
+        PermissionError: If it may not be downloaded without a login.
+        ConnectionError: If it cannot be downloaded.
         FileExistsError: If the target exists and `overwrite` is not set.
         CheckpointError: If the source cannot be read or converted, or values would be lost; nothing is written then.
         ValueError: If the target's suffix is not that of a checkpoint.
@@ -149,7 +151,7 @@ def convert_checkpoint(
         >>> report.steps
         [Step(what='1 renamed', before=1, after=1), Step(what='1 renamed', before=1, after=1)]
     """
-    source, target = Path(source), Path(target)
+    target = Path(target)
     check_writable(target, suffixes=_SUFFIXES, overwrite=overwrite)
     content = read_content(source)
     try:

@@ -34,8 +34,9 @@ def load_checkpoint(
     Args:
         model: A `DeformableDETR` of the checkpoint's variant, or a `DETR`. If a checkpoint does not tell whether
             decoder layers share their heads, the model does.
-        source: A state dict, or a file that holds one below any entries and prefixes: `.safetensors`, or any other
-            suffix for PyTorch's format, of which only tensors and plain values are unpickled. Of several state dicts,
+        source: A state dict, or a file that holds one below any entries and prefixes, given as a path, a URL or a name
+            on the Hugging Face Hub; see `locate_checkpoint`. The file is `.safetensors`, or with any other suffix in
+            PyTorch's format, of which only tensors and plain values are unpickled. Of several state dicts,
             weights are preferred to averages (`ema`, `avg`, `swa`), then those nearest to the top, then the first.
             `CheckpointReport.place` tells which was taken.
         classes: Classes of the checkpoint to take, by their labels there; see `select_classes`. None takes all.
@@ -49,6 +50,8 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: If the file does not exist.
+        PermissionError: If it may not be downloaded without a login.
+        ConnectionError: If it cannot be downloaded.
         CheckpointError: If the file is not a checkpoint of a known model, or does not fit; nothing has been loaded
             then.
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from deformdetr._files import FileError, check_tensors, read_tensor_file
+from deformdetr._files import FileError, check_tensors, locate_checkpoint, read_tensor_file
 from deformdetr.integrations._checkpoints._format import CheckpointFormat, Format
 from deformdetr.integrations._checkpoints._formats import find_formats
 
@@ -27,16 +27,17 @@ def read_content(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
     """Read the tensors and plain values of a checkpoint.
 
     Args:
-        source: A file, or its content, which is returned as it is.
+        source: A file as for `locate_checkpoint`, or its content, which is returned as it is.
 
     Raises:
         FileNotFoundError: If the file does not exist.
+        OSError: If it cannot be downloaded.
         CheckpointError: If the file cannot be read or does not hold a dict.
     """
     if not isinstance(source, str | Path):
         return source
     try:
-        content = read_tensor_file(Path(source))
+        content = read_tensor_file(locate_checkpoint(source))
     except FileError as error:
         raise CheckpointError(str(error)) from error
     if not isinstance(content, Mapping):

@@ -1,0 +1,1 @@
+"""What folders of models hold beside weights: configs, settings of inference, and model cards."""
