@@ -95,7 +95,7 @@ def test_printed_config_equals_its_preset(capsys, tmp_path, name):
     experiment = read_experiment(path)
     assert experiment.model == preset(name).replace(num_classes=91)
     assert "num_classes" not in experiment.model.model_fields_set
-    assert experiment.train == deformdetr.engine.TrainConfig()
+    assert experiment.train == deformdetr.engine.recipe(preset(name))
 
 
 def test_schema_is_json(capsys):

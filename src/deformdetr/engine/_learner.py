@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deformdetr.engine._config import TrainConfig
 from deformdetr.engine._errors import TrainingError
 from deformdetr.engine._gradient_checkpointing import enable_gradient_checkpointing
 from deformdetr.engine._inference import autocast
 from deformdetr.engine._optimizer import build_optimizer, set_learning_rate
 from deformdetr.engine._processes import Processes
+from deformdetr.engine._train_config import TrainConfig
 from deformdetr.engine._trainable import freeze_all_but
 from deformdetr.losses import SetCriterion
 from deformdetr.models import DETR, DeformableDETR, needs_targets

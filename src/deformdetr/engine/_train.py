@@ -20,10 +20,10 @@ from deformdetr.engine._experiment import resolve
 from deformdetr.engine._inference import MASK_THRESHOLD
 from deformdetr.engine._learner import Learner
 from deformdetr.engine._loaders import batches, train_loader
-from deformdetr.engine._optimizer import learning_rate_factor
 from deformdetr.engine._processes import Processes
 from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._run_directory import RunDirectory
+from deformdetr.engine._schedule import learning_rate_factor
 from deformdetr.engine._seeds import seed_everything
 from deformdetr.integrations import load_checkpoint
 from deformdetr.models import DETR, DeformableDETR

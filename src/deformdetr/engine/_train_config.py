@@ -1,0 +1,98 @@
+"""Settings of training."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from deformdetr.config import Config
+
+
+class StepSchedule(Config):
+    """A constant learning rate with drops after given epochs."""
+
+    kind: Literal["step"] = "step"
+    drop_epochs: tuple[PositiveInt, ...] = Field(
+        default=(40,), description="Finished epochs after which the learning rate drops."
+    )
+    drop_factor: Annotated[float, Field(gt=0, le=1)] = Field(default=0.1, description="Factor of each drop.")
+
+
+class CosineSchedule(Config):
+    """A learning rate that falls along a half cosine over the whole run."""
+
+    kind: Literal["cosine"] = "cosine"
+    final_factor: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.01, description="The last learning rate as a share of the first."
+    )
+
+
+def default_kind(kind: str) -> BeforeValidator:
+    """Set the default `kind` of settings that do not name one."""
+
+    def fill(settings: Any) -> Any:
+        return {"kind": kind, **settings} if isinstance(settings, Mapping) else settings
+
+    return BeforeValidator(fill)
+
+
+Schedule = Annotated[StepSchedule | CosineSchedule, Field(discriminator="kind"), default_kind("step")]
+
+
+class TrainConfig(Config):
+    """Settings of training. The defaults are those of Deformable DETR on COCO.
+
+    In an `Experiment`, settings that are not given are those of the model's `recipe`.
+    """
+
+    epochs: PositiveInt = Field(default=50, description="Passes over the training images.")
+    max_steps: PositiveInt | None = Field(
+        default=None, description="Stop after this many optimizer steps, even within an epoch."
+    )
+    batch_size: PositiveInt = Field(default=2, description="Images per process and forward pass.")
+    accumulate_steps: PositiveInt = Field(
+        default=1, description="Batches whose gradients are accumulated for one optimizer step."
+    )
+    lr: PositiveFloat = Field(default=2e-4, description="Learning rate of AdamW.")
+    lr_backbone_multiplier: NonNegativeFloat = Field(
+        default=0.1,
+        description="Learning rate of the backbone relative to `lr`; 1 suits a backbone with random weights.",
+    )
+    lr_sampling_multiplier: NonNegativeFloat = Field(
+        default=0.1, description="The same for the layers that predict sampling offsets and reference points."
+    )
+    weight_decay: NonNegativeFloat = 1e-4
+    schedule: Schedule = Field(default=StepSchedule(), description="How the learning rate changes.")
+    warmup_steps: NonNegativeInt = Field(
+        default=0, description="Optimizer steps in which the learning rate rises from 0."
+    )
+    max_grad_norm: PositiveFloat | None = Field(
+        default=0.1,
+        description="Limit of the gradient's L2 norm, to which larger gradients are scaled; null sets no limit.",
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="Precision of matrix products and convolutions; weights stay float32."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Recompute backbone, encoder and decoder in the backward pass to save memory."
+    )
+    seed: NonNegativeInt = 42
+    eval_every: PositiveInt = Field(
+        default=1, description="Epochs between evaluations; the last epoch is always evaluated."
+    )
+    save_every: PositiveInt = Field(
+        default=1, description="Epochs between checkpoints; the last epoch is always saved."
+    )
+    log_every: PositiveInt = Field(
+        default=50, description="Optimizer steps per line of output if there is no progress bar."
+    )
+    init_checkpoint: Path | None = Field(
+        default=None,
+        description="Weights to start from, in any format that load_checkpoint reads; class heads may differ, and a "
+        "mask head may be missing.",
+    )
+    trainable: tuple[str, ...] = Field(
+        default=(),
+        description="Parts of the model to train, such as mask_head; others are frozen. Empty trains all.",
+    )
