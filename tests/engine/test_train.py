@@ -41,11 +41,11 @@ def stop_at_the_start_of_epoch(monkeypatch, epoch, error):
     calls = []
     forward = SetCriterion.forward
 
-    def failing(self, outputs, targets):
+    def failing(self, outputs, targets, **others):
         calls.append(None)
         if len(calls) == 3 * (epoch - 1) + 1:
             raise error
-        return forward(self, outputs, targets)
+        return forward(self, outputs, targets, **others)
 
     monkeypatch.setattr(SetCriterion, "forward", failing)
 
@@ -224,8 +224,8 @@ def test_loss_that_is_not_finite_names_step_images_and_loss(tmp_path, monkeypatc
     forward = SetCriterion.forward
     calls = []
 
-    def broken(self, outputs, targets):
-        losses = forward(self, outputs, targets)
+    def broken(self, outputs, targets, **others):
+        losses = forward(self, outputs, targets, **others)
         calls.append([target["image_id"] for target in targets])
         if len(calls) == 5:
             losses["loss_giou_0"] = losses["loss_giou_0"] * torch.nan
@@ -250,8 +250,8 @@ def test_gradient_that_is_not_finite_stops_before_anything_is_saved(tmp_path, mo
     forward = SetCriterion.forward
     calls = []
 
-    def broken(self, outputs, targets):
-        losses = forward(self, outputs, targets)
+    def broken(self, outputs, targets, **others):
+        losses = forward(self, outputs, targets, **others)
         calls.append(None)
         if len(calls) == batch:
             # The loss is finite, but its derivative is not.

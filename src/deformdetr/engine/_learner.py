@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,11 @@ from deformdetr.engine._optimizer import build_optimizer, set_learning_rate
 from deformdetr.engine._processes import Processes
 from deformdetr.engine._train_config import TrainConfig
 from deformdetr.engine._trainable import freeze_all_but
-from deformdetr.losses import SetCriterion
+from deformdetr.losses import SetCriterion, StepCounts
 from deformdetr.models import DETR, DeformableDETR, needs_targets
 from deformdetr.structures import ImageBatch, Target
+
+Batch: TypeAlias = tuple[ImageBatch, Sequence[Target]]
 
 
 class Learner:
@@ -58,41 +60,59 @@ class Learner:
         for module in self._frozen:
             module.training = False
 
-    def learn(
-        self, images: ImageBatch, targets: Sequence[Target], *, step: int, group_size: int, is_last: bool
-    ) -> dict[str, float]:
-        """Run forward and backward, adding to the accumulated gradient.
+    def learn(self, batches: Sequence[Batch], *, step: int) -> dict[str, float]:
+        """Run forward and backward for all batches of an optimizer step, accumulating the gradient.
+
+        The gradient is that of one batch of all images. For this, losses are divided by the number of boxes of the
+        whole step, and of all processes.
 
         Args:
-            images: Batch of images.
-            targets: Target of each image.
+            batches: Images, and the target of each image.
             step: Number of the optimizer step, from 1, for messages.
-            group_size: Number of batches that are accumulated for the optimizer step.
-            is_last: Whether this batch is the last of them, so that processes exchange their gradients.
 
         Returns:
-            The total as `loss`, and its unweighted parts.
+            The total of the step as `loss`, and its unweighted parts.
 
         Raises:
             TrainingError: If a loss, or the gradient of the previous step, is not finite.
         """
+        counts = self._count(batches) if len(batches) > 1 else None
+        found = []
+        for index, (images, targets) in enumerate(batches):
+            with self._processes.exchange(self._model, enabled=index == len(batches) - 1):
+                found.append(self._learn_batch(images, targets, step, counts))
+        return {
+            # Losses of batches are parts of those of the step. Other values are statistics.
+            name: sum(values[name] for values in found) / (1 if name.startswith("loss") else len(found))
+            for name in found[0]
+        }
+
+    def _learn_batch(
+        self, images: ImageBatch, targets: Sequence[Target], step: int, counts: StepCounts | None
+    ) -> dict[str, float]:
         where = f"step {step}, images {[target.get('image_id', '?') for target in targets]}"
         images = images.to(self.device, non_blocking=True)
         targets = [to_device(target, self.device) for target in targets]
         for_denoising = {"targets": targets} if needs_targets(self.module) else {}
-        with self._processes.exchange(self._model, enabled=is_last):
-            with autocast(self.device, self._config.precision):
-                outputs = self._model(images.images, images.padding_mask, **for_denoising)
-            try:
-                losses = self._criterion(outputs, targets)
-            except ValueError as error:
-                self.check_gradient()
-                raise TrainingError(f"{where}: {error}") from error
-            losses = {"loss": self._criterion.total(losses), **losses}
-            values = self._read(losses, where)
-            self._processes.backward(self._scaler.scale(losses["loss"] / group_size))
+        with autocast(self.device, self._config.precision):
+            outputs = self._model(images.images, images.padding_mask, **for_denoising)
+        try:
+            losses = self._criterion(outputs, targets, step=counts)
+        except ValueError as error:
+            self.check_gradient()
+            raise TrainingError(f"{where}: {error}") from error
+        losses = {"loss": self._criterion.total(losses), **losses}
+        values = self._read(losses, where)
+        self._processes.backward(self._scaler.scale(losses["loss"]))
         self._where = where
         return values
+
+    def _count(self, batches: Sequence[Batch]) -> StepCounts:
+        denoising = self.module.denoising if isinstance(self.module, DeformableDETR) else None
+        return StepCounts(
+            boxes_per_image=tuple(len(target["labels"]) for _, targets in batches for target in targets),
+            denoising_queries=0 if denoising is None else sum(denoising.num_positives(each) for _, each in batches),
+        )
 
     def step(self, learning_rate_factor: float) -> None:
         """Clip the gradient and run the optimizer."""

@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -169,29 +170,20 @@ class _Training:
         seed_everything(self._config.seed, rank=self._processes.rank, epoch=self.epoch + 1)
         self._sampler.set_epoch(self.epoch)
         self._learner.start_epoch()
-        group, num_batches = self._config.accumulate_steps, len(self._loader)
         totals: dict[str, float] = {}
-        done = 0
-        for done, (images, targets) in enumerate(batches(self._loader), start=1):
-            completes_group = done % group == 0 or done == num_batches
-            values = self._learner.learn(
-                images,
-                targets,
-                step=self._step + 1,
-                group_size=min(group, num_batches - (done - 1) // group * group),
-                is_last=completes_group,
-            )
+        loader = iter(batches(self._loader))
+        num_steps = num_batches = 0
+        while self._step < self._total_steps and (group := list(islice(loader, self._config.accumulate_steps))):
+            values = self._learner.learn(group, step=self._step + 1)
+            self._learner.step(self._learning_rate_factor())
+            self._step += 1
+            num_steps, num_batches = num_steps + 1, num_batches + len(group)
             totals = {name: totals.get(name, 0.0) + value for name, value in values.items()}
-            if completes_group:
-                self._learner.step(self._learning_rate_factor())
-                self._step += 1
-                description = f"epoch {self.epoch + 1}/{self._config.epochs}"
-                display.update(self._step, description=description, status=self._status(totals["loss"] / done))
-            if self._step == self._total_steps:
-                break
+            description = f"epoch {self.epoch + 1}/{self._config.epochs}"
+            display.update(self._step, description=description, status=self._status(totals["loss"] / num_steps))
         self._learner.check_gradient()
-        num_images = done * self._config.batch_size * self._processes.world_size
-        return self._processes.mean({name: total / done for name, total in totals.items()}), num_images
+        num_images = num_batches * self._config.batch_size * self._processes.world_size
+        return self._processes.mean({name: total / num_steps for name, total in totals.items()}), num_images
 
     def _evaluate(self, display: ProgressDisplay) -> Evaluation:
         return evaluate(
