@@ -1,5 +1,6 @@
 """Training, evaluation and prediction, with run directories."""
 
+from deformdetr.engine._augmentation_sheet import draw_augmented
 from deformdetr.engine._checkpoint import Checkpoint
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._demo import DemoResult, demo_experiment, run_demo
@@ -16,13 +17,22 @@ from deformdetr.engine._run_directory import RunDirectory, load_run
 from deformdetr.engine._schedule import learning_rate_factor
 from deformdetr.engine._settings import describe, models_in, setting_names, suggest
 from deformdetr.engine._train import TrainResult, train
-from deformdetr.engine._train_config import CosineSchedule, StepSchedule, TrainConfig
+from deformdetr.engine._train_config import (
+    CosineSchedule,
+    EarlyStoppingConfig,
+    EMAConfig,
+    StepSchedule,
+    TrackingConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "Checkpoint",
     "ConfigError",
     "CosineSchedule",
     "DemoResult",
+    "EMAConfig",
+    "EarlyStoppingConfig",
     "Evaluation",
     "Experiment",
     "ImageDetections",
@@ -33,12 +43,14 @@ __all__ = [
     "RunDirectory",
     "RunError",
     "StepSchedule",
+    "TrackingConfig",
     "TrainConfig",
     "TrainResult",
     "TrainingError",
     "build_optimizer",
     "demo_experiment",
     "describe",
+    "draw_augmented",
     "enable_gradient_checkpointing",
     "evaluate",
     "evaluate_run",

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from deformdetr.engine._ema import WeightAverage
 from deformdetr.engine._errors import TrainingError
 from deformdetr.engine._gradient_checkpointing import enable_gradient_checkpointing
 from deformdetr.engine._inference import autocast
@@ -22,7 +23,7 @@ Batch: TypeAlias = tuple[ImageBatch, Sequence[Target]]
 
 
 class Learner:
-    """A model with its criterion, optimizer and gradient scaler.
+    """A model with its criterion, optimizer and gradient scaler, and the moving average of its weights.
 
     A loss or gradient that is not finite stops training. The norm of a gradient is read together with the next loss,
     because each transfer from a GPU makes it wait. `check_gradient` reads it at once.
@@ -41,6 +42,7 @@ class Learner:
         self, model: DeformableDETR | DETR, criterion: SetCriterion, config: TrainConfig, processes: Processes
     ) -> None:
         self.module = model.to(processes.device)
+        self._average = None if config.ema is None else WeightAverage(self.module, config.ema)
         self._frozen = freeze_all_but(self.module, config.trainable)
         if config.gradient_checkpointing:
             enable_gradient_checkpointing(self.module)
@@ -53,6 +55,11 @@ class Learner:
         self._model: nn.Module = processes.prepare(self.module)
         self._gradient_norm: Tensor | None = None
         self._where = ""
+
+    @property
+    def result(self) -> nn.Module:
+        """The model to evaluate and to save: with the averaged weights, if there are any."""
+        return self.module if self._average is None else self._average.module
 
     def start_epoch(self) -> None:
         """Switch to training mode, except for frozen modules."""
@@ -122,6 +129,8 @@ class Learner:
         self._gradient_norm = nn.utils.clip_grad_norm_(self.module.parameters(), limit)
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        if self._average is not None:
+            self._average.update(self.module)
         self._optimizer.zero_grad(set_to_none=True)
 
     def check_gradient(self) -> None:
@@ -138,13 +147,19 @@ class Learner:
         return {group["name"]: group["lr"] for group in self._optimizer.param_groups}
 
     def state(self) -> dict[str, Any]:
-        """Return the state for resuming, apart from the weights of the model."""
-        return {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+        """Return the state for resuming, apart from the weights of `result`."""
+        state: dict[str, Any] = {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+        if self._average is not None:
+            state |= {"model": self.module.state_dict(), "averaged": self._average.num_updates}
+        return state
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore a state that `state` returned."""
+        """Restore a state that `state` returned. The model must have the weights that `result` had."""
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
+        if self._average is not None:
+            self._average.resume(state["averaged"])
+            self.module.load_state_dict(state["model"])
 
     def _read(self, losses: dict[str, Tensor], where: str) -> dict[str, float]:
         names = [name for name in losses if not name.startswith("cardinality_error")]

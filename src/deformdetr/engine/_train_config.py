@@ -26,6 +26,9 @@ class CosineSchedule(Config):
     final_factor: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.01, description="The last learning rate as a share of the first."
     )
+    epochs: PositiveInt | None = Field(
+        default=None, description="Epochs over which it falls, and then stays; null: all epochs of the run."
+    )
 
 
 def default_kind(kind: str) -> BeforeValidator:
@@ -38,6 +41,38 @@ def default_kind(kind: str) -> BeforeValidator:
 
 
 Schedule = Annotated[StepSchedule | CosineSchedule, Field(discriminator="kind"), default_kind("step")]
+
+
+class EMAConfig(Config):
+    """An exponential moving average of the weights, which is evaluated and saved in place of the trained weights.
+
+    After n updates, the average keeps a share of `decay` or, if that is less, of (1 + n) / (10 + n), so that it forgets
+    the first weights in short runs too.
+    """
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.9997, description="Share of the average that each optimizer step keeps; less in the first steps."
+    )
+
+
+class EarlyStoppingConfig(Config):
+    """The end of a run whose average precision does not rise any more."""
+
+    patience: PositiveInt = Field(default=10, description="Evaluations without a rise of AP that end the run.")
+    min_rise: NonNegativeFloat = Field(default=0.0, description="Only a larger rise of AP counts; 0.01 is one percent.")
+
+
+class TrackingConfig(Config):
+    """Services that get settings and metrics, through accelerate. Their packages must be installed.
+
+    TensorBoard's files are written to the folder `tracking` of the run. Weights & Biases and MLflow read their own
+    environment variables.
+    """
+
+    tools: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], Field(min_length=1)] = Field(
+        default=("tensorboard",), description="Any of tensorboard, wandb and mlflow."
+    )
+    project: str = Field(default="deformdetr", description="Project of wandb, experiment of mlflow.")
 
 
 class TrainConfig(Config):
@@ -65,11 +100,18 @@ class TrainConfig(Config):
     weight_decay: NonNegativeFloat = 1e-4
     schedule: Schedule = Field(default=StepSchedule(), description="How the learning rate changes.")
     warmup_steps: NonNegativeInt = Field(
-        default=0, description="Optimizer steps in which the learning rate rises from 0."
+        default=0, description="Optimizer steps in which the learning rate rises linearly from 0."
     )
     max_grad_norm: PositiveFloat | None = Field(
         default=0.1,
         description="Limit of the gradient's L2 norm, to which larger gradients are scaled; null sets no limit.",
+    )
+    ema: EMAConfig | None = Field(
+        default=None,
+        description="Evaluate and save a moving average of the weights: {decay: 0.9997}; null: the weights themselves.",
+    )
+    early_stopping: EarlyStoppingConfig | None = Field(
+        default=None, description="End the run if AP does not rise any more: {patience: 10}; null: never."
     )
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Precision of matrix products and convolutions; weights stay float32."
@@ -86,6 +128,9 @@ class TrainConfig(Config):
     )
     log_every: PositiveInt = Field(
         default=50, description="Optimizer steps per line of output if there is no progress bar."
+    )
+    tracking: TrackingConfig | None = Field(
+        default=None, description="Send metrics to {tools: [tensorboard]}, wandb or mlflow too; null: to files alone."
     )
     init_checkpoint: Path | None = Field(
         default=None,
