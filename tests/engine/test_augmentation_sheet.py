@@ -28,11 +28,11 @@ def test_sheet_shows_the_images_that_training_starts_with(tmp_path, monkeypatch)
         assert torch.equal(target["boxes"], other["boxes"])
 
 
-def test_sheet_shows_boxes_where_objects_are():
-    experiment = tiny_experiment()
-    sheet = np.asarray(draw_augmented(experiment, count=1))
-    outlines = [(sheet == class_color(label)).all(axis=-1).sum() for label in range(3)]
-    assert sum(outlines) > 400
+def test_sheet_shows_boxes_in_the_colors_of_their_classes():
+    sheet = np.asarray(draw_augmented(tiny_experiment(), count=12)).astype(int)
+    for label in range(3):
+        # Colors are those of outlines and names, up to shrinking. No shape of the dataset has them.
+        assert (np.abs(sheet - class_color(label)).max(axis=-1) < 8).sum() > 50
 
 
 def test_sheet_of_few_images_is_small():
