@@ -8,7 +8,8 @@ from deformdetr.engine._train_config import CosineSchedule, TrainConfig
 
 def total_steps(config: TrainConfig, *, steps_per_epoch: int) -> int:
     """Return the number of optimizer steps of a whole run."""
-    return min(config.epochs * steps_per_epoch, config.max_steps or math.inf)  # type: ignore[return-value]
+    steps = config.epochs * steps_per_epoch
+    return steps if config.max_steps is None else min(steps, config.max_steps)
 
 
 def learning_rate_factor(config: TrainConfig, step: int, *, steps_per_epoch: int, total_steps: int) -> float:

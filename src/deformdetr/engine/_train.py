@@ -3,6 +3,7 @@
 import platform
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import islice
@@ -150,10 +151,9 @@ class _Training:
         ) as display:
             for line in (*self._notes, *self._describe()):
                 display.say(line)
-            tracking = Tracking(self._processes, self._experiment, self._run.path)
-            while not self._has_ended:
-                self._run_epoch(display, tracking)
-            tracking.close()
+            with closing(Tracking(self._processes, self._experiment, self._run.path)) as tracking:
+                while not self._has_ended:
+                    self._run_epoch(display, tracking)
             display.say(self._ending())
         return TrainResult(self._run.path, self.epoch, self._step, self._metrics, self._best.ap)
 
