@@ -41,7 +41,10 @@ Curve: TypeAlias = Mapping[int, Mapping[str, float]]
 DATA = ShapesConfig(num_train=2000, num_val=200, image_size=96, min_size=0.09, max_size=0.6)
 TRAIN = TrainConfig(
     batch_size=16,
+    # Given, because the recipes of the models differ.
+    lr=2e-4,
     lr_backbone_multiplier=1.0,
+    lr_sampling_multiplier=0.1,
     # Constant, so that the precision after n epochs is that of a run of n epochs.
     schedule=StepSchedule(drop_epochs=()),
     warmup_steps=100,

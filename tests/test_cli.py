@@ -14,6 +14,7 @@ from deformdetr.cli import main
 from deformdetr.config import PRESETS, preset, with_backbone_weights
 from deformdetr.data import write_shapes
 from deformdetr.engine import load_run, read_experiment
+from deformdetr.engine._best import BestScore
 from experiments import SETTINGS, tiny_experiment, tiny_run
 
 
@@ -96,7 +97,7 @@ def test_printed_config_equals_its_preset(capsys, tmp_path, name):
     assert experiment.model == with_backbone_weights(preset(name), "DEFAULT").replace(num_classes=91)
     assert getattr(experiment.model.backbone, "weights", "DEFAULT") == "DEFAULT"
     assert "num_classes" not in experiment.model.model_fields_set
-    assert experiment.train == deformdetr.engine.TrainConfig()
+    assert experiment.train == deformdetr.engine.recipe(preset(name))
 
 
 def test_schema_is_json(capsys):
@@ -107,10 +108,29 @@ def test_training_writes_a_run_that_can_be_evaluated(capsys, tmp_path, config):
     out = tmp_path / "run"
     text = shown(capsys, "train", config, "--output", out, "--train.epochs", "1")
     assert "epoch 1/1" in text
-    assert f"deformdetr eval {out}" in text
+    assert f"{out}: best.pt, last.pt, metrics.jsonl, curves.png; next: deformdetr eval {out}\n" in text
     text = shown(capsys, "eval", out)
     assert "Average Precision  (AP) @[ IoU=0.50      | area=   all" in text
     assert json.loads((out / "evaluation.json").read_text())["AP"] is not None
+
+
+def test_only_files_that_exist_are_announced(capsys, tmp_path, config, monkeypatch):
+    # As if the evaluation images had no objects.
+    monkeypatch.setattr(BestScore, "update", lambda self, metrics: False)
+    out = tmp_path / "run"
+    text = shown(capsys, "train", config, "--output", out, "--train.epochs", "1")
+    assert f"{out}: last.pt, metrics.jsonl, curves.png; next: deformdetr eval {out}\n" in text
+    assert not (out / "best.pt").exists()
+
+
+def test_settings_that_are_off_are_turned_on_on_the_command_line(capsys, tmp_path, config):
+    changes = {"--train.ema.decay": "0.9", "--train.early_stopping.patience": "3", "--data.augment.color.hue": "0.1"}
+    arguments = [each for pair in changes.items() for each in pair]
+    shown(capsys, "train", config, "--output", tmp_path / "run", "--train.epochs", "1", *arguments)
+    experiment = load_run(tmp_path / "run")[1].experiment
+    assert experiment.train.ema.decay == 0.9
+    assert experiment.train.early_stopping.patience == 3
+    assert experiment.data.augment.color.hue == 0.1
 
 
 def test_settings_on_the_command_line_take_precedence(capsys, tmp_path, config):
@@ -228,6 +248,15 @@ def test_check_describes_the_dataset_and_names_a_broken_image(capsys, tmp_path):
     broken.write_bytes(broken.read_bytes()[:200])
     shown(capsys, "check", path)
     assert str(broken) in refused(capsys, "check", path, "--decode")
+
+
+def test_check_draws_augmented_images(capsys, tmp_path):
+    path, picture = coco_config(tmp_path, tmp_path / "shapes"), tmp_path / "sheet.png"
+    text = shown(capsys, "check", path, "--draw", picture)
+    assert text.endswith(f"augmented training images: {picture}\n")
+    with Image.open(picture) as sheet:
+        assert sheet.size == (1640, 1232)
+    assert "no image format has the suffix '.txt'" in refused(capsys, "check", path, "--draw", tmp_path / "sheet.txt")
 
 
 def test_dataset_that_cannot_be_trained_on_is_refused_before_anything_is_written(capsys, tmp_path):

@@ -16,6 +16,7 @@ from deformdetr.visualize import (
     plot_curves,
     plot_sampling_points,
     save_image,
+    tile_pictures,
 )
 
 GRAY = torch.full((3, 600, 700), 128, dtype=torch.uint8)
@@ -227,3 +228,17 @@ def test_a_comparison_shows_masks_on_both_sides(dtype: torch.dtype) -> None:
     for side, label in ((picture[:, :half], 1), (picture[:, half:], 0)):
         expected = np.round(0.55 * 128 + 0.45 * np.array(class_color(label)))
         assert (np.abs(side - expected).max(axis=-1) <= 1).sum() >= 150 * 150
+
+
+def test_tiles_keep_their_order_and_shape():
+    colors = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+    sizes = [(40, 20), (300, 600), (100, 100)]
+    pictures = [Image.new("RGB", size, color) for size, color in zip(sizes, colors, strict=True)]
+    sheet = tile_pictures(pictures, columns=2, side=100)
+    assert sheet.size == (212, 212)
+    places = [np.argwhere(has_color(sheet, color)) for color in colors]
+    assert [tuple(np.ptp(place, axis=0) + 1) for place in places] == [(50, 100), (100, 50), (100, 100)]
+    centers = [place.mean(axis=0).round() for place in places]
+    assert np.array_equal(centers, [(54, 54), (54, 158), (158, 54)])
+    with pytest.raises(ValueError, match="at least one picture"):
+        tile_pictures([])

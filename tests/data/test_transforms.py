@@ -1,13 +1,18 @@
+import itertools
+
 import pytest
 import torch
+from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from deformdetr.boxes import cxcywh_to_xyxy
 from deformdetr.data import (
     AugmentConfig,
+    ColorConfig,
     RandomSizeCrop,
     ResizeShortSide,
     Sample,
+    ZoomOutConfig,
     eval_transforms,
     make_sample,
     split_sample,
@@ -130,6 +135,63 @@ def test_without_crop_and_sizes_an_image_is_only_flipped(rng: torch.Generator) -
     flipped, target = split_sample(transform(sample))
     torch.testing.assert_close(flipped, F.to_dtype(image.flip(2), torch.float32, scale=True))
     torch.testing.assert_close(target["boxes"][0, 0], torch.tensor(1 - 2.5 / 9))
+
+
+UNTOUCHED = {"short_sides": (), "crop": False, "flip": 0.0}
+
+
+def test_zooming_out_keeps_boxes_and_masks_on_their_pixels_and_fills_with_the_mean() -> None:
+    augment = AugmentConfig(**UNTOUCHED, zoom_out=ZoomOutConfig(probability=0.5, max_side=3))
+    transform = train_transforms(augment, (0.4, 0.3, 0.2), (1.0, 1.0, 1.0))
+    whole = bright_rectangles([(4, 6, 20, 18), (12, 14, 34, 44)], 48, 60)
+    whole["masks"] = tv_tensors.Mask((whole["image"][:2] > 0).to(torch.uint8))
+    sizes = set()
+    for _ in range(30):
+        image, target = split_sample(transform(whole))
+        height, width = target["size"].tolist()
+        sizes.add((height, width))
+        corners = cxcywh_to_xyxy(target["boxes"]) * torch.tensor([width, height, width, height])
+        for channel, box in enumerate(corners):
+            bright = image + torch.tensor([0.4, 0.3, 0.2]).view(3, 1, 1)
+            torch.testing.assert_close(box, found_in_pixels(bright, channel), atol=1e-3, rtol=0)
+            torch.testing.assert_close(box, found_in_pixels(target["masks"].float(), channel), atol=1e-3, rtol=0)
+        # The canvas has the mean color, which normalizes to 0.
+        assert (image.abs().amax(0) < 3e-3).sum() == height * width - 48 * 60
+    assert (48, 60) in sizes
+    assert len(sizes) > 5
+    assert max(sizes)[0] <= 3 * 48
+
+
+def test_colors_change_within_their_limits_and_boxes_stay() -> None:
+    color = ColorConfig(probability=1, brightness=(0.5, 0.5), contrast=(1, 1), saturation=(1, 1), hue=0)
+    transform = train_transforms(AugmentConfig(**UNTOUCHED, color=color), *PLAIN)
+    sample = bright_rectangles([(4, 6, 20, 18), (12, 14, 34, 44)], 48, 60)
+    orders = set()
+    for _ in range(30):
+        image, target = split_sample(transform(sample))
+        torch.testing.assert_close(image.max(), torch.tensor(127 / 255), atol=1e-2, rtol=0)
+        # Its channels are in another order.
+        (order,) = [
+            order
+            for order in itertools.permutations(range(3))
+            if torch.equal(image > 0.25, (sample["image"].as_subclass(torch.Tensor) > 0)[list(order)])
+        ]
+        orders.add(order)
+        expected = torch.tensor([4 / 60, 6 / 48, 20 / 60, 18 / 48])
+        torch.testing.assert_close(cxcywh_to_xyxy(target["boxes"])[0], expected)
+    assert len(orders) > 2
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_vertical_flip_has_its_probability(probability: float, rng: torch.Generator) -> None:
+    image = torch.randint(256, (3, 8, 9), generator=rng, dtype=torch.uint8)
+    sample = make_sample(image, torch.tensor([[1.0, 2, 4, 7]]), torch.tensor([0]))
+    transform = train_transforms(AugmentConfig(**UNTOUCHED, vertical_flip=probability), *PLAIN)
+    flipped, target = split_sample(transform(sample))
+    expected = image.flip(1) if probability else image
+    torch.testing.assert_close(flipped, F.to_dtype(expected, torch.float32, scale=True))
+    center = 4.5 / 8
+    torch.testing.assert_close(target["boxes"][0, 1], torch.tensor(1 - center if probability else center))
 
 
 def test_empty_ranges_are_refused() -> None:

@@ -1,6 +1,7 @@
 """Whole runs: the files they write, resuming and stopping."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -17,9 +18,11 @@ from deformdetr.engine import (
     RunDirectory,
     RunError,
     TrainingError,
+    evaluate_run,
     load_run,
     train,
 )
+from deformdetr.engine import _train as engine_train
 from deformdetr.integrations import save_checkpoint
 from deformdetr.losses import SetCriterion
 from disks import disk_space
@@ -44,11 +47,11 @@ def stop_at_the_start_of_epoch(monkeypatch, epoch, error):
     calls = []
     forward = SetCriterion.forward
 
-    def failing(self, outputs, targets):
+    def failing(self, outputs, targets, **others):
         calls.append(None)
         if len(calls) == 3 * (epoch - 1) + 1:
             raise error
-        return forward(self, outputs, targets)
+        return forward(self, outputs, targets, **others)
 
     monkeypatch.setattr(SetCriterion, "forward", failing)
 
@@ -181,11 +184,88 @@ def test_resuming_with_another_config_names_the_differences(finished_run):
     assert before == {file.name: file.read_bytes() for file in finished_run.iterdir()}
 
 
-def test_length_of_a_run_whose_learning_rate_depends_on_it_cannot_change(tmp_path):
-    cosine = {"kind": "cosine"}
-    run = tiny_run(tmp_path / "run", epochs=1, schedule=cosine)
-    with pytest.raises(RunError, match=r"train\.epochs: 1 before, 2 now"):
-        train(tiny_experiment(schedule=cosine), run, resume=True)
+def test_finished_cosine_goes_on_at_its_last_rate_if_told_so(tmp_path):
+    run = tiny_run(tmp_path / "run", epochs=1, schedule={"kind": "cosine"})
+    before = {file.name: file.read_bytes() for file in run.iterdir()}
+    with pytest.raises(RunError, match=r"would change .* finished epochs: .* train\.schedule\.epochs=1"):
+        train(tiny_experiment(schedule={"kind": "cosine"}), run, resume=True)
+    assert before == {file.name: file.read_bytes() for file in run.iterdir()}
+    train(tiny_experiment(schedule={"kind": "cosine", "epochs": 1}), run, resume=True)
+    assert [row["lr"]["main"] for row in rows_of(run)] == pytest.approx([1e-5, 1e-5])
+
+
+def test_learning_rate_can_be_dropped_on_resume_and_the_run_records_it(tmp_path, capsys):
+    run = tiny_run(tmp_path / "run", epochs=2)
+    dropped = tiny_experiment(epochs=4, schedule={"drop_epochs": [2]})
+    train(dropped, run, resume=True)
+    rows = rows_of(run)
+    assert [row["lr"]["main"] for row in rows] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
+    assert rows[2]["changed"] == {"train.epochs": [2, 4], "train.schedule.drop_epochs": [[40], [2]]}
+    assert "changed" not in rows[3]
+    assert "train.schedule.drop_epochs: [40] before, [2] now" in capsys.readouterr().out
+    assert Checkpoint.load(run / "last.pt").experiment.train.schedule.drop_epochs == (2,)
+    with pytest.raises(RunError, match=r"in epoch 3 it was 0\.0001, and would be 0\.001; .* exactly \[2\]"):
+        train(tiny_experiment(epochs=5), run, resume=True)
+
+
+def test_finished_run_says_so(tmp_path, finished_run, capsys):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    result = train(tiny_experiment(), run, resume=True)
+    assert (result.epoch, result.step) == (2, 6)
+    assert "ended after epoch 2 (train.epochs is 2" in capsys.readouterr().out
+    for name in ("last.pt", "best.pt", "metrics.jsonl"):
+        assert (run / name).read_bytes() == (finished_run / name).read_bytes()
+
+
+AVERAGED = {"ema": {"decay": 0.9}}
+
+
+def test_averaged_weights_are_evaluated_and_saved_and_change_no_training(tmp_path, finished_run):
+    run = tiny_run(tmp_path / "run", **AVERAGED, eval_every=2)
+    last, plain = Checkpoint.load(run / "last.pt"), Checkpoint.load(finished_run / "last.pt")
+    for name, weights in last.training["learner"]["model"].items():
+        assert torch.equal(weights, plain.model[name]), name
+    assert not torch.equal(last.model["neck.levels.0.conv.weight"], plain.model["neck.levels.0.conv.weight"])
+    best = Checkpoint.load(run / "best.pt")
+    assert all(torch.equal(weights, last.model[name]) for name, weights in best.model.items())
+    assert evaluate_run(run / "last.pt", output=tmp_path / "ap.json").metrics["AP"] == last.metrics["AP"]
+
+
+def test_run_with_averaged_weights_resumes_bit_for_bit(tmp_path):
+    whole = tiny_run(tmp_path / "whole", **AVERAGED, gradient_checkpointing=True)
+    parts = tiny_run(tmp_path / "parts", **AVERAGED, gradient_checkpointing=True, epochs=1)
+    train(tiny_experiment(**AVERAGED, gradient_checkpointing=True), parts, resume=True)
+    assert_same_weights(whole, parts)
+    one, two = (Checkpoint.load(run / "last.pt").training["learner"] for run in (whole, parts))
+    assert one["averaged"] == two["averaged"] == 6
+    assert all(torch.equal(weights, two["model"][name]) for name, weights in one["model"].items())
+
+
+def test_averaging_cannot_start_within_a_run(tmp_path):
+    run = tiny_run(tmp_path / "run", epochs=1)
+    with pytest.raises(RunError, match=r"train\.ema\.decay: None before, 0\.9 now"):
+        train(tiny_experiment(**AVERAGED), run, resume=True)
+
+
+def test_run_without_progress_ends_early_stays_ended_and_goes_on_with_more_patience(tmp_path, monkeypatch, capsys):
+    scores = iter([0.2, 0.3, 0.3, 0.25, 0.31])
+    real = engine_train.evaluate
+
+    def scored(*arguments, **settings):
+        found = real(*arguments, **settings)
+        return found._replace(metrics=found.metrics | {"AP": next(scores)})
+
+    monkeypatch.setattr(engine_train, "evaluate", scored)
+    stopping = {"epochs": 9, "early_stopping": {"patience": 2}, "save_every": 9}
+    result = train(tiny_experiment(**stopping), tmp_path / "run")
+    assert (result.epoch, result.best) == (4, 0.3)
+    said = "ended after epoch 4: AP has not risen above 0.300 in 2 evaluations (train.early_stopping)"
+    assert said in capsys.readouterr().out
+    assert load_run(tmp_path / "run")[1].epoch == 2
+    assert train(tiny_experiment(**stopping), tmp_path / "run", resume=True).epoch == 4
+    assert said in capsys.readouterr().out
+    more = stopping | {"epochs": 5, "early_stopping": {"patience": 3}}
+    assert train(tiny_experiment(**more), tmp_path / "run", resume=True).best == 0.31
 
 
 def test_max_steps_stops_within_an_epoch_and_saves(tmp_path):
@@ -227,8 +307,8 @@ def test_loss_that_is_not_finite_names_step_images_and_loss(tmp_path, monkeypatc
     forward = SetCriterion.forward
     calls = []
 
-    def broken(self, outputs, targets):
-        losses = forward(self, outputs, targets)
+    def broken(self, outputs, targets, **others):
+        losses = forward(self, outputs, targets, **others)
         calls.append([target["image_id"] for target in targets])
         if len(calls) == 5:
             losses["loss_giou_0"] = losses["loss_giou_0"] * torch.nan
@@ -253,8 +333,8 @@ def test_gradient_that_is_not_finite_stops_before_anything_is_saved(tmp_path, mo
     forward = SetCriterion.forward
     calls = []
 
-    def broken(self, outputs, targets):
-        losses = forward(self, outputs, targets)
+    def broken(self, outputs, targets, **others):
+        losses = forward(self, outputs, targets, **others)
         calls.append(None)
         if len(calls) == batch:
             # The loss is finite, but its derivative is not.

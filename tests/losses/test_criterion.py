@@ -9,7 +9,7 @@ from torch import Tensor, distributed
 from torchvision.ops import box_convert, generalized_box_iou
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
-from deformdetr.losses import FocalClassification, SetCriterion, SoftmaxClassification
+from deformdetr.losses import FocalClassification, SetCriterion, SoftmaxClassification, StepCounts
 from deformdetr.matching import HungarianMatcher, SoftmaxClassCost
 from deformdetr.structures import LayerPredictions, Predictions, Target
 from goldens import Golden, load_golden
@@ -236,6 +236,39 @@ def test_box_losses_are_divided_by_the_mean_count_of_all_processes(
     together = SetCriterion(HungarianMatcher())(outputs, targets)
     for name in ("loss_ce", "loss_bbox", "loss_giou"):
         torch.testing.assert_close(together[name], alone[name] * 5 / 7.5)
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_losses_of_batches_add_up_to_those_of_the_step(rng: torch.Generator, softmax: bool) -> None:
+    counts = (3, 0, 1, 8)
+    # With softmax, the last of three logits is for no object.
+    targets = random_targets(counts, 2, rng, dtype=torch.float64)
+    outputs = everything(4, rng, dtype=torch.float64)
+    cost = SoftmaxClassCost() if softmax else None
+    classification = SoftmaxClassification(no_object_weight=0.3) if softmax else None
+    criterion = SetCriterion(HungarianMatcher(class_cost=cost), classification=classification)
+    whole = criterion(outputs, targets)
+    sums = dict.fromkeys(whole, 0.0)
+    for part in (slice(0, 1), slice(1, 4)):
+        batch: Any = {key: outputs[key][part] for key in ("pred_logits", "pred_boxes")}  # type: ignore[literal-required]
+        batch["aux_outputs"] = [{key: each[key][part] for key in each} for each in outputs["aux_outputs"]]  # type: ignore[literal-required]
+        batch["enc_outputs"] = {key: value[part] for key, value in outputs["enc_outputs"].items()}  # type: ignore[index]
+        for name, value in criterion(batch, targets[part], step=StepCounts(counts)).items():
+            sums[name] += value
+    for name in (name for name in whole if name.startswith("loss")):
+        torch.testing.assert_close(sums[name], whole[name])
+
+
+def test_counts_of_a_step_are_averaged_over_processes(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs, targets = layer(2, 6, 3, rng), random_targets([3, 2], 3, rng)
+    alone = SetCriterion(HungarianMatcher())(outputs, targets)
+    # The step has 9 targets on this process and 11 on the other.
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce", lambda count: count.add_(11))
+    together = SetCriterion(HungarianMatcher())(outputs, targets, step=StepCounts((3, 2, 4)))
+    for name in ("loss_ce", "loss_bbox", "loss_giou"):
+        torch.testing.assert_close(together[name], alone[name] * 5 / 10)
 
 
 def _losses_in_process(rank: int, folder: str) -> None:

@@ -10,7 +10,7 @@ import torch.multiprocessing
 from torch import distributed
 from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
 
-from deformdetr.losses import SetCriterion
+from deformdetr.losses import SetCriterion, StepCounts
 from deformdetr.matching import HungarianMatcher
 from deformdetr.structures import Predictions, Target
 from targets import random_targets
@@ -148,3 +148,16 @@ def test_two_processes_divide_by_the_same_count(tmp_path: Path) -> None:
     for name in ("loss_ce_dn", "loss_bbox_dn", "loss_giou_dn_1"):
         assert found[0][name] == 0
         torch.testing.assert_close(found[1][name], alone[name].detach() * 2)
+
+
+@pytest.mark.parametrize("contrastive", [False, True])
+def test_denoising_losses_are_divided_by_the_count_of_the_step(contrastive: bool, rng: torch.Generator) -> None:
+    counts = (2, 0, 4)
+    outputs, targets = predictions(counts, 3, rng, contrastive=contrastive), random_targets(counts, CLASSES, rng)
+    criterion = SetCriterion(HungarianMatcher())
+    alone = criterion(outputs, targets)
+    of_step = criterion(outputs, targets, step=StepCounts(counts, denoising_queries=45))
+    for name in (name for name in alone if name.startswith("loss") and "_dn" in name):
+        torch.testing.assert_close(of_step[name], alone[name] * 18 / 45)
+    with pytest.raises(ValueError, match=r"step\.denoising_queries is 0, but this batch alone has 18"):
+        criterion(outputs, targets, step=StepCounts(counts))

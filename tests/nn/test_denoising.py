@@ -170,3 +170,13 @@ def test_boxes_are_noised_in_at_least_float32(kind, rng):
 def test_numbers_out_of_range_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("counts", [(2, 0, 5), (1,), (0, 0)])
+def test_positives_are_counted_before_they_are_made(counts, rng):
+    targets = random_targets(counts, 3, rng)
+    for denoising, factor in ((Denoising(3, 8, num_groups=4), 1), (ContrastiveDenoising(3, 8, dn_number=11), 2)):
+        queries = denoising(targets)
+        places = queries.content.shape[1] // (queries.num_groups * factor)
+        assert places == max(counts)
+        assert denoising.num_positives(targets) == queries.num_groups * sum(counts)

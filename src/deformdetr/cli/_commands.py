@@ -38,8 +38,10 @@ from deformdetr.engine import (
     Experiment,
     Processes,
     ProgressDisplay,
+    RunDirectory,
     TrainConfig,
     demo_experiment,
+    draw_augmented,
     evaluate_run,
     experiment_schema,
     models_in,
@@ -50,6 +52,7 @@ from deformdetr.engine import (
     suggest,
     train,
 )
+from deformdetr.visualize import save_image
 
 
 class _DeformableDETROptions(DeformableDETRConfig):
@@ -95,7 +98,9 @@ class Train(BaseModel):
         output = Path("runs") / self.config.stem if self.output is None else self.output
         train(experiment, output, resume=self.resume)
         if Processes().is_main:
-            print(f"{output}: best.pt, last.pt, metrics.jsonl, curves.png; next: deformdetr eval {output}")
+            run = RunDirectory(output)
+            written = [file.name for file in (run.best, run.last, run.metrics, run.curves) if file.exists()]
+            print(f"{output}: {', '.join(written)}; next: deformdetr eval {output}")
         return 0
 
 
@@ -146,18 +151,31 @@ class Predict(BaseModel):
 
 
 class Check(BaseModel):
-    """Check the dataset of CONFIG: annotations, image files and, with --decode, the content of every image."""
+    """Check the dataset of CONFIG: annotations, image files and, with --decode, the content of every image.
+
+    With --draw, also write a picture of the first training images as training will see them, with their boxes.
+    """
 
     config: CliPositionalArg[Path] = Field(description="YAML or JSON file.")
     decode: CliToggleFlag[bool] = Field(default=False, description="Decode every image to find broken ones.")
+    draw: Path | None = Field(
+        default=None, description="Picture to write: augmented training images with boxes, as .png or .jpg."
+    )
     data: _DATA = Field(default_factory=_no_settings, description="Settings of the dataset.")
 
     def execute(self) -> int:
         """Run the command."""
         experiment = read_experiment(self.config, _overrides(self))
+        self._check(experiment)
+        if self.draw is not None:
+            save_image(draw_augmented(experiment), self.draw)
+            print(f"augmented training images: {self.draw}")
+        return 0
+
+    def _check(self, experiment: Experiment) -> None:
         if not self.decode:
             print(check(experiment.data, masks=experiment.model.masks))
-            return 0
+            return
         with ProgressDisplay("decoding", 1) as display:
             report = check(
                 experiment.data,
@@ -166,7 +184,6 @@ class Check(BaseModel):
                 progress=lambda done, total: display.update(done, total=total),
             )
         print(report)
-        return 0
 
 
 class Presets(BaseModel):

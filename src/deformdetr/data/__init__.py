@@ -4,7 +4,7 @@ from deformdetr._coco_types import LabelMap
 from deformdetr.data._annotations import Annotations, DatasetReport
 from deformdetr.data._check import CheckReport, check
 from deformdetr.data._coco import read_coco
-from deformdetr.data._config import AnyDataConfig, AugmentConfig, DataConfig, ShapesConfig
+from deformdetr.data._config import AnyDataConfig, AugmentConfig, ColorConfig, DataConfig, ShapesConfig, ZoomOutConfig
 from deformdetr.data._dataset import Datasets, DetectionDataset, build_dataset, build_datasets, collate
 from deformdetr.data._errors import DatasetError
 from deformdetr.data._images import ImageFiles, load_image
@@ -26,6 +26,7 @@ __all__ = [
     "AnyDataConfig",
     "AugmentConfig",
     "CheckReport",
+    "ColorConfig",
     "DataConfig",
     "DatasetError",
     "DatasetReport",
@@ -39,6 +40,7 @@ __all__ = [
     "SeededIndex",
     "SeededSampler",
     "ShapesConfig",
+    "ZoomOutConfig",
     "build_dataset",
     "build_datasets",
     "check",

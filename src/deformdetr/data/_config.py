@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from deformdetr._coco_types import LabelMap
 from deformdetr.config import Config
@@ -26,12 +26,41 @@ _NumWorkers = Annotated[
 ]
 
 
+_Range = Annotated[tuple[NonNegativeFloat, NonNegativeFloat], Field(description="Least and largest factor.")]
+
+
+class ColorConfig(Config):
+    """Random changes of color: torchvision's `RandomPhotometricDistort`, after SSD.
+
+    Brightness, contrast, saturation and hue change independently, each with `probability`, and the channels are
+    permuted with it.
+    """
+
+    probability: Probability = Field(default=0.5, description="Probability of each change.")
+    brightness: _Range = (0.875, 1.125)
+    contrast: _Range = (0.5, 1.5)
+    saturation: _Range = (0.5, 1.5)
+    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        default=0.05, description="Largest shift, as a fraction of the color circle."
+    )
+
+
+class ZoomOutConfig(Config):
+    """Images on a larger canvas of the mean color, so that objects become smaller: torchvision's `RandomZoomOut`."""
+
+    probability: Probability = Field(default=0.5, description="Probability that an image is zoomed out.")
+    max_side: Annotated[float, Field(ge=1, le=8)] = Field(
+        default=2.0,
+        description="Largest side of the canvas, as a multiple of the image's; memory grows with its square.",
+    )
+
+
 class AugmentConfig(Config):
     """Augmentation of training images. The defaults are the recipe of DETR and Deformable DETR for COCO.
 
-    An image is flipped, then resized. With `crop`, half of the images (`crop_probability`) are first resized so that
-    their shorter side is one of `crop_resize`, and cropped to a random rectangle with sides from `crop_min` to
-    `crop_max`.
+    With `color`, colors are changed, and with `zoom_out`, images are placed on a larger canvas. Then images are flipped
+    and resized. With `crop`, half of them (`crop_probability`) are first resized so that their shorter side is one of
+    `crop_resize`, and cropped to a random rectangle with sides from `crop_min` to `crop_max`.
 
     Examples:
         >>> from deformdetr.data import AugmentConfig, ShapesConfig
@@ -40,7 +69,17 @@ class AugmentConfig(Config):
         0.5
     """
 
+    color: ColorConfig | None = Field(
+        default=None,
+        description="Change colors: {probability: 0.5}, also brightness, contrast, saturation, hue; null: not.",
+    )
+    zoom_out: ZoomOutConfig | None = Field(
+        default=None, description="Place images on a larger canvas: {probability: 0.5, max_side: 2}; null: not."
+    )
     flip: Probability = Field(default=0.5, description="Probability of a horizontal flip.")
+    vertical_flip: Probability = Field(
+        default=0.0, description="Probability of a vertical flip, for pictures without up and down."
+    )
     short_sides: tuple[PositiveInt, ...] = Field(
         default=tuple(range(480, 801, 32)),
         description="The shorter side after resizing, in pixels, is drawn from these; empty keeps the size.",
@@ -66,6 +105,11 @@ class AugmentConfig(Config):
             raise ValueError(
                 f"max_size ({self.max_size}) is below the largest of short_sides ({max(self.short_sides)})"
             )
+        if self.color is not None:
+            for name in ("brightness", "contrast", "saturation"):
+                low, high = getattr(self.color, name)
+                if low > high:
+                    raise ValueError(f"color.{name} must be a least and a largest factor, got {low} and {high}")
         if self.crop_min > self.crop_max:
             raise ValueError(f"crop_min ({self.crop_min}) exceeds crop_max ({self.crop_max})")
         return self

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from deformdetr.boxes import xyxy_to_cxcywh
-from deformdetr.data._config import AnyDataConfig, AugmentConfig
+from deformdetr.data._config import AnyDataConfig, AugmentConfig, ColorConfig, ZoomOutConfig
 from deformdetr.models import normalize_image, prepare_image, resize_image, resized_size
 from deformdetr.structures import Target
 
@@ -175,6 +175,8 @@ class RandomSizeCrop:
 def train_transforms(augment: AugmentConfig, mean: Sequence[float], std: Sequence[float]) -> SampleTransform:
     """Return the training transforms of DETR and Deformable DETR: flip, resize or crop, and normalize.
 
+    Changes of color and zooming out come first, if the settings have them.
+
     Examples:
         >>> import torch
         >>> from deformdetr.data import AugmentConfig, make_sample, split_sample, train_transforms
@@ -188,7 +190,9 @@ def train_transforms(augment: AugmentConfig, mean: Sequence[float], std: Sequenc
     References:
         Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020, section 4 and appendix A.4.
     """
-    steps: list[Callable[..., Any]] = [v2.RandomHorizontalFlip(augment.flip)]
+    steps = [*_color(augment.color), *_zoom_out(augment.zoom_out, mean), v2.RandomHorizontalFlip(augment.flip)]
+    if augment.vertical_flip:
+        steps.append(v2.RandomVerticalFlip(augment.vertical_flip))
     resize = _resize(augment.short_sides, augment.max_size)
     if augment.crop:
         crop = [
@@ -238,6 +242,26 @@ def prepare_for_evaluation(image: UInt8[Tensor, "3 _height _width"], config: Any
         mean=config.image_mean,
         std=config.image_std,
     )
+
+
+def _color(color: ColorConfig | None) -> list[Callable[..., Any]]:
+    if color is None:
+        return []
+    distort = v2.RandomPhotometricDistort(
+        brightness=color.brightness,
+        contrast=color.contrast,
+        saturation=color.saturation,
+        hue=(-color.hue, color.hue),
+        p=color.probability,
+    )
+    return [distort]
+
+
+def _zoom_out(zoom: ZoomOutConfig | None, mean: Sequence[float]) -> list[Callable[..., Any]]:
+    if zoom is None:
+        return []
+    fill: dict[Any, Any] = {tv_tensors.Image: [round(255 * channel) for channel in mean], "others": 0}
+    return [v2.RandomZoomOut(fill=fill, side_range=(1.0, zoom.max_side), p=zoom.probability)]
 
 
 def _resize(short_sides: Sequence[int], max_size: int | None) -> list[Callable[..., Any]]:

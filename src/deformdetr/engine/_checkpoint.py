@@ -37,14 +37,14 @@ class Checkpoint:
     """A trained model, with its experiment and labels.
 
     Attributes:
-        model: State dict of the model.
+        model: State dict of the model: of the averaged weights, if training averages them (`train.ema`).
         experiment: The experiment, complete with the number of classes.
         label_map: The category of each label.
         epoch: Number of finished epochs.
         step: Number of finished optimizer steps.
         metrics: Metrics of the last evaluation. Empty before the first.
-        training: State for resuming: that of the optimizer and the gradient scaler, and the best AP so far. `None` in a
-            checkpoint for inference only.
+        training: State for resuming: that of the optimizer and the gradient scaler, the trained weights beside averaged
+            ones, and the best AP so far. `None` in a checkpoint for inference only.
 
     Examples:
         >>> from deformdetr.engine import load_run

@@ -1,118 +1,15 @@
-"""Configs of training runs."""
+"""Configs of experiments: a model, a dataset and the settings of training."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from deformdetr.config import Config, DeformableDETRConfig, DETRConfig, ModelConfig, preset
 from deformdetr.data import AnyDataConfig
+from deformdetr.engine._recipes import complete_with_recipe
 from deformdetr.engine._settings import merge
-
-
-class StepSchedule(Config):
-    """A constant learning rate with drops after given epochs.
-
-    Examples:
-        >>> from deformdetr.engine import StepSchedule, TrainConfig
-        >>> TrainConfig(epochs=12, schedule=StepSchedule(drop_epochs=(11,))).schedule.drop_factor
-        0.1
-    """
-
-    kind: Literal["step"] = "step"
-    drop_epochs: tuple[PositiveInt, ...] = Field(
-        default=(40,), description="Finished epochs after which the learning rate drops."
-    )
-    drop_factor: Annotated[float, Field(gt=0, le=1)] = Field(default=0.1, description="Factor of each drop.")
-
-
-class CosineSchedule(Config):
-    """A learning rate that falls along a half cosine over the whole run.
-
-    Examples:
-        >>> from deformdetr.engine import CosineSchedule, TrainConfig
-        >>> TrainConfig(epochs=12, schedule=CosineSchedule(final_factor=0.1)).schedule.final_factor
-        0.1
-    """
-
-    kind: Literal["cosine"] = "cosine"
-    final_factor: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.01, description="The last learning rate as a share of the first."
-    )
-
-
-def _default_kind(kind: str) -> BeforeValidator:
-    """Set the default `kind` of settings that do not name one."""
-
-    def fill(settings: Any) -> Any:
-        return {"kind": kind, **settings} if isinstance(settings, Mapping) else settings
-
-    return BeforeValidator(fill)
-
-
-Schedule = Annotated[StepSchedule | CosineSchedule, Field(discriminator="kind"), _default_kind("step")]
-
-
-class TrainConfig(Config):
-    """Settings of training. The defaults are those of Deformable DETR on COCO.
-
-    Examples:
-        >>> from deformdetr.engine import TrainConfig
-        >>> TrainConfig(batch_size=4).replace(lr=1e-4).batch_size
-        4
-    """
-
-    epochs: PositiveInt = Field(default=50, description="Passes over the training images.")
-    max_steps: PositiveInt | None = Field(
-        default=None, description="Stop after this many optimizer steps, even within an epoch."
-    )
-    batch_size: PositiveInt = Field(default=2, description="Images per process and forward pass.")
-    accumulate_steps: PositiveInt = Field(
-        default=1, description="Batches whose gradients are accumulated for one optimizer step."
-    )
-    lr: PositiveFloat = Field(default=2e-4, description="Learning rate of AdamW.")
-    lr_backbone_multiplier: NonNegativeFloat = Field(
-        default=0.1,
-        description="Learning rate of the backbone relative to `lr`; 1 suits a backbone with random weights.",
-    )
-    lr_sampling_multiplier: NonNegativeFloat = Field(
-        default=0.1, description="The same for the layers that predict sampling offsets and reference points."
-    )
-    weight_decay: NonNegativeFloat = 1e-4
-    schedule: Schedule = Field(default=StepSchedule(), description="How the learning rate changes.")
-    warmup_steps: NonNegativeInt = Field(
-        default=0, description="Optimizer steps in which the learning rate rises from 0."
-    )
-    max_grad_norm: PositiveFloat | None = Field(
-        default=0.1,
-        description="Limit of the gradient's L2 norm, to which larger gradients are scaled; null sets no limit.",
-    )
-    precision: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="Precision of matrix products and convolutions; weights stay float32."
-    )
-    gradient_checkpointing: bool = Field(
-        default=False, description="Recompute backbone, encoder and decoder in the backward pass to save memory."
-    )
-    seed: NonNegativeInt = 42
-    eval_every: PositiveInt = Field(
-        default=1, description="Epochs between evaluations; the last epoch is always evaluated."
-    )
-    save_every: PositiveInt = Field(
-        default=1, description="Epochs between checkpoints; the last epoch is always saved."
-    )
-    log_every: PositiveInt = Field(
-        default=50, description="Optimizer steps per line of output if there is no progress bar."
-    )
-    init_checkpoint: str | Path | None = Field(
-        default=None,
-        description="Weights to start from, in any format that load_checkpoint reads: a path, a URL, or user/name on "
-        "the Hugging Face Hub; class heads may differ, and a mask head may be missing.",
-    )
-    trainable: tuple[str, ...] = Field(
-        default=(),
-        description="Parts of the model to train, such as mask_head; others are frozen. Empty trains all.",
-    )
+from deformdetr.engine._train_config import TrainConfig, default_kind
 
 
 def _complete_model(model: Any) -> Any:
@@ -133,18 +30,31 @@ class Experiment(Config):
     """A model, a dataset and the settings of training.
 
     `model` may name a preset whose fields are the defaults: `{"preset": "deformable_detr_r50", "num_queries": 100}`.
-    Without `model.num_classes`, the dataset determines it when training starts.
+    Without `model.num_classes`, the dataset determines it when training starts. Settings of `train` that are not given,
+    also those of a `TrainConfig`, are those of the model's `recipe`.
 
     Examples:
         >>> from deformdetr.engine import Experiment
         >>> experiment = Experiment(model={"preset": "demo"}, data={"kind": "shapes"}, train={"epochs": 2})
         >>> experiment.train.lr
         0.0002
+        >>> Experiment(model={"preset": "dino_r50_4scale"}, data={"kind": "shapes"}).train.lr
+        0.0001
     """
 
     model: Annotated[ModelConfig, BeforeValidator(_complete_model)] = Field(
         default_factory=lambda: DeformableDETRConfig.model_validate(_complete_model({})),
         description="The model; `preset` names the preset whose fields are the defaults.",
     )
-    data: Annotated[AnyDataConfig, _default_kind("coco")] = Field(description="The dataset.")
-    train: TrainConfig = Field(default=TrainConfig(), description="Settings of training.")
+    data: Annotated[AnyDataConfig, default_kind("coco")] = Field(description="The dataset.")
+    train: TrainConfig = Field(
+        default=TrainConfig(),
+        validate_default=True,
+        description="Settings of training; the defaults are those that the model was published with.",
+    )
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _complete_train(cls, train: Any, info: ValidationInfo) -> Any:
+        model = info.data.get("model")
+        return train if model is None else complete_with_recipe(train, model)

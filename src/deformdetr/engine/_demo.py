@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from deformdetr.config import DeformableDETRConfig, preset
 from deformdetr.data import DetectionDataset, ShapesConfig, build_dataset
-from deformdetr.engine._config import CosineSchedule, Experiment, TrainConfig
+from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import RunError
 from deformdetr.engine._evaluate import Evaluation, evaluate_run
 from deformdetr.engine._inference import MASK_THRESHOLD, detect
 from deformdetr.engine._run_directory import RunDirectory, load_run
 from deformdetr.engine._train import TrainResult, train
+from deformdetr.engine._train_config import CosineSchedule, TrainConfig
 from deformdetr.models import PostProcess
 from deformdetr.structures import ImageBatch
 from deformdetr.visualize import draw_comparison, plot_sampling_points, save_image

@@ -81,17 +81,36 @@ def resolve(experiment: Experiment, label_map: LabelMap) -> Experiment:
     return experiment.replace(model=model, data=data)
 
 
-def changes_that_matter(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
-    """Return the old and new values of settings that must not change when a run is resumed, by dotted name.
+# Settings that may change when a run is resumed, with those below them. `check_past` checks the schedule.
+_CHANGEABLE = (
+    "data.num_workers",
+    "train.early_stopping",
+    "train.epochs",
+    "train.eval_every",
+    "train.init_checkpoint",
+    "train.log_every",
+    "train.save_every",
+    "train.schedule",
+    "train.tracking",
+)
 
-    The intervals of evaluation, saving and logging and the number of workers may change. So may the number of epochs,
-    unless the learning rate depends on it.
+
+def all_changes(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
+    """Return the old and new values of settings that differ, by dotted name."""
+    return differences(old.model_dump(mode="json"), new.model_dump(mode="json"))
+
+
+def changes_that_matter(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
+    """Return those of `all_changes` that must not be made when a run is resumed.
+
+    The intervals of evaluation, saving and logging, the number of workers, trackers, early stopping, the number of
+    epochs and the schedule may change.
     """
-    harmless = {"train.eval_every", "train.save_every", "train.log_every", "train.init_checkpoint", "data.num_workers"}
-    if old.train.schedule.kind == "step":
-        harmless.add("train.epochs")
-    changed = differences(old.model_dump(mode="json"), new.model_dump(mode="json"))
-    return {name: values for name, values in changed.items() if name not in harmless}
+
+    def may_change(name: str) -> bool:
+        return any(name == each or name.startswith(f"{each}.") for each in _CHANGEABLE)
+
+    return {name: values for name, values in all_changes(old, new).items() if not may_change(name)}
 
 
 def experiment_schema() -> dict[str, Any]:

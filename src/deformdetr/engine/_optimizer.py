@@ -1,12 +1,11 @@
 """AdamW with the parameter groups and learning rates of Deformable DETR."""
 
-import math
 from typing import Any
 
 import torch
 from torch import nn
 
-from deformdetr.engine._config import CosineSchedule, TrainConfig
+from deformdetr.engine._train_config import TrainConfig
 
 
 def parameter_groups(
@@ -70,32 +69,6 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     for group in groups:
         group["initial_lr"] = group["lr"]
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-
-
-def learning_rate_factor(config: TrainConfig, step: int, *, steps_per_epoch: int, total_steps: int) -> float:
-    """Return the factor of the learning rates in a step.
-
-    It depends only on the step, so that the schedule has no state to save.
-
-    Args:
-        config: Settings of training, with schedule and warm-up.
-        step: Number of optimizer steps before this one.
-        steps_per_epoch: Number of optimizer steps in an epoch.
-        total_steps: Number of optimizer steps in the run.
-
-    Examples:
-        >>> from deformdetr.engine import TrainConfig, learning_rate_factor
-        >>> learning_rate_factor(TrainConfig(warmup_steps=3), 1, steps_per_epoch=10, total_steps=500)
-        0.5
-    """
-    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
-    schedule = config.schedule
-    if isinstance(schedule, CosineSchedule):
-        progress = min(1.0, step / max(1, total_steps - 1))
-        final = schedule.final_factor
-        return warmup * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
-    drops = sum(step >= epoch * steps_per_epoch for epoch in schedule.drop_epochs)
-    return warmup * schedule.drop_factor**drops
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

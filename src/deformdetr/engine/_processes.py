@@ -1,7 +1,9 @@
 """Communication between training processes, with accelerate."""
 
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ class Processes:
 
     Args:
         has_unused_parameters: Whether some trainable parameters do not affect the loss.
+        trackers: Tools that metrics are sent to, as in accelerate's `log_with`.
+        tracking_dir: Folder for the files of such tools.
 
     Attributes:
         device: Device of this process.
@@ -32,9 +36,16 @@ class Processes:
         (True, 1)
     """
 
-    def __init__(self, *, has_unused_parameters: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        has_unused_parameters: bool = False,
+        trackers: Sequence[str] = (),
+        tracking_dir: Path | None = None,
+    ) -> None:
         require_train_extra()
         from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.utils import ProjectConfiguration
 
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         # The config sets the precision, and `Learner` applies it.
@@ -42,6 +53,8 @@ class Processes:
             mixed_precision="no",
             # Without GPUs, accelerate connects the processes of torchrun only if `cpu` is set.
             cpu=launched > 1 and not torch.cuda.is_available(),
+            log_with=list(trackers) or None,
+            project_config=ProjectConfiguration(logging_dir=None if tracking_dir is None else str(tracking_dir)),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=has_unused_parameters)],
         )
         kind = self._accelerator.distributed_type.value
@@ -84,6 +97,29 @@ class Processes:
     def wait(self) -> None:
         """Wait for all processes."""
         self._accelerator.wait_for_everyone()
+
+    def start_trackers(
+        self, project: str, settings: Mapping[str, Any], arguments: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Start the trackers on the main process.
+
+        Args:
+            project: Name of the project.
+            settings: Numbers and texts to record once.
+            arguments: Further arguments of tools, by their names.
+        """
+        self._accelerator.init_trackers(
+            project, config=dict(settings), init_kwargs={tool: dict(given) for tool, given in arguments.items()}
+        )
+
+    def log(self, values: Mapping[str, float | int], *, step: int) -> None:
+        """Send values of a step to the trackers."""
+        self._accelerator.log(dict(values), step=step)
+
+    def finish_trackers(self) -> None:
+        """Send what is left. The processes stay connected, unlike after accelerate's `end_training`."""
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
         """Return the means over all processes, which must pass the same names."""

@@ -24,6 +24,7 @@ class RunDirectory:
         best: The checkpoint with the highest AP.
         evaluation: The latest result of `deformdetr eval`, as JSON.
         environment: The command, versions and device of the latest start, as JSON.
+        tracking: Folder for the files of trackers.
 
     Examples:
         >>> from pathlib import Path
@@ -41,6 +42,7 @@ class RunDirectory:
         self.best = path / "best.pt"
         self.evaluation = path / "evaluation.json"
         self.environment = path / "environment.json"
+        self.tracking = path / "tracking"
 
     def file_names(self) -> set[str]:
         """Return the names of all files that a run may have."""

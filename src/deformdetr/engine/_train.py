@@ -3,8 +3,10 @@
 import platform
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,19 +15,21 @@ import torch
 from deformdetr._files import FileError
 from deformdetr.config import with_backbone_weights
 from deformdetr.data import Datasets, build_datasets
+from deformdetr.engine._best import BestScore
 from deformdetr.engine._checkpoint import Checkpoint
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import ConfigError, RunError
 from deformdetr.engine._evaluate import Evaluation, evaluate
-from deformdetr.engine._experiment import resolve
+from deformdetr.engine._experiment import all_changes, resolve
 from deformdetr.engine._inference import MASK_THRESHOLD
 from deformdetr.engine._learner import Learner
 from deformdetr.engine._loaders import batches, train_loader
-from deformdetr.engine._optimizer import learning_rate_factor
 from deformdetr.engine._processes import Processes
 from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._run_directory import RunDirectory
+from deformdetr.engine._schedule import check_past, describe_schedule, learning_rate_factor, total_steps
 from deformdetr.engine._seeds import seed_everything
+from deformdetr.engine._tracking import Tracking, check_tools
 from deformdetr.engine._trainable import refuse_random_frozen
 from deformdetr.integrations import load_checkpoint, locate_checkpoint
 from deformdetr.models import DETR, DeformableDETR
@@ -55,10 +59,11 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
         experiment: Model, dataset and settings of training.
         output_dir: Run directory. It must be empty or absent unless `resume` is True.
         resume: Whether to continue the run in the directory after its last saved epoch, or start one if there is none.
+            The number of epochs may then be another, and the schedule, as far as it does not concern finished epochs.
 
     Raises:
-        ConfigError: If model and dataset do not fit together, parts of the model are both random and frozen, or
-            `train.init_checkpoint` names no single file.
+        ConfigError: If model and dataset do not fit together, parts of the model are both random and frozen,
+            `train.init_checkpoint` names no single file, or a package of `train.tracking` is missing.
         DatasetError: If the dataset has problems, or an image cannot be read.
         RunError: If the directory holds other files or another run.
         TrainingError: If a loss or a gradient is not finite.
@@ -71,10 +76,17 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
         >>> from deformdetr.engine import read_experiment, train
         >>> result = train(read_experiment("detector.yaml"), "runs/detector")  # doctest: +SKIP
     """
-    processes = Processes(has_unused_parameters=not experiment.model.aux_loss)
+    run = RunDirectory(Path(output_dir))
+    tracking = experiment.train.tracking
+    if tracking is not None:
+        check_tools(tracking)
+    processes = Processes(
+        has_unused_parameters=not experiment.model.aux_loss,
+        trackers=() if tracking is None else tracking.tools,
+        tracking_dir=run.tracking,
+    )
     datasets = build_datasets(experiment.data, masks=experiment.model.masks)
     experiment = resolve(experiment, datasets.train.label_map)
-    run = RunDirectory(Path(output_dir))
     checkpoint = run.open(experiment, resume=resume)
     training = _Training(experiment, datasets, processes, run, checkpoint)
     processes.wait()
@@ -108,12 +120,16 @@ class _Training:
             world_size=processes.world_size,
         )
         self._steps_per_epoch = -(-len(self._loader) // self._config.accumulate_steps)
-        limit = self._config.epochs * self._steps_per_epoch
-        self._total_steps = min(limit, self._config.max_steps or limit)
+        self._total_steps = total_steps(self._config, steps_per_epoch=self._steps_per_epoch)
         self.epoch = 0 if checkpoint is None else checkpoint.epoch
         self._step = 0 if checkpoint is None else checkpoint.step
         self._metrics: dict[str, Any] = {} if checkpoint is None else checkpoint.metrics
-        self._best: tuple[float, float] | None = None
+        self._best = BestScore(self._config.early_stopping)
+        self._changes: dict[str, tuple[Any, Any]] = {}
+        if checkpoint is not None:
+            self._changes = all_changes(checkpoint.experiment, experiment)
+            old, epochs = checkpoint.experiment.train, checkpoint.epoch
+            check_past(old, self._config, epochs=epochs, steps_per_epoch=self._steps_per_epoch)
         # All processes start from the same weights.
         seed_everything(self._config.seed, rank=0, epoch=0)
         with processes.main_first():
@@ -125,7 +141,7 @@ class _Training:
         if checkpoint is not None and checkpoint.training is not None:
             try:
                 self._learner.load_state(checkpoint.training["learner"])
-                self._best = checkpoint.training["best"]
+                self._best.load_state(checkpoint.training["best"])
             except (LookupError, TypeError, ValueError) as error:
                 raise RunError(f"{run.last}: does not hold the state for resuming this run: {error}") from error
 
@@ -140,16 +156,25 @@ class _Training:
         ) as display:
             for line in (*self._notes, *self._describe()):
                 display.say(line)
-            while self.epoch < self._config.epochs and self._step < self._total_steps:
-                self._run_epoch(display)
-        return TrainResult(self._run.path, self.epoch, self._step, self._metrics, self._best and self._best[0])
+            with closing(Tracking(self._processes, self._experiment, self._run.path)) as tracking:
+                while not self._has_ended:
+                    self._run_epoch(display, tracking)
+            display.say(self._ending())
+        return TrainResult(self._run.path, self.epoch, self._step, self._metrics, self._best.ap)
 
-    def _run_epoch(self, display: ProgressDisplay) -> None:
+    @property
+    def _has_ended(self) -> bool:
+        return self._is_last or self._best.has_ended
+
+    @property
+    def _is_last(self) -> bool:
+        return self.epoch >= self._config.epochs or self._step >= self._total_steps
+
+    def _run_epoch(self, display: ProgressDisplay, tracking: Tracking) -> None:
         started = time.monotonic()
         losses, num_images = self._learn(display)
         seconds = time.monotonic() - started
         self.epoch += 1
-        is_last = self.epoch == self._config.epochs or self._step == self._total_steps
         row: dict[str, Any] = {
             "epoch": self.epoch,
             "step": self._step,
@@ -158,16 +183,18 @@ class _Training:
             "seconds": round(seconds, 3),
             "images_per_second": round(num_images / seconds, 2),
         }
+        if self._changes:
+            row["changed"] = {name: list(values) for name, values in self._changes.items()}
+            self._changes = {}
         is_best = False
-        if is_last or self.epoch % self._config.eval_every == 0:
+        if self._is_last or self.epoch % self._config.eval_every == 0:
             self._metrics = dict(self._evaluate(display).metrics)
             row |= self._metrics
-            score = _score(self._metrics)
-            is_best = score is not None and (self._best is None or score > self._best)
-            self._best = score if is_best else self._best
+            is_best = self._best.update(self._metrics)
         if self._processes.is_main:
             display.say(_summary(row, self._config.epochs))
-            self._save(row, is_best=is_best, is_due=is_last or self.epoch % self._config.save_every == 0)
+            self._save(row, is_best=is_best, is_due=self._has_ended or self.epoch % self._config.save_every == 0)
+        tracking.log(row, step=self._step)
         self._processes.wait()
 
     def _learn(self, display: ProgressDisplay) -> tuple[dict[str, float], int]:
@@ -175,33 +202,24 @@ class _Training:
         seed_everything(self._config.seed, rank=self._processes.rank, epoch=self.epoch + 1)
         self._sampler.set_epoch(self.epoch)
         self._learner.start_epoch()
-        group, num_batches = self._config.accumulate_steps, len(self._loader)
         totals: dict[str, float] = {}
-        done = 0
-        for done, (images, targets) in enumerate(batches(self._loader), start=1):
-            completes_group = done % group == 0 or done == num_batches
-            values = self._learner.learn(
-                images,
-                targets,
-                step=self._step + 1,
-                group_size=min(group, num_batches - (done - 1) // group * group),
-                is_last=completes_group,
-            )
+        loader = iter(batches(self._loader))
+        num_steps = num_batches = 0
+        while self._step < self._total_steps and (group := list(islice(loader, self._config.accumulate_steps))):
+            values = self._learner.learn(group, step=self._step + 1)
+            self._learner.step(self._learning_rate_factor())
+            self._step += 1
+            num_steps, num_batches = num_steps + 1, num_batches + len(group)
             totals = {name: totals.get(name, 0.0) + value for name, value in values.items()}
-            if completes_group:
-                self._learner.step(self._learning_rate_factor())
-                self._step += 1
-                description = f"epoch {self.epoch + 1}/{self._config.epochs}"
-                display.update(self._step, description=description, status=self._status(totals["loss"] / done))
-            if self._step == self._total_steps:
-                break
+            description = f"epoch {self.epoch + 1}/{self._config.epochs}"
+            display.update(self._step, description=description, status=self._status(totals["loss"] / num_steps))
         self._learner.check_gradient()
-        num_images = done * self._config.batch_size * self._processes.world_size
-        return self._processes.mean({name: total / done for name, total in totals.items()}), num_images
+        num_images = num_batches * self._config.batch_size * self._processes.world_size
+        return self._processes.mean({name: total / num_steps for name, total in totals.items()}), num_images
 
     def _evaluate(self, display: ProgressDisplay) -> Evaluation:
         return evaluate(
-            self._learner.module,
+            self._learner.result,
             self._postprocess,
             self._datasets.val,
             self._processes,
@@ -215,7 +233,7 @@ class _Training:
         self._run.append_metrics(row)
         plot_curves(self._run.read_metrics(), self._run.curves)
         checkpoint = Checkpoint(
-            model=self._learner.module.state_dict(),
+            model=self._learner.result.state_dict(),
             experiment=self._experiment,
             label_map=self._datasets.train.label_map,
             epoch=self.epoch,
@@ -226,7 +244,7 @@ class _Training:
         if is_best:
             checkpoint.save(self._run.best)
         if is_due:
-            state = {"learner": self._learner.state(), "best": self._best}
+            state = {"learner": self._learner.state(), "best": self._best.state()}
             replace(checkpoint, training=state).save(self._run.last)
 
     def _learning_rate_factor(self) -> float:
@@ -247,7 +265,19 @@ class _Training:
             f"val: {self._datasets.val.report}",
             f"{start} in {self._run.path}: {parameters:,} parameters on {self._learner.device}, {images} images per "
             f"step, {self._steps_per_epoch} steps per epoch, {self._config.epochs} epochs",
+            *(f"{name}: {old!r} before, {new!r} now" for name, (old, new) in self._changes.items()),
+            describe_schedule(self._config),
         ]
+
+    def _ending(self) -> str:
+        if self._best.has_ended:
+            return (
+                f"ended after epoch {self.epoch}: AP has not risen above {self._best.ap:.3f} in {self._best.waited} "
+                "evaluations (train.early_stopping)"
+            )
+        if self._step >= self._total_steps and self._config.max_steps is not None:
+            return f"ended after step {self._step} (train.max_steps is {self._config.max_steps})"
+        return f"ended after epoch {self.epoch} (train.epochs is {self._config.epochs}, and may be raised to resume)"
 
 
 def _build(experiment: Experiment, checkpoint: Checkpoint | None) -> tuple[DeformableDETR | DETR, list[str]]:
@@ -265,13 +295,6 @@ def _build(experiment: Experiment, checkpoint: Checkpoint | None) -> tuple[Defor
     model = with_backbone_weights(experiment.model, None).build()
     report = load_checkpoint(model, path, drop_class_head=True, new_mask_head=True)
     return model, [f"{source}: {report}"]
-
-
-def _score(metrics: dict[str, Any]) -> tuple[float, float] | None:
-    """Return the score of a checkpoint: the AP of boxes, then that of masks to decide between equal ones."""
-    if metrics["AP"] is None:
-        return None
-    return metrics["AP"], metrics.get("segm", {}).get("AP") or 0.0
 
 
 def _summary(row: dict[str, Any], epochs: int) -> str:

@@ -40,6 +40,25 @@ class ClassificationLoss(Protocol):
         ...
 
 
+@runtime_checkable
+class AveragedClassification(ClassificationLoss, Protocol):
+    """Interface of classification losses that are weighted averages over the queries of a batch.
+
+    Over several batches, such losses do not add up to that of a larger batch, unless each is multiplied by the batch's
+    share of the total weight. `SetCriterion` does so if it is given the counts of the optimizer step.
+
+    Examples:
+        >>> isinstance(SoftmaxClassification(), AveragedClassification)
+        True
+        >>> isinstance(FocalClassification(), AveragedClassification)
+        False
+    """
+
+    def total_weight(self, num_matched: int, num_unmatched: int) -> float:
+        """Return the sum of the weights of so many matched and unmatched queries."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class FocalClassification:
     """Sum the sigmoid focal loss over all queries and classes and divide it by the number of target boxes.
@@ -115,3 +134,7 @@ class SoftmaxClassification:
         weight = logits.new_ones(no_object + 1)
         weight[-1] = self.no_object_weight
         return F.cross_entropy(logits.transpose(1, 2), targets, weight)
+
+    def total_weight(self, num_matched: int, num_unmatched: int) -> float:
+        """Return what the average divides by; see `AveragedClassification`."""
+        return num_matched + self.no_object_weight * num_unmatched

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from deformdetr._dtypes import at_least_float32
 from deformdetr.boxes import cxcywh_to_xyxy
 from deformdetr.losses._boxes import giou_loss
-from deformdetr.losses._classification import ClassificationLoss, FocalClassification
+from deformdetr.losses._classification import AveragedClassification, ClassificationLoss, FocalClassification
 from deformdetr.losses._denoising import denoising_pairs, select_paired
 from deformdetr.losses._masks import check_masks, mask_losses
+from deformdetr.losses._step import StepCounts
 from deformdetr.matching import HungarianMatcher
 from deformdetr.structures import DenoisingPredictions, LayerPredictions, Predictions, Target
 
@@ -75,7 +76,9 @@ class SetCriterion(nn.Module):
         self.classification = FocalClassification() if classification is None else classification
         self.weights = dict(weights)
 
-    def forward(self, outputs: Predictions, targets: Sequence[Target]) -> dict[str, Float[Tensor, ""]]:
+    def forward(
+        self, outputs: Predictions, targets: Sequence[Target], *, step: StepCounts | None = None
+    ) -> dict[str, Float[Tensor, ""]]:
         """Compute all losses, unweighted, and detached statistics for logs.
 
         * `loss_ce`, `loss_bbox` (L1 of cxcywh) and `loss_giou` are sums over matched pairs, divided by the number of
@@ -100,6 +103,8 @@ class SetCriterion(nn.Module):
         Args:
             outputs: Predictions of a model of the DETR family.
             targets: One per image; each may be empty, and so may all of them.
+            step: Counts of all batches of an optimizer step, if it accumulates gradients. Losses are then divided by
+                those of the step instead of those of this batch, so that they add up to the losses of one large batch.
 
         Raises:
             ValueError: If predictions and targets do not fit together, a label is not a class, a value is not finite,
@@ -116,19 +121,21 @@ class SetCriterion(nn.Module):
             names=[layer.name for layer in layers],
         )
         device = outputs["pred_logits"].device
-        num_boxes = _mean_over_processes(sum(len(target["labels"]) for target in targets), device)
-        counts = torch.tensor([float(len(target["labels"])) for target in targets]).to(device, non_blocking=True)
+        batch = StepCounts(tuple(len(target["labels"]) for target in targets))
+        num_boxes = _mean_over_processes((step or batch).num_boxes, device)
+        counts = torch.tensor(batch.boxes_per_image, dtype=torch.float32).to(device, non_blocking=True)
         losses: dict[str, Tensor] = {}
         all_pairs = _flatten_matches(matches, targets, device)
         for layer, pairs in zip(layers, all_pairs, strict=True):
-            layer_losses = self._layer_losses(layer, pairs, num_boxes)
+            share = self._share(batch, step, num_queries=layer.predictions["pred_logits"].shape[1])
+            layer_losses = self._layer_losses(layer, pairs, num_boxes, share=share)
             layer_losses["cardinality_error"] = _cardinality_error(layer.predictions["pred_logits"], counts)
             losses |= {f"{name}{layer.suffix}": value for name, value in layer_losses.items()}
         if "pred_masks" in outputs:
             ratios = outputs.get("valid_ratios")
             losses |= mask_losses(outputs["pred_masks"], targets, all_pairs[0], num_boxes, ratios)
         if "dn_outputs" in outputs:
-            losses |= self._denoising_losses(outputs["dn_outputs"], targets)
+            losses |= self._denoising_losses(outputs["dn_outputs"], targets, step)
         return losses
 
     def weighted(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -145,7 +152,7 @@ class SetCriterion(nn.Module):
         return torch.stack(list(self.weighted(losses).values())).sum()
 
     def _layer_losses(
-        self, layer: "_Layer", pairs: Int64[Tensor, "3 pairs"], num_boxes: Float[Tensor, ""]
+        self, layer: "_Layer", pairs: Int64[Tensor, "3 pairs"], num_boxes: Float[Tensor, ""], *, share: float
     ) -> dict[str, Float[Tensor, ""]]:
         logits, boxes = layer.predictions["pred_logits"], layer.predictions["pred_boxes"]
         image, query, target_index = pairs.unbind(0)
@@ -153,8 +160,9 @@ class SetCriterion(nn.Module):
         target_boxes = torch.cat([target["boxes"] for target in layer.targets])[target_index].to(boxes.dtype)
         matched_boxes = boxes[image, query]
         giou_losses = giou_loss(cxcywh_to_xyxy(matched_boxes), cxcywh_to_xyxy(target_boxes))
+        classes = self.classification(logits, (image, query), labels, num_boxes)
         losses = {
-            "loss_ce": self.classification(logits, (image, query), labels, num_boxes),
+            "loss_ce": classes if share == 1 else classes * share,
             "loss_bbox": F.l1_loss(matched_boxes, target_boxes, reduction="sum") / num_boxes,
             "loss_giou": giou_losses.sum() / num_boxes,
         }
@@ -162,12 +170,29 @@ class SetCriterion(nn.Module):
             losses["class_error"] = _class_error(logits[image, query], labels)
         return losses
 
+    def _share(self, batch: StepCounts, step: StepCounts | None, *, num_queries: int) -> float:
+        """Return the share of a batch in the total weight of an averaged classification loss."""
+        if step is None or not isinstance(self.classification, AveragedClassification):
+            return 1.0
+        weights = []
+        for counts in (batch, step):
+            matched = counts.num_matched(num_queries)
+            unmatched = num_queries * len(counts.boxes_per_image) - matched
+            weights.append(self.classification.total_weight(matched, unmatched))
+        return weights[0] / weights[1]
+
     def _denoising_losses(
-        self, outputs: DenoisingPredictions, targets: Sequence[Target]
+        self, outputs: DenoisingPredictions, targets: Sequence[Target], step: StepCounts | None
     ) -> dict[str, Float[Tensor, ""]]:
         device = outputs["pred_logits"].device
         pairs = denoising_pairs(outputs, targets)
-        num_boxes = _mean_over_processes(pairs.shape[1], device)
+        num_pairs = pairs.shape[1]
+        of_step = num_pairs if step is None else step.denoising_queries
+        if of_step < num_pairs:
+            raise ValueError(f"step.denoising_queries is {of_step}, but this batch alone has {num_pairs}")
+        num_boxes = _mean_over_processes(of_step, device)
+        is_averaged = isinstance(self.classification, AveragedClassification)
+        share = num_pairs / max(1, of_step) if is_averaged and step is not None else 1.0
         pairs = pairs.to(device, non_blocking=True)
         layers: list[LayerPredictions] = [outputs, *outputs.get("aux_outputs", ())]
         if not outputs["has_negatives"]:
@@ -176,7 +201,8 @@ class SetCriterion(nn.Module):
         for index, predictions in enumerate(layers):
             suffix = f"_dn_{index - 1}" if index else "_dn"
             layer = _Layer("dn_outputs", suffix, _in_float32(predictions), targets)
-            losses |= {f"{name}{suffix}": value for name, value in self._layer_losses(layer, pairs, num_boxes).items()}
+            of_layer = self._layer_losses(layer, pairs, num_boxes, share=share)
+            losses |= {f"{name}{suffix}": value for name, value in of_layer.items()}
         return losses
 
 

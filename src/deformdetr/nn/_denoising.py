@@ -115,6 +115,10 @@ class Denoising(nn.Module):
         noised = shift_and_stretch(boxes, self.box_noise_scale).clamp(self.eps, 1 - self.eps)
         return NoisedQueries(content, torch.where(is_target[..., None], noised, boxes), self.num_groups, False)
 
+    def num_positives(self, targets: Sequence[Target]) -> int:
+        """Return the number of denoising queries of a batch that have a target."""
+        return self.num_groups * sum(len(target["labels"]) for target in targets)
+
 
 class ContrastiveDenoising(nn.Module):
     """Denoising queries of DINO: every target twice per group, as a positive of little noise and a negative of more.
@@ -172,13 +176,21 @@ class ContrastiveDenoising(nn.Module):
         """
         labels, boxes = pad_targets(targets, self.num_classes)
         places = labels.shape[1]
-        num_groups = max(1, self.dn_number // max(1, places))
+        num_groups = self._num_groups(places)
         labels, boxes = labels.repeat(1, 2 * num_groups), boxes.repeat(1, 2 * num_groups, 1)
         is_target = labels < self.num_classes
         is_negative = (torch.arange(2 * num_groups, device=boxes.device) % 2)[:, None].expand(-1, places).flatten()
         content = self.label_embedding(flip_labels(labels, self.num_classes, self.label_noise_ratio / 2))
         noised = move_sides(boxes, self.box_noise_scale, is_negative.bool()).clamp(self.eps, 1 - self.eps)
         return NoisedQueries(content, torch.where(is_target[..., None], noised, boxes), num_groups, True)
+
+    def num_positives(self, targets: Sequence[Target]) -> int:
+        """Return the number of denoising queries of a batch that have a target and are not negatives."""
+        counts = [len(target["labels"]) for target in targets]
+        return self._num_groups(max(counts, default=0)) * sum(counts)
+
+    def _num_groups(self, places: int) -> int:
+        return max(1, self.dn_number // max(1, places))
 
 
 def label_embedding(num_classes: int, channels: int) -> nn.Embedding:

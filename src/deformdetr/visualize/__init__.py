@@ -3,6 +3,7 @@
 from deformdetr.visualize._boxes import Color, class_color, draw_boxes, draw_comparison
 from deformdetr.visualize._images import displayable, save_image
 from deformdetr.visualize._plots import plot_curves, plot_sampling_points
+from deformdetr.visualize._sheet import tile_pictures
 
 __all__ = [
     "Color",
@@ -13,4 +14,5 @@ __all__ = [
     "plot_curves",
     "plot_sampling_points",
     "save_image",
+    "tile_pictures",
 ]
