@@ -315,7 +315,8 @@ def test_package_runs_as_a_module():
 def test_two_processes_train_and_evaluate_together(tmp_path, config):
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m", "deformdetr"]
     # Five validation images: the processes' shares differ, and each image must count once.
-    command = ["train", str(config), "--output", str(tmp_path / "two"), "--train.batch_size", "2"]
+    command = ["train", str(config), "--output", str(tmp_path / "two")]
+    command += ["--train.batch_size", "1", "--train.accumulate_steps", "2"]
     process = launched(*launch, *command)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("epoch 2/2  step 6") == 1
@@ -326,7 +327,7 @@ def test_two_processes_train_and_evaluate_together(tmp_path, config):
     found = deformdetr.engine.evaluate_run(tmp_path / "two" / "last.pt", output=alone)
     assert found.metrics == checkpoint.metrics
 
-    # A single process with both halves of each batch.
+    # A single process with all four images of each step in one batch.
     one = tiny_run(tmp_path / "one")
     for name, weights in load_run(one, prefer=["last.pt"])[1].model.items():
         assert (weights - checkpoint.model[name]).abs().max() < 1e-3, name

@@ -104,7 +104,8 @@ class TrainConfig(Config):
     )
     batch_size: PositiveInt = Field(default=2, description="Images per process and forward pass.")
     accumulate_steps: PositiveInt = Field(
-        default=1, description="Batches whose gradients are accumulated for one optimizer step."
+        default=1,
+        description="Batches whose gradients are accumulated for one optimizer step, as if they were one large batch.",
     )
     lr: PositiveFloat = Field(default=2e-4, description="Learning rate of AdamW.")
     lr_backbone_multiplier: NonNegativeFloat = Field(
