@@ -112,8 +112,8 @@ def test_prediction_and_export_use_the_same_inputs(
     exported: list[Tensor] = []
     monkeypatch.setattr(_export, "export_onnx", lambda *_, images, **__: exported.extend(images))
     monkeypatch.setattr(_export, "_show", lambda _: None)
-    _export.Export(run=checkpoint, onnx=tmp_path / "model.onnx", images=files).execute()
-    _export.Export(run=checkpoint, onnx=tmp_path / "model.onnx").execute()
+    _export.Export(run=str(checkpoint), onnx=tmp_path / "model.onnx", images=files).execute()
+    _export.Export(run=str(checkpoint), onnx=tmp_path / "model.onnx").execute()
     assert len(exported) == len(files) + 2
     assert all(torch.equal(one, other) for one, other in zip(exported, expected + expected[:2], strict=True))
 

@@ -73,7 +73,6 @@ def test_processes_without_trackers_start_log_and_finish_none():
 
 
 def test_tensorboard_gets_the_rows_of_a_run(tmp_path):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = tiny_run(tmp_path / "run", tracking={})
