@@ -45,6 +45,7 @@ from deformdetr.engine import (
     evaluate_run,
     experiment_schema,
     models_in,
+    object_limits,
     predict,
     read_experiment,
     run_demo,
@@ -173,14 +174,16 @@ class Check(BaseModel):
         return 0
 
     def _check(self, experiment: Experiment) -> None:
+        limits = object_limits(experiment.model)
         if not self.decode:
-            print(check(experiment.data, masks=experiment.model.masks))
+            print(check(experiment.data, masks=experiment.model.masks, limits=limits))
             return
         with ProgressDisplay("decoding", 1) as display:
             report = check(
                 experiment.data,
                 decode=True,
                 masks=experiment.model.masks,
+                limits=limits,
                 progress=lambda done, total: display.update(done, total=total),
             )
         print(report)

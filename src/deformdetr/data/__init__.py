@@ -2,12 +2,21 @@
 
 from deformdetr._coco_types import LabelMap
 from deformdetr.data._annotations import Annotations, DatasetReport
-from deformdetr.data._check import CheckReport, check
+from deformdetr.data._check import CheckReport, check, judge
 from deformdetr.data._coco import read_coco
-from deformdetr.data._config import AnyDataConfig, AugmentConfig, ColorConfig, DataConfig, ShapesConfig, ZoomOutConfig
+from deformdetr.data._config import (
+    AnyDataConfig,
+    AugmentConfig,
+    ColorConfig,
+    DataConfig,
+    DecodeConfig,
+    ShapesConfig,
+    ZoomOutConfig,
+)
 from deformdetr.data._dataset import Datasets, DetectionDataset, build_dataset, build_datasets, collate
 from deformdetr.data._errors import DatasetError
-from deformdetr.data._images import ImageFiles, load_image
+from deformdetr.data._headers import Headers, read_headers
+from deformdetr.data._images import ImageFiles, ImageHeader, load_image, read_header
 from deformdetr.data._sampler import SeededIndex, SeededSampler
 from deformdetr.data._shapes import draw_shapes, write_shapes
 from deformdetr.data._transforms import (
@@ -20,6 +29,7 @@ from deformdetr.data._transforms import (
     split_sample,
     train_transforms,
 )
+from deformdetr.data._warnings import ObjectLimits, find_warnings
 
 __all__ = [
     "Annotations",
@@ -31,9 +41,13 @@ __all__ = [
     "DatasetError",
     "DatasetReport",
     "Datasets",
+    "DecodeConfig",
     "DetectionDataset",
+    "Headers",
     "ImageFiles",
+    "ImageHeader",
     "LabelMap",
+    "ObjectLimits",
     "RandomSizeCrop",
     "ResizeShortSide",
     "Sample",
@@ -47,10 +61,14 @@ __all__ = [
     "collate",
     "draw_shapes",
     "eval_transforms",
+    "find_warnings",
+    "judge",
     "load_image",
     "make_sample",
     "prepare_for_evaluation",
     "read_coco",
+    "read_header",
+    "read_headers",
     "split_sample",
     "train_transforms",
     "write_shapes",
