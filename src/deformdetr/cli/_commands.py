@@ -22,6 +22,7 @@ from pydantic_settings import (
 
 from deformdetr import __version__
 from deformdetr.cli._convert import Convert
+from deformdetr.cli._datasets import Coco, Split
 from deformdetr.cli._export import RUN, Export
 from deformdetr.cli._template import commented_yaml
 from deformdetr.config import (
@@ -275,6 +276,8 @@ class Commands(BaseSettings):
     eval: CliSubCommand[Eval] = Field(description="Evaluate a run: COCO's average precision and recall.")
     predict: CliSubCommand[Predict] = Field(description="Detect objects in image files.")
     check: CliSubCommand[Check] = Field(description="Check a dataset before training on it.")
+    coco: CliSubCommand[Coco] = Field(description="Turn a dataset of YOLO or Pascal VOC into COCO files.")
+    split: CliSubCommand[Split] = Field(description="Split a COCO file into training and evaluation.")
     presets: CliSubCommand[Presets] = Field(description="List the models to start from.")
     config: CliSubCommand[Config] = Field(description="Print a config file to start from.")
     schema_: CliSubCommand[Schema] = Field(alias="schema", description="Print the JSON schema of config files.")
