@@ -1,6 +1,9 @@
 """The commands that make COCO files from other datasets and from each other."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -57,3 +60,18 @@ def test_file_is_split_beside_itself(capsys, tmp_path):
     assert f"{out / 'train.json'}: 7 images" in text
     assert len(json.loads((out / "val.json").read_text())["images"]) == 3
     assert "too few" in refused(capsys, "split", out / "val.json", "--out", tmp_path / "more", "--val_share", "0.01")
+
+
+def test_names_that_a_terminal_cannot_show_are_escaped(tmp_path):
+    voc_labelimg(tmp_path)
+    xml = tmp_path / "a.xml"
+    xml.write_text(xml.read_text().replace("cat", "\u732b"), encoding="utf-8")
+    process = subprocess.run(
+        [sys.executable, "-m", "deformdetr", "coco", str(tmp_path), "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert process.returncode == 0, process.stderr
+    assert "\\u732b" in process.stdout

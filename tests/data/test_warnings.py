@@ -1,4 +1,3 @@
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,7 +188,5 @@ def test_many_classes_are_shown_in_part(tmp_path: Path) -> None:
         document["categories"] += [{"id": 100 + number, "name": f"class {number}"} for number in range(1200)]
 
     lines = str(check(dataset(tmp_path, edit, ignore_unknown_categories=True))).splitlines()
-    assert sum("class " in line for line in lines) < 210
-    assert lines[2].split() == ["dog", "2", "2"]
-    assert "  ... and 1,102 classes with fewer boxes" in lines
-    assert json.loads((tmp_path / "train" / "annotations.json").read_text())["categories"][2]["name"] == "class 0"
+    assert [line.split() for line in lines[2:4]] == [["dog", "2", "2"], ["cat", "1", "1"]]
+    assert lines[4] == "  ... and 1,200 classes with fewer boxes or none"

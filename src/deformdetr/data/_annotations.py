@@ -197,12 +197,13 @@ class Annotations:
         boxes = np.bincount(labels, minlength=len(names))
         pairs = np.unique(images * len(names) + labels)
         images_with = np.bincount(pairs % len(names), minlength=len(names))
-        shown = (
-            range(len(names)) if len(names) <= _SHOWN_CLASSES else np.argsort(-boxes, kind="stable")[:_SHOWN_CLASSES]
-        )
-        width = max(len("class"), *(len(names[label]) for label in shown))
+        shown = list(range(len(names)))
+        if len(names) > _SHOWN_CLASSES:
+            frequent = np.argsort(-boxes, kind="stable")[:_SHOWN_CLASSES].tolist()
+            shown = [label for label in frequent if boxes[label]]
+        width = max([len("class"), *(len(names[label]) for label in shown)])
         lines = [f"  {'class':<{width}}  {'boxes':>9}  {'images':>9}"]
         lines += [f"  {names[label]:<{width}}  {boxes[label]:>9,}  {images_with[label]:>9,}" for label in shown]
         if len(names) > len(shown):
-            lines.append(f"  ... and {len(names) - len(shown):,} classes with fewer boxes")
+            lines.append(f"  ... and {len(names) - len(shown):,} classes with fewer boxes or none")
         return lines

@@ -12,7 +12,7 @@ from deformdetr.data._dataset import Datasets, DetectionDataset
 from deformdetr.data._errors import DatasetError, Kind, Problem
 from deformdetr.data._images import ImageFiles, ImageHeader
 
-UNUSABLE_FILE = Kind("image files that cannot be used", "damaged, or replaced after they were annotated?")
+UNUSABLE_FILE = Kind("image files that cannot be used", "damaged, or resized or turned after they were annotated?")
 _GRAY_MODES = ("1", "L", "LA", "La")
 
 

@@ -94,7 +94,10 @@ def _opened(path: str | Path, decode: DecodeConfig) -> Iterator[Image.Image]:
         with _open(path, decode.max_pixels) as image:
             yield image
     except Image.DecompressionBombError as error:
-        raise DatasetError(f"{path}: {error}; data.decode.max_pixels sets another limit for files you trust") from error
+        reason = str(error).removesuffix(".")
+        raise DatasetError(
+            f"{path}: {reason}; data.decode.max_pixels sets another limit for files you trust"
+        ) from error
     except Exception as error:
         # On broken files, decoders raise OSError, SyntaxError, ValueError, struct.error and others.
         raise DatasetError(f"{path}: cannot be read as an image: {error}") from error
