@@ -185,3 +185,34 @@ def test_documents_are_written_and_read(tmp_path: Path) -> None:
     write_documents(dataset, tmp_path / "out", overwrite=True)
     assert files["train"].read_bytes() == before
     assert json.loads(before)["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe\x00",
+        b"names: [",
+        b"names: {a: cat}",
+        b"names: []",
+        b"- 1",
+        b"",
+        b"names: [cat]\nkpt_shape: three",
+        b"names: [cat]\ntrain: 7",
+        b"a: &a [1, 2]\nb: *a",
+    ],
+)
+def test_settings_of_any_content_end_in_the_documented_error(tmp_path: Path, content: bytes) -> None:
+    yolo_roboflow(tmp_path)
+    (tmp_path / "data.yaml").write_bytes(content)
+    with pytest.raises(DatasetError, match=str(tmp_path)):
+        read_yolo(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0", b"\xff\xfe<", b"<?xml version='1.0' encoding='no'?><a/>", b"plain text"]
+)
+def test_annotations_of_any_content_end_in_the_documented_error(tmp_path: Path, content: bytes) -> None:
+    voc_labelimg(tmp_path)
+    (tmp_path / "a.xml").write_bytes(content)
+    with pytest.raises(DatasetError, match=r"a\.xml"):
+        read_voc(tmp_path)

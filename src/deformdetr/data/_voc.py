@@ -112,7 +112,7 @@ def _read_file(
 ) -> Iterable[_Picture]:
     try:
         annotation = ElementTree.parse(file).getroot()
-    except (ElementTree.ParseError, OSError, ValueError) as error:
+    except (ElementTree.ParseError, LookupError, OSError, ValueError) as error:
         builder.report(file, str(error), _INVALID)
         return
     if annotation.tag != "annotation":
@@ -159,7 +159,9 @@ def _image_sets(root: Path) -> dict[str, set[str]]:
     files = {file.stem: file for file in sorted(root.rglob("ImageSets/Main/*.txt")) if "_" not in file.stem}
     if {"train", "val"} <= files.keys():
         files.pop("trainval", None)
-    lines = {split: file.read_text(encoding="utf-8").splitlines() for split, file in files.items()}
+    lines = {
+        split: file.read_text(encoding="utf-8-sig", errors="replace").splitlines() for split, file in files.items()
+    }
     return {split: {Path(line.split()[0]).name for line in found if line.strip()} for split, found in lines.items()}
 
 

@@ -37,7 +37,7 @@ def read_yolo(folder: str | Path, *, decode: DecodeConfig = DEFAULT_DECODING) ->
     settings = _settings(root)
     names = _names(root, settings)
     builder = DocumentBuilder(root, decode)
-    keypoints = math.prod(settings.get("kpt_shape") or [0])
+    keypoints = _keypoint_values(root, settings.get("kpt_shape"))
     labeled = 0
     for split, path in _images(root, settings, builder):
         labels = _label_file(root, path)
@@ -67,7 +67,7 @@ def _settings(root: Path) -> dict[str, Any]:
     darknet = root / "obj.data"
     if not darknet.is_file():
         return {}
-    lines = (line.partition("=") for line in darknet.read_text(encoding="utf-8").splitlines())
+    lines = (line.partition("=") for line in _lines(darknet))
     settings = {key.strip(): value.strip() for key, _, value in lines if value.strip()}
     names = _below(root, settings.pop("names", "obj.names"))
     return {**settings, "names": [] if names is None else _lines(names)}
@@ -97,6 +97,15 @@ def _names(root: Path, settings: dict[str, Any]) -> dict[int, str]:
     if not isinstance(names, dict) or not names or not all(re.fullmatch(r"\d+", str(number)) for number in names):
         raise DatasetError(f"{root}: `names` is {names!r:.80}, neither a list nor a mapping of class numbers to names")
     return {int(number): str(name) for number, name in names.items()}
+
+
+def _keypoint_values(root: Path, shape: Any) -> int:
+    """Return how many values of keypoints follow a box."""
+    if shape is None:
+        return 0
+    if not isinstance(shape, list) or not shape or not all(type(side) is int and side > 0 for side in shape):
+        raise DatasetError(f"{root}: `kpt_shape` is {shape!r:.80}, not [number of keypoints, 2 or 3]")
+    return math.prod(shape)
 
 
 def _images(root: Path, settings: dict[str, Any], builder: DocumentBuilder) -> Iterator[tuple[str, Path]]:
@@ -149,10 +158,8 @@ def _label_file(root: Path, image: Path) -> Path:
 def _read_labels(
     split: str, image: dict[str, Any], file: Path, names: dict[int, str], keypoints: int, builder: DocumentBuilder
 ) -> None:
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(_lines(file), start=1):
         words = line.split()
-        if not words:
-            continue
         try:
             values = [float(word) for word in words]
         except ValueError:
@@ -182,5 +189,6 @@ def _shape(values: list[float], width: int, height: int) -> tuple[list[float], d
 
 
 def _lines(file: Path) -> list[str]:
+    """Return the lines of a file that are not blank. Bytes that are not UTF-8 become characters of no meaning."""
     text = file.read_text(encoding="utf-8-sig", errors="replace")
     return [line.strip() for line in text.splitlines() if line.strip()]
