@@ -79,6 +79,12 @@ def judge(datasets: Datasets, *, limits: ObjectLimits = NO_LIMITS) -> list[str]:
 
     Raises:
         DatasetError: If files of the sample cannot be used.
+
+    Examples:
+        >>> from deformdetr.data import ObjectLimits, ShapesConfig, build_datasets, judge
+        >>> datasets = build_datasets(ShapesConfig(num_train=4, num_val=2))
+        >>> judge(datasets, limits=ObjectLimits(num_queries=100))
+        []
     """
     headers = read_headers(datasets, sample=_SAMPLE)
     if headers.problems:

@@ -56,7 +56,13 @@ def find_images(paths: Iterable[str | Path]) -> FoundImages:
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Return the suffixes of all formats that Pillow can decode, in lower case and with their dot."""
+    """Return the suffixes of all formats that Pillow can decode, in lower case and with their dot.
+
+    Examples:
+        >>> from deformdetr.data import image_suffixes
+        >>> ".jpg" in image_suffixes(), ".txt" in image_suffixes()
+        (True, False)
+    """
     Image.init()
     formats = Image.registered_extensions().items()
     return frozenset(suffix for suffix, name in formats if name in Image.OPEN and name not in _NEVER_DECODED)

@@ -14,7 +14,15 @@ _UNREADABLE = Kind("image files that cannot be read")
 
 
 class ForeignDataset(NamedTuple):
-    """A dataset in another format as COCO documents. File names are relative to `root`."""
+    """A dataset in another format as COCO documents. File names are relative to `root`.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from deformdetr.data import ForeignDataset
+        >>> document = {"images": [], "annotations": [], "categories": []}
+        >>> ForeignDataset(Path("pets"), {"train": document}, notes=[]).root.name
+        'pets'
+    """
 
     root: Path
     documents: dict[str, dict[str, Any]]
@@ -92,6 +100,16 @@ def write_documents(dataset: ForeignDataset, folder: str | Path, *, overwrite: b
     Raises:
         FileExistsError: If a file exists and `overwrite` is False. Nothing is written then.
         OSError: If a file cannot be written.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from deformdetr.data import ForeignDataset, write_documents
+        >>> document = {"images": [], "annotations": [], "categories": []}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     files = write_documents(ForeignDataset(Path("pets"), {"valid": document}, []), folder)
+        >>> files["val"].name
+        'val.json'
     """
     folder = Path(folder)
     renamed = {"valid": "val", "validation": "val"}

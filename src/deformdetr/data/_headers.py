@@ -48,7 +48,17 @@ _DEEP = "16-bit gray"
 
 
 def read_headers(datasets: Datasets, *, sample: int | None = None) -> Headers:
-    """Read the headers of image files, of at most `sample` evenly spaced ones per split. `None` reads all."""
+    """Read the headers of image files, of at most `sample` evenly spaced ones per split. `None` reads all.
+
+    Examples:
+        >>> import tempfile
+        >>> from deformdetr.data import ShapesConfig, build_datasets, read_headers, write_shapes
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     datasets = build_datasets(write_shapes(ShapesConfig(num_train=3, num_val=2), folder))
+        ...     headers = read_headers(datasets)
+        >>> len(headers.of_split["train"]), headers.problems
+        (3, [])
+    """
     headers = Headers({}, [])
     with ThreadPoolExecutor() as pool:
         for split, dataset in datasets._asdict().items():

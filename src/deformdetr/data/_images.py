@@ -79,6 +79,15 @@ def read_header(path: str | Path, decode: DecodeConfig = DEFAULT_DECODING) -> Im
 
     Raises:
         DatasetError: If the file is missing, not an image or too large.
+
+    Examples:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from deformdetr.data import read_header
+        >>> with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        ...     Image.new("L", (40, 30)).save(file.name)
+        ...     read_header(file.name)
+        ImageHeader(height=30, width=40, mode='L', orientation=1)
     """
     with _opened(path, decode) as image:
         width, height = image.size

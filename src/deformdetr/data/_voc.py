@@ -47,6 +47,20 @@ def read_voc(
 
     Raises:
         DatasetError: If there are no XML files, or problems with them. The message has those of each kind.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from deformdetr.data import read_voc
+        >>> box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>20</xmax><ymax>10</ymax></bndbox>"
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (40, 30)).save(Path(folder, "a.png"))
+        ...     text = f"<annotation><object><name>cat</name>{box}</object></annotation>"
+        ...     _ = Path(folder, "a.xml").write_text(text)
+        ...     dataset = read_voc(folder)
+        >>> dataset.documents["all"]["annotations"][0]["bbox"]
+        [0.0, 0.0, 20.0, 10.0]
     """
     root = Path(folder)
     files = find_images([root])

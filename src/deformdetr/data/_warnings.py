@@ -45,7 +45,7 @@ def find_warnings(datasets: Datasets, *, limits: ObjectLimits = NO_LIMITS, heade
         >>> datasets = build_datasets(ShapesConfig(num_train=4, num_val=2, min_objects=5))
         >>> for warning in find_warnings(datasets, limits=ObjectLimits(num_queries=3)):
         ...     print(warning)
-        train: 4 images have more objects than the model has queries (3): up to 5
+        train: 3 images have more objects than the model has queries (3): up to 5
         val: 2 images have more objects than the model has queries (3): up to 5
     """
     warnings = []

@@ -32,6 +32,19 @@ def read_yolo(folder: str | Path, *, decode: DecodeConfig = DEFAULT_DECODING) ->
     Raises:
         DatasetError: If names of classes or images are not found, or there are problems with files. The message has
             those of each kind.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from deformdetr.data import read_yolo
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (40, 30)).save(Path(folder, "a.png"))
+        ...     _ = Path(folder, "a.txt").write_text("0 0.5 0.5 0.5 1.0")
+        ...     _ = Path(folder, "classes.txt").write_text("cat")
+        ...     dataset = read_yolo(folder)
+        >>> dataset.documents["all"]["annotations"][0]["bbox"]
+        [10.0, 0.0, 20.0, 30.0]
     """
     root = Path(folder)
     settings = _settings(root)
