@@ -70,7 +70,8 @@ def test_no_command_shows_the_help(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "eval", "predict", "check", "convert", "export", "presets", "config", "schema", "demo"]
+    "command",
+    ["train", "eval", "predict", "check", "coco", "split", "convert", "export", "presets", "config", "schema", "demo"],
 )
 def test_help_of_each_command_fits_a_screen_and_explains_every_option(capsys, command):
     text = helped(capsys, command)

@@ -239,3 +239,21 @@ def test_a_dataset_evaluated_against_itself_scores_one() -> None:
     metrics = evaluator.compute()
     assert metrics["AP"] == pytest.approx(1)
     assert [row["name"] for row in metrics["per_class"]] == list(dataset.label_map.names)
+
+
+def test_images_may_have_ids_of_text(rng: torch.Generator) -> None:
+    truth, found = random_case(rng)
+    numbered = CocoEvaluator(truth, LABELS)
+    numbered.update(list(found.values()), list(found))
+    named = COCO()
+    named.dataset = json.loads(json.dumps(truth.dataset))
+    for image in named.dataset["images"]:
+        image["id"] = f"img{image['id']}"
+    for row in named.dataset["annotations"]:
+        row["image_id"] = f"img{row['image_id']}"
+    with contextlib.redirect_stdout(io.StringIO()):
+        named.createIndex()
+    evaluator = CocoEvaluator(named, LABELS)
+    evaluator.update(list(found.values()), [f"img{number}" for number in found])
+    assert evaluator.compute() == numbered.compute()
+    assert {row["image_id"] for row in evaluator.coco_results()} == {f"img{number}" for number in found}

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from deformdetr.config import Config
 
+ImageId = int | str
+"""Id of an image. Those of one dataset are either all integers or all text."""
+
 
 class LabelMap(Config):
     """Map each label of a model to a category: label `i` is the category `category_ids[i]`, called `names[i]`.

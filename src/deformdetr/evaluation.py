@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from deformdetr._coco_types import LabelMap, RunLengths, encode_masks
+from deformdetr._coco_types import ImageId, LabelMap, RunLengths, encode_masks
 from deformdetr.structures import Detections
 
 __all__ = [
@@ -72,7 +72,7 @@ class ImageRecord(NamedTuple):
     """`None` unless masks are evaluated."""
 
 
-EvaluatorState = Mapping[int, ImageRecord]
+EvaluatorState = Mapping[ImageId, ImageRecord]
 """Detections by image id."""
 
 
@@ -83,7 +83,7 @@ class CocoResult(TypedDict):
         >>> result: CocoResult = {"image_id": 139, "category_id": 17, "bbox": [10.0, 20.0, 100.0, 200.0], "score": 0.9}
     """
 
-    image_id: int
+    image_id: ImageId
     category_id: int
     bbox: list[float]
     score: float
@@ -136,10 +136,10 @@ class CocoEvaluator:
         self._masks = masks
         self._label_map = label_map
         self._image_ids = frozenset(ground_truth.getImgIds())
-        self._detections: dict[int, ImageRecord] = {}
+        self._detections: dict[ImageId, ImageRecord] = {}
         self._evaluated: dict[str, tuple[COCOeval, str]] = {}
 
-    def update(self, detections: Sequence[Detections], image_ids: Sequence[int]) -> None:
+    def update(self, detections: Sequence[Detections], image_ids: Sequence[ImageId]) -> None:
         """Add the detections of some images. Masks, if they are evaluated, must be boolean.
 
         Raises:
@@ -165,7 +165,7 @@ class CocoEvaluator:
             ValueError: If an image is not in the ground truth.
         """
         for state in states:
-            unknown = sorted(set(state) - self._image_ids)
+            unknown = [image_id for image_id in state if image_id not in self._image_ids]
             if unknown:
                 raise ValueError(f"image {unknown[0]} is not in the ground truth of {len(self._image_ids)} images")
             self._detections = {**state, **self._detections}
@@ -232,7 +232,7 @@ class CocoEvaluator:
                 results.append(result)
         return results
 
-    def _rows(self, found: Detections, image_id: int) -> Float64[np.ndarray, "detections 6"]:
+    def _rows(self, found: Detections, image_id: ImageId) -> Float64[np.ndarray, "detections 6"]:
         corners, scores, labels = (
             found[key].detach().to("cpu", torch.float64).numpy() for key in ("boxes", "scores", "labels")
         )
@@ -245,7 +245,7 @@ class CocoEvaluator:
             raise ValueError(f"image {image_id}: label {wrong} is not one of the {num_classes} labels")
         return np.column_stack([corners[:, :2], corners[:, 2:] - corners[:, :2], scores, labels])
 
-    def _run_lengths(self, found: Detections, image_id: int) -> list[RunLengths]:
+    def _run_lengths(self, found: Detections, image_id: ImageId) -> list[RunLengths]:
         image = self._ground_truth.imgs[image_id]
         expected = (len(found["scores"]), 1, image["height"], image["width"])
         masks = found.get("masks")

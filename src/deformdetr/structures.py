@@ -149,7 +149,7 @@ class Target(TypedDict):
     """cxcywh as fractions of the image, in [0, 1]."""
     labels: Int64[Tensor, " targets"]
     """Classes, as channels of `pred_logits`, from 0."""
-    image_id: NotRequired[int]
+    image_id: NotRequired[int | str]
     orig_size: NotRequired[Int64[Tensor, "2"]]
     """(height, width) of the image file, in pixels."""
     size: NotRequired[Int64[Tensor, "2"]]

@@ -98,7 +98,7 @@ def test_a_label_map_selects_and_orders_categories(tmp_path: Path) -> None:
 
 def test_boxes_outside_the_label_map_are_refused_unless_ignored(tmp_path: Path) -> None:
     dogs = LabelMap(names=("dog",), category_ids=(20,))
-    with pytest.raises(DatasetError, match=r"category 4 \('cat'\).*1 annotations.*first being 5"):
+    with pytest.raises(DatasetError, match=r"category 4 \('cat'\).*1 annotations.*first being annotation 5"):
         read(tmp_path, label_map=dogs)
     annotations = read(tmp_path, label_map=dogs, ignore_unknown_categories=True)
     assert annotations.report.unknown_category == 1
@@ -129,7 +129,7 @@ def test_a_label_map_that_contradicts_the_file_is_refused(tmp_path: Path, label_
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ([20, 4, 5, 5], r"annotation 0: 'bbox' \[20.0, 4.0, 5.0, 5.0\] lies outside.*b.png.*20 x 50"),
+        ([20, 4, 5, 5], r"annotation 0: 'bbox' \[20, 4, 5, 5\] lies outside.*b.png.*20 x 50"),
         ([3, -5, 5, 5], "annotation 0.*outside"),
         ([float("nan"), 4, 5, 5], r"annotation 0: 'bbox' is \[nan, 4, 5, 5\].*not finite"),
         ([1, 2, float("inf"), 5], "annotation 0.*inf.*not finite"),
@@ -158,23 +158,23 @@ def set_annotation(**fields: Any) -> Edit:
     [
         (set_annotation(image_id=77), "annotation 0: image 77 is not in the list of images"),
         (set_annotation(category_id=78), "annotation 0: category 78 is not in the list of categories"),
-        (set_annotation(image_id="3"), "annotation 0: 'image_id' is '3', not an integer"),
+        (set_annotation(image_id="seven"), "annotation 0: image seven is not in the list of images"),
+        (set_annotation(image_id=3.5), "annotation 0: 'image_id' is 3.5, not an integer or text"),
+        (lambda document: document["annotations"][0].pop("image_id"), "annotation 0: it has no 'image_id'"),
         (set_annotation(category_id=[4]), r"annotation 0: 'category_id' is \[4\], not an integer"),
-        (set_annotation(id=5), "annotation id 5 is used twice"),
-        (set_annotation(id=None), "annotation number 1: 'id' is None"),
         (set_annotation(bbox=None), "annotation 0: 'bbox' is None"),
         (set_annotation(iscrowd=2), "annotation 0: 'iscrowd' is 2"),
         (set_annotation(area=float("nan")), "annotation 0: 'area' is nan"),
         (set_annotation(area=-1), "annotation 0: 'area' is -1"),
         (set_annotation(area="x"), "annotation 0: 'area': 'x' is not a number"),
         (set_image(id=7), "image id 7 is used twice: 'a.png' and 'b.png'"),
-        (set_image(id="three"), "image number 2: 'id' is 'three'"),
-        (set_image(id=2**63), "9223372036854775808: its id does not fit"),
-        (set_image(width=0), r"image 3 \(b.png\): width 0"),
+        (set_image(id=2**63), "image number 2: 'id' is 9223372036854775808, which is no integer of 64 bits"),
+        (set_image(id=3.5), "image number 2: 'id' is 3.5, not an integer or text"),
+        (set_image(id=True), "image number 2: 'id' is True"),
+        (set_image(width="wide"), r"image 3 \(b.png\): 'width' is 'wide'"),
         (set_image(height=2.5), r"image 3 \(b.png\): 'height' is 2.5"),
         (set_image(file_name=None), "image 3: 'file_name' is None"),
         (lambda document: document["images"].append("d.png"), "image number 4 is 'd.png'"),
-        (lambda document: document["images"][0].pop("width"), r"image 7 \(a.png\) has no 'width'"),
         (lambda document: document["categories"][0].update(id="x"), "category number 1: 'id' is 'x'"),
         (lambda document: document["categories"][0].update(id=4), "category id 4 is used twice"),
         (lambda document: document["categories"][0].update(name=5), "category 20: 'name' is 5"),
@@ -192,7 +192,7 @@ def test_invalid_entries_are_reported_with_id_and_value(tmp_path: Path, edit: Ed
 
 def test_boxes_of_an_invalid_image_are_not_reported_again(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
-        read(tmp_path, set_image(width=-1))
+        read(tmp_path, set_image(width=2.5))
     assert len(caught.value.problems) == 1
 
 
@@ -251,21 +251,56 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     assert read_coco(tmp_path, path).report.boxes == 3
 
 
-def test_all_problems_are_counted_and_the_first_twenty_shown(tmp_path: Path) -> None:
+def test_problems_are_grouped_by_kind_so_that_none_is_hidden(tmp_path: Path) -> None:
     def edit(document: dict[str, Any]) -> None:
         document["annotations"] += [
             {"id": number, "image_id": 12345, "category_id": 4, "bbox": [1, 1, 2, 2]} for number in range(100, 125)
         ]
-        document["annotations"][0]["bbox"][0] = float("nan")
+        document["annotations"].append({"id": 200, "image_id": 7, "category_id": 4, "bbox": None})
 
     with pytest.raises(DatasetError) as caught:
         read(tmp_path, edit)
     assert len(caught.value.problems) == 26
     lines = str(caught.value).splitlines()
+    path = tmp_path / "annotations.json"
     assert lines[0] == "26 problems in the dataset:"
-    assert "annotation 0" in lines[1]
-    assert lines[-1] == "  ... and 6 more"
-    assert len(lines) == 22
+    assert lines[1].startswith(f"  {path}: annotations of an image that is not in the list of images: 25 (")
+    assert "deleted" in lines[1]
+    assert lines[2] == "    annotation 100: image 12345 is not in the list of images"
+    assert lines[7] == "    ... and 20 more of this kind"
+    assert lines[8].startswith(f"  {path}: annotations without a valid box: 1 (")
+    assert lines[9].startswith("    annotation 200: 'bbox' is None")
+    assert len(lines) == 10
+
+
+def test_all_faults_of_an_entry_are_reported_at_once(tmp_path: Path) -> None:
+    faults = {"image_id": 77, "category_id": [4], "bbox": "[1, 2, 3, 4]", "iscrowd": "yes", "area": "600"}
+    with pytest.raises(DatasetError) as caught:
+        read(tmp_path, set_annotation(**faults))
+    assert len(caught.value.problems) == len(faults)
+    with pytest.raises(DatasetError) as caught:
+        read(tmp_path, set_image(id=None, file_name=5, height="high"))
+    # The annotation of the image without an id is reported, too.
+    assert len(caught.value.problems) == 4
+
+
+@pytest.mark.parametrize(
+    ("boxes", "cause"),
+    [
+        ([[5, 5, 10, 10], [5, 5, 20, 10], [25, 2, 10, 10]], "exchanged"),
+        ([[0, 0, 10, 10], [100, 100, 400, 600], [5, 800, 100, 200]], "scale of 0 to 1000"),
+        ([[0, 0, 10, 10], [2000, 100, 400, 600], [5, 5, 5, 5]], "resized or cropped"),
+    ],
+)
+def test_boxes_outside_their_images_come_with_the_usual_cause(
+    tmp_path: Path, boxes: list[list[int]], cause: str
+) -> None:
+    def edit(document: dict[str, Any]) -> None:
+        for row, values in zip(document["annotations"], reversed(boxes), strict=True):
+            row["bbox"] = values
+
+    with pytest.raises(DatasetError, match=cause):
+        read(tmp_path, edit)
 
 
 def test_ground_truth_has_the_values_of_the_file(tmp_path: Path) -> None:
@@ -299,3 +334,141 @@ def test_ids_beyond_double_precision_stay_exact(tmp_path: Path) -> None:
     coco = read(tmp_path, edit).to_coco()
     assert [row["image_id"] for row in coco["annotations"]] == [7, 7, large]
     assert [row["category_id"] for row in coco["annotations"]] == [4, large, large]
+
+
+ANNOTATION_IDS = [
+    [None, None, None],
+    [1, 1, 1],
+    [0.0, 1.5, 2.0],
+    ["0d3f", "0d3f", ""],
+    [{"a": 1}, [], True],
+    [2**70, -1, 0],
+]
+
+
+@pytest.mark.parametrize("ids", ANNOTATION_IDS, ids=repr)
+def test_ids_of_annotations_do_not_matter(tmp_path: Path, ids: list[Any]) -> None:
+    def edit(document: dict[str, Any]) -> None:
+        for row, identifier in zip(document["annotations"], ids, strict=True):
+            row["id"] = identifier
+
+    assert read(tmp_path, edit).to_coco() == read(tmp_path).to_coco()
+
+
+@pytest.mark.parametrize("key", ["id", "iscrowd", "area"])
+@pytest.mark.parametrize("value", [None, ...])
+def test_harmless_fields_may_be_missing_or_null(tmp_path: Path, key: str, value: Any) -> None:
+    def edit(document: dict[str, Any]) -> None:
+        for row in document["annotations"]:
+            row[key] = value
+            if value is ...:
+                del row[key]
+
+    assert read(tmp_path, edit).to_coco() == read(tmp_path).to_coco()
+
+
+@pytest.mark.parametrize("convert", [float, str, lambda number: f"{number}"])
+def test_whole_numbers_may_be_floats_or_text(tmp_path: Path, convert: Callable[[int], Any]) -> None:
+    def edit(document: dict[str, Any]) -> None:
+        for row in document["annotations"]:
+            row |= {key: convert(row[key]) for key in ("image_id", "category_id", "iscrowd")}
+            row["iscrowd"] = row["iscrowd"] if isinstance(row["iscrowd"], str) else 0.0
+        for category in document["categories"]:
+            category["id"] = convert(category["id"])
+        for image in document["images"]:
+            image |= {key: convert(image[key]) for key in ("width", "height")}
+
+    assert read(tmp_path, edit).to_coco() == read(tmp_path).to_coco()
+
+
+def test_image_ids_may_be_text_and_stay_so(tmp_path: Path) -> None:
+    def edit(document: dict[str, Any]) -> None:
+        for image in document["images"]:
+            image["id"] = f"img{image['id']:03d}"
+        for row in document["annotations"]:
+            row["image_id"] = f"img{row['image_id']:03d}"
+
+    annotations = read(tmp_path, edit)
+    assert annotations.image_ids == ("img007", "img003", "img900")
+    assert [row["image_id"] for row in annotations.ground_truth().dataset["annotations"]] == ["img007"] * 2 + ["img003"]
+
+
+def test_image_ids_of_both_types_become_text(tmp_path: Path) -> None:
+    assert read(tmp_path, set_image(id="3")).image_ids == ("7", "3", "900")
+    assert read(tmp_path, set_image(id="3")).report.boxes == 3
+
+
+@pytest.mark.parametrize("size", [{"width": -1, "height": -1}, {"width": 0}, {"height": None}])
+def test_a_size_that_is_not_given_is_taken_from_the_file_and_said_once(tmp_path: Path, size: dict[str, Any]) -> None:
+    path = write_coco(tmp_path, coco_document())
+    document = coco_document()
+    for image in document["images"][:2]:
+        image |= size
+    del document["images"][2]["width"]
+    path.write_text(json.dumps(document))
+    annotations = read_coco(tmp_path, path)
+    np.testing.assert_array_equal(annotations.sizes, read(tmp_path).sizes)
+    assert annotations.report.notes == ("3 images without width and height, which were taken from their files",)
+
+
+def test_a_size_that_neither_entry_nor_file_has_is_one_problem(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, coco_document())
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    document = coco_document()
+    document["images"][1]["width"] = -1
+    path.write_text(json.dumps(document))
+    with pytest.raises(DatasetError, match=r"image 3 \(b.png\): it has no width and height, and .*cannot be read"):
+        read_coco(tmp_path, path)
+
+
+@pytest.mark.parametrize(
+    ("written", "stored", "note"),
+    [
+        ("images\\b.png", "images/b.png", "backslashes"),
+        ("caf\u00e9.png", "cafe\u0301.png", "Unicode"),
+        ("cafe\u0301.png", "caf\u00e9.png", "Unicode"),
+        ("images\\caf\u00e9.png", "images/cafe\u0301.png", "Unicode"),
+    ],
+)
+def test_files_are_found_under_other_spellings_of_their_names(
+    tmp_path: Path, written: str, stored: str, note: str
+) -> None:
+    path = write_coco(tmp_path, coco_document())
+    (tmp_path / stored).parent.mkdir(exist_ok=True)
+    (tmp_path / "b.png").rename(tmp_path / stored)
+    document = coco_document()
+    document["images"][1]["file_name"] = written
+    path.write_text(json.dumps(document))
+    annotations = read_coco(tmp_path, path)
+    assert annotations.file_names[1] == stored
+    (found,) = annotations.report.notes
+    assert note in found
+
+
+@pytest.mark.parametrize("stored", ["b.png", "val2017/b.png"])
+def test_lvis_names_files_by_their_address(tmp_path: Path, stored: str) -> None:
+    path = write_coco(tmp_path, coco_document())
+    (tmp_path / stored).parent.mkdir(exist_ok=True)
+    (tmp_path / "b.png").rename(tmp_path / stored)
+    document = coco_document()
+    del document["images"][1]["file_name"]
+    document["images"][1] |= {"coco_url": "http://images.cocodataset.org/val2017/b.png", "neg_category_ids": [4]}
+    path.write_text(json.dumps(document))
+    annotations = read_coco(tmp_path, path)
+    assert annotations.file_names[1] == stored
+    assert "1 images annotated for some categories only" in str(annotations.report)
+
+
+def test_a_file_that_lies_in_another_folder_is_pointed_out(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, coco_document())
+    document = coco_document()
+    document["images"][1]["file_name"] = "..\\upload\\b.png"
+    path.write_text(json.dumps(document))
+    with pytest.raises(DatasetError, match=r"No such file or directory; but .* holds b\.png"):
+        read_coco(tmp_path, path)
+
+
+def test_an_image_that_is_listed_twice_is_read_once(tmp_path: Path) -> None:
+    annotations = read(tmp_path, lambda document: document["images"].append(dict(document["images"][0])))
+    assert annotations.image_ids == (7, 3, 900)
+    assert annotations.report.notes == ("1 images listed twice, read once",)

@@ -84,3 +84,29 @@ def test_missing_images_are_refused_before_anything_is_written(finished_run, tmp
     with pytest.raises(RunError, match="there is no file"):
         predict(tmp_path / "no_run", [save_picture(tmp_path / "a.png", 64, 64)], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_folders_are_read_with_their_subfolders_and_every_suffix(finished_run, tmp_path):
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    names = ["UPPER.JPG", "x.jfif", "sub/y.jp2", "sub/pages.tif", "z.gif"]
+    for name in names:
+        Image.effect_noise((60, 40), 90).save(folder / name, format="JPEG" if name == "x.jfif" else None)
+    others = [".hidden.png", "._mac.jpg", "notes.txt", "noext"]
+    for name in others:
+        (folder / name).write_bytes(b"\0")
+    result = predict(finished_run, [folder], tmp_path / "out")
+    assert [image["file"] for image in result.images] == sorted(str(folder / name) for name in names)
+    assert result.skipped == {}
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert written["not_images"] == sorted(str(folder / name) for name in others)
+
+
+def test_photographs_are_turned_as_in_training(finished_run, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.effect_noise((64, 40), 90).save(tmp_path / "phone.jpg", exif=exif)
+    image = predict(finished_run, [tmp_path / "phone.jpg"], tmp_path / "out").images[0]
+    assert (image["width"], image["height"]) == (40, 64)
+    with Image.open(tmp_path / "out" / "phone.png") as drawn:
+        assert drawn.height > drawn.width

@@ -22,6 +22,7 @@ from pydantic_settings import (
 
 from deformdetr import __version__
 from deformdetr.cli._convert import Convert
+from deformdetr.cli._datasets import Coco, Split
 from deformdetr.cli._export import RUN, Export
 from deformdetr.cli._template import commented_yaml
 from deformdetr.config import (
@@ -45,6 +46,7 @@ from deformdetr.engine import (
     evaluate_run,
     experiment_schema,
     models_in,
+    object_limits,
     predict,
     read_experiment,
     run_demo,
@@ -173,14 +175,16 @@ class Check(BaseModel):
         return 0
 
     def _check(self, experiment: Experiment) -> None:
+        limits = object_limits(experiment.model)
         if not self.decode:
-            print(check(experiment.data, masks=experiment.model.masks))
+            print(check(experiment.data, masks=experiment.model.masks, limits=limits))
             return
         with ProgressDisplay("decoding", 1) as display:
             report = check(
                 experiment.data,
                 decode=True,
                 masks=experiment.model.masks,
+                limits=limits,
                 progress=lambda done, total: display.update(done, total=total),
             )
         print(report)
@@ -272,6 +276,8 @@ class Commands(BaseSettings):
     eval: CliSubCommand[Eval] = Field(description="Evaluate a run: COCO's average precision and recall.")
     predict: CliSubCommand[Predict] = Field(description="Detect objects in image files.")
     check: CliSubCommand[Check] = Field(description="Check a dataset before training on it.")
+    coco: CliSubCommand[Coco] = Field(description="Turn a dataset of YOLO or Pascal VOC into COCO files.")
+    split: CliSubCommand[Split] = Field(description="Split a COCO file into training and evaluation.")
     presets: CliSubCommand[Presets] = Field(description="List the models to start from.")
     config: CliSubCommand[Config] = Field(description="Print a config file to start from.")
     schema_: CliSubCommand[Schema] = Field(alias="schema", description="Print the JSON schema of config files.")

@@ -61,7 +61,7 @@ class Export(BaseModel):
             sampling=self.sampling,
             opset=self.opset,
             postprocess=checkpoint.experiment.model.build_postprocess() if self.postprocess else None,
-            images=[prepare_for_evaluation(load_image(path), data) for path in self.images]
+            images=[prepare_for_evaluation(load_image(path, data.decode), data) for path in self.images]
             or _own_images(data, checkpoint.label_map),
             tolerance=self.tolerance,
             metadata={

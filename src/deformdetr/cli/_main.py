@@ -1,5 +1,6 @@
 """Entry point of the command line, which reports errors in one message."""
 
+import io
 import os
 import sys
 import traceback
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0...
         0
     """
+    _print_any_text()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         from deformdetr.cli._commands import run
@@ -50,6 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "--debug" in given:
             traceback.print_exc()
         return _fail(str(error), 2)
+
+
+def _print_any_text() -> None:
+    """Escape characters that a terminal cannot show, such as those of names of categories, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _is_user_error(error: Exception) -> bool:

@@ -1,15 +1,27 @@
-"""Detection datasets in COCO format or of synthetic shapes: reading, checking, augmentation and batching."""
+"""Detection datasets in COCO format or of synthetic shapes: reading, converting, checking, augmentation, batching."""
 
 from deformdetr._coco_types import LabelMap
 from deformdetr.data._annotations import Annotations, DatasetReport
-from deformdetr.data._check import CheckReport, check
+from deformdetr.data._check import CheckReport, check, judge
 from deformdetr.data._coco import read_coco
-from deformdetr.data._config import AnyDataConfig, AugmentConfig, ColorConfig, DataConfig, ShapesConfig, ZoomOutConfig
+from deformdetr.data._config import (
+    AnyDataConfig,
+    AugmentConfig,
+    ColorConfig,
+    DataConfig,
+    DecodeConfig,
+    ShapesConfig,
+    ZoomOutConfig,
+)
 from deformdetr.data._dataset import Datasets, DetectionDataset, build_dataset, build_datasets, collate
 from deformdetr.data._errors import DatasetError
-from deformdetr.data._images import ImageFiles, load_image
+from deformdetr.data._find_images import FoundImages, find_images, image_suffixes
+from deformdetr.data._foreign import ForeignDataset, write_documents
+from deformdetr.data._headers import Headers, read_headers
+from deformdetr.data._images import ImageFiles, ImageHeader, load_image, read_header
 from deformdetr.data._sampler import SeededIndex, SeededSampler
 from deformdetr.data._shapes import draw_shapes, write_shapes
+from deformdetr.data._split import SplitDocuments, split_coco
 from deformdetr.data._transforms import (
     RandomSizeCrop,
     ResizeShortSide,
@@ -20,6 +32,9 @@ from deformdetr.data._transforms import (
     split_sample,
     train_transforms,
 )
+from deformdetr.data._voc import read_voc
+from deformdetr.data._warnings import ObjectLimits, find_warnings
+from deformdetr.data._yolo import read_yolo
 
 __all__ = [
     "Annotations",
@@ -31,15 +46,22 @@ __all__ = [
     "DatasetError",
     "DatasetReport",
     "Datasets",
+    "DecodeConfig",
     "DetectionDataset",
+    "ForeignDataset",
+    "FoundImages",
+    "Headers",
     "ImageFiles",
+    "ImageHeader",
     "LabelMap",
+    "ObjectLimits",
     "RandomSizeCrop",
     "ResizeShortSide",
     "Sample",
     "SeededIndex",
     "SeededSampler",
     "ShapesConfig",
+    "SplitDocuments",
     "ZoomOutConfig",
     "build_dataset",
     "build_datasets",
@@ -47,11 +69,21 @@ __all__ = [
     "collate",
     "draw_shapes",
     "eval_transforms",
+    "find_images",
+    "find_warnings",
+    "image_suffixes",
+    "judge",
     "load_image",
     "make_sample",
     "prepare_for_evaluation",
     "read_coco",
+    "read_header",
+    "read_headers",
+    "read_voc",
+    "read_yolo",
+    "split_coco",
     "split_sample",
     "train_transforms",
+    "write_documents",
     "write_shapes",
 ]

@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from pycocotools.coco import COCO
 
-from deformdetr._coco_types import LabelMap
+from deformdetr._coco_types import ImageId, LabelMap
 from deformdetr.data._segmentations import Segmentations, decode
 
 # COCO's limits between small, medium and large objects: square root of the area in pixels.
 _SMALL, _LARGE = 32.0, 96.0
+_SHOWN_CLASSES = 100
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class DatasetReport:
         clipped: Boxes that extended beyond their image and were clipped to it for training.
         unknown_category: Skipped boxes whose category is not in the label map.
         without_mask: Boxes dropped for an unusable segmentation, counted by reason. Empty unless masks are read.
+        notes: What was read differently than written, such as sizes that were taken from image files.
 
     Examples:
         >>> from deformdetr.data import ShapesConfig, build_dataset
@@ -48,6 +50,7 @@ class DatasetReport:
     clipped: int = 0
     unknown_category: int = 0
     without_mask: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         counts = {
@@ -60,10 +63,11 @@ class DatasetReport:
         noted = "; ".join(f"{count:,} {what}" for what, count in counts.items() if count)
         if self.without_mask:
             noted += ": " + ", ".join(f"{count:,} {what}" for what, count in self.without_mask.items())
-        return (
+        text = (
             f"{self.source}: {self.images:,} images ({self.empty_images:,} without boxes), {self.boxes:,} boxes; "
             f"{noted or 'nothing skipped'}"
         )
+        return "\n".join([text, *(f"  {note}" for note in self.notes)])
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,8 @@ class Annotations:
     Arrays instead of lists of objects keep data-loader workers from copying memory.
 
     Attributes:
-        file_names: File name of each image, as in the annotation file.
-        image_ids: Id of each image, as in the annotation file.
+        file_names: File name of each image, in the spelling under which it was found.
+        image_ids: Id of each image, as in the annotation file. If some are integers and some text, all are text.
         sizes: (height, width) of each image in pixels.
         image_index: Position of each box's image, from 0.
         labels: Label of each box.
@@ -94,7 +98,7 @@ class Annotations:
     """
 
     file_names: tuple[str, ...]
-    image_ids: tuple[int, ...]
+    image_ids: tuple[ImageId, ...]
     sizes: Int64[np.ndarray, "images 2"]
     image_index: Int64[np.ndarray, " boxes"]
     labels: Int64[np.ndarray, " boxes"]
@@ -174,11 +178,7 @@ class Annotations:
         """Return a few lines of text: the report, the boxes per class and the distribution of their sizes."""
         keep = ~self.is_crowd
         labels, images, boxes = self.labels[keep], self.image_index[keep], self.boxes[keep].astype(np.float64)
-        width = max(len("class"), *(len(name) for name in self.label_map.names))
-        lines = [str(self.report), f"  {'class':<{width}}  {'boxes':>9}  {'images':>9}"]
-        for label, name in enumerate(self.label_map.names):
-            of_class = labels == label
-            lines.append(f"  {name:<{width}}  {of_class.sum():>9,}  {len(np.unique(images[of_class])):>9,}")
+        lines = [str(self.report), *self._class_lines(labels, images)]
         if len(boxes):
             sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
             quartiles = np.quantile(sides, (0, 0.25, 0.5, 0.75, 1))
@@ -190,3 +190,20 @@ class Annotations:
                 f"  small {small:,}, medium {len(sides) - small - large:,}, large {large:,} (below 32, above 96)"
             )
         return "\n".join(lines)
+
+    def _class_lines(self, labels: Int64[np.ndarray, " boxes"], images: Int64[np.ndarray, " boxes"]) -> list[str]:
+        """Return a table of the boxes and images per class: of all, or of the most frequent if there are many."""
+        names = self.label_map.names
+        boxes = np.bincount(labels, minlength=len(names))
+        pairs = np.unique(images * len(names) + labels)
+        images_with = np.bincount(pairs % len(names), minlength=len(names))
+        shown = list(range(len(names)))
+        if len(names) > _SHOWN_CLASSES:
+            frequent = np.argsort(-boxes, kind="stable")[:_SHOWN_CLASSES].tolist()
+            shown = [label for label in frequent if boxes[label]]
+        width = max([len("class"), *(len(names[label]) for label in shown)])
+        lines = [f"  {'class':<{width}}  {'boxes':>9}  {'images':>9}"]
+        lines += [f"  {names[label]:<{width}}  {boxes[label]:>9,}  {images_with[label]:>9,}" for label in shown]
+        if len(names) > len(shown):
+            lines.append(f"  ... and {len(names) - len(shown):,} classes with fewer boxes or none")
+        return lines

@@ -5,28 +5,35 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from deformdetr.data._config import AnyDataConfig
-from deformdetr.data._dataset import DetectionDataset, build_datasets
-from deformdetr.data._errors import DatasetError, dataset_error
+from deformdetr.data._dataset import Datasets, DetectionDataset, build_datasets
+from deformdetr.data._errors import DatasetError, Problem, dataset_error
+from deformdetr.data._headers import UNUSABLE_FILE, read_headers
+from deformdetr.data._warnings import NO_LIMITS, ObjectLimits, find_warnings
+
+_SAMPLE = 256
 
 
 class CheckReport(NamedTuple):
-    """Summaries of both splits and the number of images decoded. `str()` returns the whole report.
+    """Summaries of both splits, warnings, and the number of images decoded. `str()` returns the whole report.
 
     Examples:
         >>> from deformdetr.data import CheckReport
-        >>> print(CheckReport("80 images", "20 images", decoded=0))
+        >>> print(CheckReport("80 images", "20 images", warnings=(), decoded=0))
         train: 80 images
         val: 20 images
-        image files found, none decoded
+        no warnings
+        headers of all image files read
     """
 
     train: str
     val: str
+    warnings: tuple[str, ...]
     decoded: int
 
     def __str__(self) -> str:
-        decoded = f"{self.decoded:,} image files decoded" if self.decoded else "image files found, none decoded"
-        return f"train: {self.train}\nval: {self.val}\n{decoded}"
+        decoded = f"{self.decoded:,} image files decoded" if self.decoded else "headers of all image files read"
+        warnings = [f"warning: {each}" for each in self.warnings] or ["no warnings"]
+        return "\n".join([f"train: {self.train}", f"val: {self.val}", *warnings, decoded])
 
 
 def check(
@@ -34,18 +41,22 @@ def check(
     *,
     decode: bool = False,
     masks: bool = False,
+    limits: ObjectLimits = NO_LIMITS,
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
-    """Check both splits of a dataset and report every problem at once.
+    """Check both splits of a dataset, report every problem at once, and judge the dataset as a whole.
+
+    The headers of all image files are read, and their sizes compared with the annotated ones.
 
     Args:
         config: The dataset.
-        decode: Whether to decode every image file and compare its size with the annotated one.
+        decode: Whether to decode every image file too.
         masks: Whether to read masks, which a model with a mask head needs.
+        limits: How many objects per image the model and its evaluation can find, for a warning.
         progress: Called with the number of images decoded so far and the total.
 
     Raises:
-        DatasetError: If the dataset has problems. The message has one line per problem, with file, id and value.
+        DatasetError: If the dataset has problems. The message has those of each kind with file, id and value.
 
     Examples:
         >>> from deformdetr.data import ShapesConfig, check
@@ -53,17 +64,42 @@ def check(
         6
     """
     datasets = build_datasets(config, masks=masks)
-    decoded = _decode(list(datasets), progress) if decode else 0
-    return CheckReport(datasets.train.summary(), datasets.val.summary(), decoded)
+    headers = read_headers(datasets)
+    # Decoding finds the same problems of files, and more.
+    problems = _decode(list(datasets), progress) if decode else headers.problems
+    if problems:
+        raise dataset_error(problems)
+    warnings = find_warnings(datasets, limits=limits, headers=headers)
+    decoded = sum(map(len, datasets)) if decode else 0
+    return CheckReport(datasets.train.summary(), datasets.val.summary(), tuple(warnings), decoded)
 
 
-def _decode(datasets: list[DetectionDataset], progress: Callable[[int, int], None] | None) -> int:
+def judge(datasets: Datasets, *, limits: ObjectLimits = NO_LIMITS) -> list[str]:
+    """Return warnings about a dataset, in the time that the start of a training can take: from a sample of its files.
+
+    Raises:
+        DatasetError: If files of the sample cannot be used.
+
+    Examples:
+        >>> from deformdetr.data import ObjectLimits, ShapesConfig, build_datasets, judge
+        >>> datasets = build_datasets(ShapesConfig(num_train=4, num_val=2))
+        >>> judge(datasets, limits=ObjectLimits(num_queries=100))
+        []
+    """
+    headers = read_headers(datasets, sample=_SAMPLE)
+    if headers.problems:
+        raise dataset_error(headers.problems)
+    return find_warnings(datasets, limits=limits, headers=headers)
+
+
+def _decode(datasets: list[DetectionDataset], progress: Callable[[int, int], None] | None) -> list[str]:
     def problem_of(item: tuple[DetectionDataset, int]) -> str | None:
         dataset, index = item
         try:
             dataset.untransformed(index)
         except DatasetError as error:
-            return f"image {dataset.annotations.image_ids[index]}: {error}"
+            text = f"image {dataset.annotations.image_ids[index]}: {error}"
+            return Problem(text, UNUSABLE_FILE, source=dataset.report.source)
         return None
 
     items = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
@@ -74,6 +110,4 @@ def _decode(datasets: list[DetectionDataset], progress: Callable[[int, int], Non
                 problems.append(problem)
             if progress is not None:
                 progress(done, len(items))
-    if problems:
-        raise dataset_error(problems)
-    return len(items)
+    return problems

@@ -1,25 +1,31 @@
 """Reading annotation files in COCO format: what is kept, changed, skipped and refused."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32, Float64
 
 from deformdetr._coco_types import LabelMap
 from deformdetr.data._annotations import Annotations, DatasetReport
+from deformdetr.data._config import DEFAULT_DECODING, DecodeConfig
 from deformdetr.data._entries import (
-    ImageTable,
     Rows,
-    listed_ids,
+    annotation_name,
+    listed_categories,
     load_document,
     read_categories,
-    read_images,
     read_rows,
 )
-from deformdetr.data._errors import DatasetError, dataset_error
+from deformdetr.data._errors import Kind, Problem, dataset_error
+from deformdetr.data._image_entries import ImageTable, read_images
 from deformdetr.data._segmentations import Segmentations, flaw
+
+_NO_CATEGORIES = Kind("lists without categories")
+_CONTRADICTION = Kind("categories that contradict the label map", "files of different datasets, or renumbered ids?")
+_UNMAPPED = Kind("categories that the label map lacks")
 
 
 def read_coco(
@@ -29,6 +35,7 @@ def read_coco(
     label_map: LabelMap | None = None,
     ignore_unknown_categories: bool = False,
     masks: bool = False,
+    decode: DecodeConfig = DEFAULT_DECODING,
 ) -> Annotations:
     """Read an annotation file in COCO format and check that it can be trained on.
 
@@ -44,10 +51,20 @@ def read_coco(
       or of an empty mask.
     * An image without boxes stays in the dataset, with an empty target.
 
+    The following is read although it differs from COCO's own files. The report notes what depends on files:
+
+    * Ids of annotations do not matter: they may be missing, repeated or of any type.
+    * Ids of images may be text. Ids may also be whole numbers written as floats or as text.
+    * `iscrowd` and `area` may be missing or null. The area is then that of the box.
+    * A file name may have backslashes, or another Unicode form (NFC, NFD) than the file. Without a file name, it
+      follows from `coco_url`, as in LVIS.
+    * If the width or height of an image is missing, null, 0 or negative, both are taken from the file.
+    * An image that is listed twice, with the same entry, is read once.
+
     The following problems raise an error: a file that is missing, empty, not JSON or not in COCO format; no image; an
-    image without an integer id, file name, width or height; a repeated image or annotation id; a missing or empty image
-    file; a box of an unknown image or category; a box that is not four finite numbers; a box entirely outside its
-    image; a negative or non-finite area; a category whose name or id contradicts the label map.
+    image without an id or file name; an image id that is used twice; a missing or empty image file; a box of an unknown
+    image or category; a box that is not four finite numbers; a box entirely outside its image; a negative or non-finite
+    area; a category whose name or id contradicts the label map.
 
     Args:
         images: Folder that the file names are relative to.
@@ -55,9 +72,10 @@ def read_coco(
         label_map: The category of each label. `None` numbers the categories in ascending order of their ids.
         ignore_unknown_categories: Whether to skip boxes whose category is not in the label map, instead of raising.
         masks: Whether to read segmentations. They are not checked otherwise.
+        decode: How image files become pixels, for sizes that are taken from files.
 
     Raises:
-        DatasetError: If there are problems. The message has one line per problem, with file, id and value.
+        DatasetError: If there are problems. The message has those of each kind with file, id and value.
 
     Examples:
         >>> import tempfile
@@ -70,83 +88,108 @@ def read_coco(
     """
     problems: list[str] = []
     annotations = Path(annotations)
+    source = str(annotations)
     document = load_document(annotations)
-    table = read_images(document["images"], Path(images), problems)
-    categories = read_categories(document["categories"], problems)
+    table = read_images(document["images"], Path(images), problems, source=source, decode=decode)
+    categories = read_categories(document["categories"], problems, source=source)
     if label_map is None and categories:
         label_map = LabelMap.contiguous(categories)
     if label_map is None:
         # Otherwise every annotation would be reported for its unknown category.
-        problems.append("there are no categories")
-        raise _in_file(annotations, problems)
-    _compare_categories(categories, label_map, problems)
-    rows = read_rows(
-        document["annotations"],
-        {identifier: position for position, identifier in enumerate(table.ids)},
-        listed_ids(document["images"]),
-        listed_ids(document["categories"]),
-        problems,
-        masks=masks,
-    )
+        problems.append(Problem("there are no categories", _NO_CATEGORIES, source=source))
+        raise dataset_error(problems)
+    _compare_categories(categories, label_map, problems, source)
+    entries = document["annotations"]
+    listed = listed_categories(document["categories"])
+    rows = read_rows(entries, table.positions, listed, problems, source=source, masks=masks)
     unmapped = ~np.isin(rows.category_ids, label_map.category_ids)
     if not ignore_unknown_categories:
-        _refuse_unmapped(rows.select(unmapped), categories, problems)
-    rows, boxes, counts = _apply_rules(rows.select(~unmapped), table, problems)
+        _refuse_unmapped(rows.select(unmapped), entries, categories, problems, source)
+    rows, boxes, counts = _apply_rules(rows.select(~unmapped), table, entries, problems, source)
     if problems:
-        raise _in_file(annotations, problems)
+        raise dataset_error(problems)
     counts["unknown_category"] = int(unmapped.sum())
+    counts["notes"] = (*table.notes, *_notes_on_lvis(document["images"]))
     if masks:
         sizes = table.sizes[rows.image_index].tolist()
         flaws = [flaw(each, height, width) for each, (height, width) in zip(rows.segmentations, sizes, strict=True)]
         keep = np.array([not each for each in flaws], dtype=np.bool_)
         rows, boxes = rows.select(keep), boxes[keep]
         counts["without_mask"] = Counter(sorted(filter(None, flaws)))
-    return _assemble(str(annotations), table, rows, boxes, label_map, counts, masks=masks)
+    return _assemble(source, table, rows, boxes, label_map, counts, masks=masks)
 
 
-def _in_file(annotations: Path, problems: list[str]) -> DatasetError:
-    return dataset_error([f"{annotations}: {problem}" for problem in problems])
+def _notes_on_lvis(images: Sequence[Any]) -> list[str]:
+    partly = sum("neg_category_ids" in image for image in images if isinstance(image, dict))
+    note = (
+        "images annotated for some categories only (neg_category_ids): AP counts correct detections of others as false"
+    )
+    return [f"{partly:,} {note}"] if partly else []
 
 
-def _compare_categories(categories: dict[int, str], label_map: LabelMap, problems: list[str]) -> None:
+def _compare_categories(categories: dict[int, str], label_map: LabelMap, problems: list[str], source: str) -> None:
     known = dict(zip(label_map.category_ids, label_map.names, strict=True))
     ids_by_name = {name: number for number, name in known.items()}
     for number, name in categories.items():
         if number in known and known[number] != name:
-            problems.append(f"category {number} is {name!r} here but {known[number]!r} in the label map")
+            text = f"category {number} is {name!r} here but {known[number]!r} in the label map"
+            problems.append(Problem(text, _CONTRADICTION, source=source))
         elif number not in known and name in ids_by_name:
-            problems.append(f"category {name!r} has the id {number} here but {ids_by_name[name]} in the label map")
+            text = f"category {name!r} has the id {number} here but {ids_by_name[name]} in the label map"
+            problems.append(Problem(text, _CONTRADICTION, source=source))
 
 
-def _refuse_unmapped(rows: Rows, categories: dict[int, str], problems: list[str]) -> None:
+def _refuse_unmapped(
+    rows: Rows, entries: list[Any], categories: dict[int, str], problems: list[str], source: str
+) -> None:
     for number in np.unique(rows.category_ids).tolist():
-        users = np.flatnonzero(rows.category_ids == number)
-        problems.append(
+        users = rows.numbers[rows.category_ids == number].tolist()
+        text = (
             f"category {number} ({categories.get(number)!r}) is not in the label map, but {len(users):,} annotations "
-            f"have it, the first being {rows.ids[users[0]]}; add it, or set ignore_unknown_categories to skip them"
+            f"have it, the first being {annotation_name(entries[users[0]], users[0])}; add it, or set "
+            "ignore_unknown_categories to skip them"
         )
+        problems.append(Problem(text, _UNMAPPED, source=source))
 
 
 def _apply_rules(
-    rows: Rows, table: ImageTable, problems: list[str]
+    rows: Rows, table: ImageTable, entries: list[Any], problems: list[str], source: str
 ) -> tuple[Rows, Float32[np.ndarray, "kept 4"], dict[str, Any]]:
     limits = table.sizes[rows.image_index][:, ::-1].astype(np.float64)
     with np.errstate(over="ignore"):
         low, high = rows.bbox[:, :2], rows.bbox[:, :2] + rows.bbox[:, 2:]
-    has_extent = (rows.bbox[:, 2:] > 0).all(axis=1)
-    outside = has_extent & ((low >= limits) | (high <= 0)).any(axis=1)
-    for row in np.flatnonzero(outside):
-        image = rows.image_index[row]
-        problems.append(
-            f"annotation {rows.ids[row]}: 'bbox' {rows.bbox[row].tolist()} lies outside its image "
-            f"{table.file_names[image]} of {table.sizes[image, 1]} x {table.sizes[image, 0]} (width x height)"
-        )
+    has_extent = np.asarray((rows.bbox[:, 2:] > 0).all(axis=1))
+    outside = np.asarray(has_extent & ((low >= limits) | (high <= 0)).any(axis=1))
+    if outside.any():
+        kind = Kind("boxes outside their image", _cause_of_outside(low, high, limits, has_extent))
+        for number, image in zip(rows.numbers[outside].tolist(), rows.image_index[outside].tolist(), strict=True):
+            height, width = table.sizes[image].tolist()
+            text = (
+                f"{annotation_name(entries[number], number)}: 'bbox' {entries[number]['bbox']} lies outside its image "
+                f"{table.file_names[image]} of {width} x {height} (width x height)"
+            )
+            problems.append(Problem(text, kind, source=source))
     boxes = np.concatenate([low.clip(0, limits), high.clip(0, limits)], axis=1).astype(np.float32)
     has_extent &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     keep = has_extent & ~outside
     clipped = keep & ((low < 0) | (high > limits)).any(axis=1)
     counts = {"degenerate": int((~has_extent & ~outside).sum()), "clipped": int(clipped.sum())}
     return rows.select(keep), boxes[keep], counts
+
+
+def _cause_of_outside(
+    low: Float64[np.ndarray, "rows 2"],
+    high: Float64[np.ndarray, "rows 2"],
+    limits: Float64[np.ndarray, "rows 2"],
+    has_extent: Bool[np.ndarray, " rows"],
+) -> str:
+    """Return what explains boxes outside their images, from all boxes: (x, y) of two corners, and (width, height)."""
+    low, high, limits = low[has_extent], high[has_extent], limits[has_extent]
+    if (high <= limits[:, ::-1] + 1).all():
+        return "width and height of images exchanged, or annotated before photographs were turned?"
+    if (low >= 0).all() and 1.5 * limits.max() < high.max() <= 1000:
+        return "boxes on a scale of 0 to 1000?"
+    return "images resized or cropped after they were annotated, or boxes of other images?"
 
 
 def _assemble(
@@ -172,7 +215,7 @@ def _assemble(
     )
     return Annotations(
         file_names=tuple(table.file_names),
-        image_ids=tuple(table.ids),
+        image_ids=table.ids,
         sizes=table.sizes,
         image_index=rows.image_index[order],
         labels=labels[order],

@@ -55,6 +55,35 @@ class ZoomOutConfig(Config):
     )
 
 
+class DecodeConfig(Config):
+    """How image files become pixels: the same for training, checks, evaluation, prediction and export.
+
+    Examples:
+        >>> from deformdetr.data import DecodeConfig
+        >>> DecodeConfig(gray_bits=12).orientation
+        'upright'
+    """
+
+    orientation: Literal["upright", "stored"] = Field(
+        default="upright",
+        description="Whether photographs are turned by their EXIF orientation, as browsers show them, or used as "
+        "stored; boxes must refer to the same.",
+    )
+    gray_bits: Annotated[int, Field(ge=8, le=16)] | None = Field(
+        default=None,
+        description="Bits that 16-bit grayscale really uses, such as 12; None: the fewest of 8, 10, 12, 14 and 16 that "
+        "hold all values of the file.",
+    )
+    max_pixels: PositiveInt | None = Field(
+        default=None,
+        description="Largest number of pixels of an image; None keeps Pillow's limit against decompression bombs, 179 "
+        "million.",
+    )
+
+
+DEFAULT_DECODING = DecodeConfig()
+
+
 class AugmentConfig(Config):
     """Augmentation of training images. The defaults are the recipe of DETR and Deformable DETR for COCO.
 
@@ -147,6 +176,7 @@ class DataConfig(Config):
         default=False,
         description="Skip and count boxes whose category is not in the label map, instead of raising an error.",
     )
+    decode: DecodeConfig = Field(default=DEFAULT_DECODING, description="How image files become pixels.")
     augment: AugmentConfig = AugmentConfig()
     eval_short_side: PositiveInt | None = Field(
         default=800, description="The shorter side of an image in evaluation, in pixels; None keeps the size."
@@ -194,6 +224,7 @@ class ShapesConfig(Config):
     noise: int = Field(
         default=20, ge=0, le=100, description="Amplitude of the noise on every channel, on a scale of 0 to 255."
     )
+    decode: DecodeConfig = Field(default=DEFAULT_DECODING, description="How image files become pixels.")
     augment: AugmentConfig = AugmentConfig(short_sides=(), crop=False)
     eval_short_side: PositiveInt | None = Field(
         default=None, description="Side of an image in evaluation, in pixels; None keeps the size."

@@ -39,6 +39,10 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         images: Function that returns the image at an index, as 8-bit RGB.
         transforms: Function from an 8-bit sample to a normalized one.
 
+    Attributes:
+        annotations: Boxes, labels and masks.
+        files: The image files, or `None` if images do not come from files.
+
     Examples:
         >>> from deformdetr.data import DetectionDataset, ShapesConfig, draw_shapes, eval_transforms
         >>> annotations, images = draw_shapes(ShapesConfig(num_val=2, image_size=64), "val")
@@ -57,6 +61,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     ) -> None:
         self.annotations = annotations
         self._images = images
+        self.files = images if isinstance(images, ImageFiles) else None
         self._transforms = transforms
 
     @property
@@ -95,7 +100,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return self._load(index, self._transforms)
 
     def untransformed(self, index: int) -> tuple[UInt8[Tensor, "3 height width"], Target]:
-        """Return the 8-bit image as stored, and its target, for drawing."""
+        """Return the 8-bit image before resizing and augmentation, and its target, for drawing."""
         return self._load(index, lambda sample: sample)
 
     def _load(self, index: int, transforms: SampleTransform) -> tuple[Tensor, Target]:
@@ -213,10 +218,11 @@ def _coco_dataset(config: DataConfig, split: Split, label_map: LabelMap | None, 
         label_map=label_map,
         ignore_unknown_categories=config.ignore_unknown_categories,
         masks=masks,
+        decode=config.decode,
     )
     if is_train and not annotations.report.boxes:
         raise DatasetError(f"{annotations.report}: there are no boxes to train on")
-    images = ImageFiles([folder / name for name in annotations.file_names], annotations.sizes)
+    images = ImageFiles([folder / name for name in annotations.file_names], annotations.sizes, config.decode)
     return DetectionDataset(annotations, images, transforms=_transforms(config, split))
 
 

@@ -1,15 +1,39 @@
-"""An exception that lists all problems of a dataset."""
+"""An exception that lists all problems of a dataset, by kind."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-_SHOWN = 20
+_SHOWN = 5
+
+
+class Kind(NamedTuple):
+    """A kind of problem: what the entries are, in the plural, and the usual cause, or none."""
+
+    title: str
+    cause: str = ""
+
+
+class Problem(str):
+    """One problem: the name of its file, and what is wrong with an entry, with id and value."""
+
+    __slots__ = ("kind", "source")
+    kind: Kind | None
+    source: str
+
+    def __new__(cls, text: str, kind: Kind | None = None, *, source: str = "") -> "Problem":
+        """Return the problem with this text, after the name of the file `source`."""
+        problem = super().__new__(cls, f"{source}: {text}" if source else text)
+        problem.kind = kind
+        problem.source = source
+        return problem
 
 
 class DatasetError(ValueError):
     """A dataset has problems. Each names its file and, if there are any, the id and the value.
 
     Attributes:
-        problems: All problems. The message shows the first 20 and the number of others.
+        problems: All problems. The message shows the first five of each kind, the number of others, and the usual
+            cause.
     """
 
     problems: tuple[str, ...]
@@ -28,11 +52,29 @@ def dataset_error(problems: Sequence[str]) -> DatasetError:
     """
     if not problems:
         raise ValueError("problems must not be empty")
+    groups: dict[tuple[str, Kind | None], list[str]] = {}
+    for problem in problems:
+        where = (problem.source, problem.kind) if isinstance(problem, Problem) else ("", None)
+        groups.setdefault(where, []).append(problem)
     if len(problems) == 1:
-        return DatasetError(problems[0])
-    lines = [f"{len(problems):,} problems in the dataset:", *(f"  {problem}" for problem in problems[:_SHOWN])]
-    if len(problems) > _SHOWN:
-        lines.append(f"  ... and {len(problems) - _SHOWN:,} more")
-    error = DatasetError("\n".join(lines))
+        ((_, kind),) = groups
+        message = problems[0] + (f" ({kind.cause})" if kind and kind.cause else "")
+    else:
+        message = "\n".join([f"{len(problems):,} problems in the dataset:", *_lines(groups)])
+    error = DatasetError(message)
     error.problems = tuple(problems)
     return error
+
+
+def _lines(groups: dict[tuple[str, Kind | None], list[str]]) -> Iterable[str]:
+    for (source, kind), found in groups.items():
+        indent = "  "
+        if kind is not None:
+            cause = f" ({kind.cause})" if kind.cause else ""
+            yield f"  {source}: {kind.title}: {len(found):,}{cause}"
+            indent = "    "
+        # The heading has the name of the file.
+        prefix = f"{source}: " if kind is not None else ""
+        yield from (f"{indent}{problem.removeprefix(prefix)}" for problem in found[:_SHOWN])
+        if len(found) > _SHOWN:
+            yield f"{indent}... and {len(found) - _SHOWN:,} more of this kind"

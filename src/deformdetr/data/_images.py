@@ -1,27 +1,62 @@
 """Reading image files as tensors."""
 
-from collections.abc import Sequence
+import os
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
+from deformdetr.data._config import DEFAULT_DECODING, DecodeConfig
 from deformdetr.data._errors import DatasetError
 
 _EXIF_ORIENTATION = 0x0112
+# How each EXIF orientation is turned upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_QUARTER_TURNS = (5, 6, 7, 8)
+_GRAY_BITS = (8, 10, 12, 14, 16)
+_PILLOW_LIMIT_LOCK = threading.Lock()
 
 
-def load_image(path: str | Path) -> UInt8[Tensor, "3 height width"]:
+class ImageHeader(NamedTuple):
+    """What the header of an image file tells. The size is that of the decoded image."""
+
+    height: int
+    width: int
+    mode: str
+    """Pillow's name of the pixel format, such as "RGB"."""
+    orientation: int
+    """EXIF orientation from 1 to 8. 1 is upright."""
+
+
+def load_image(path: str | Path, decode: DecodeConfig = DEFAULT_DECODING) -> UInt8[Tensor, "3 height width"]:
     """Read an image file as 8-bit RGB.
 
-    Grayscale, palette and CMYK images are converted. Transparency is dropped, and 16-bit grayscale keeps its upper 8
-    bits. The EXIF orientation is ignored, because COCO boxes refer to the pixels as stored.
+    Photographs are turned by their EXIF orientation unless `decode` says otherwise. TIFF files are always turned, by
+    Pillow itself. Grayscale, palette and CMYK images are converted. Transparency is dropped. 16-bit grayscale keeps the
+    upper 8 of the bits that it uses.
+
+    Args:
+        path: The file.
+        decode: Orientation, bits of grayscale, and the limit of the size.
 
     Raises:
-        DatasetError: If the file is missing, truncated or not an image. The message names the file.
+        DatasetError: If the file is missing, truncated, not an image or too large. The message names the file.
 
     Examples:
         >>> import tempfile
@@ -32,24 +67,101 @@ def load_image(path: str | Path) -> UInt8[Tensor, "3 height width"]:
         ...     load_image(file.name).shape
         torch.Size([3, 30, 40])
     """
+    with _opened(path, decode) as image:
+        image.load()
+        turn = _TURNS.get(_orientation(image)) if decode.orientation == "upright" else None
+        upright = image if turn is None else image.transpose(turn)
+        return torch.from_numpy(_to_rgb(upright, decode.gray_bits)).permute(2, 0, 1).contiguous()
+
+
+def read_header(path: str | Path, decode: DecodeConfig = DEFAULT_DECODING) -> ImageHeader:
+    """Read size, pixel format and orientation of an image file without decoding it.
+
+    Raises:
+        DatasetError: If the file is missing, not an image or too large.
+
+    Examples:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from deformdetr.data import read_header
+        >>> with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        ...     Image.new("L", (40, 30)).save(file.name)
+        ...     read_header(file.name)
+        ImageHeader(height=30, width=40, mode='L', orientation=1)
+    """
+    with _opened(path, decode) as image:
+        width, height = image.size
+        orientation = _orientation(image)
+        if decode.orientation == "upright" and orientation in _QUARTER_TURNS:
+            width, height = height, width
+        return ImageHeader(height, width, image.mode, orientation)
+
+
+@contextmanager
+def _opened(path: str | Path, decode: DecodeConfig) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as image:
-            image.load()
-            return torch.from_numpy(_to_rgb(image)).permute(2, 0, 1).contiguous()
+        with _open(path, decode.max_pixels) as image:
+            yield image
+    except Image.DecompressionBombError as error:
+        reason = str(error).removesuffix(".")
+        raise DatasetError(
+            f"{path}: {reason}; data.decode.max_pixels sets another limit for files you trust"
+        ) from error
     except Exception as error:
         # On broken files, decoders raise OSError, SyntaxError, ValueError, struct.error and others.
         raise DatasetError(f"{path}: cannot be read as an image: {error}") from error
 
 
-def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
-    if image.mode.startswith("I;16"):
-        upper = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.repeat(upper[..., None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        raise ValueError(f"32-bit grayscale (mode {image.mode!r}) has no defined range; convert it to 8 or 16 bits")
+def _open(path: str | Path, max_pixels: int | None) -> Image.Image:
+    if max_pixels is None:
+        return Image.open(path)
+    # Pillow checks its limit, a variable of its module, when it reads the header.
+    with _PILLOW_LIMIT_LOCK:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(path)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+    if image.width * image.height > max_pixels:
+        image.close()
+        raise Image.DecompressionBombError(
+            f"the image has {image.width * image.height:,} pixels, and the limit is {max_pixels:,}"
+        )
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":
+        return 1
+    try:
+        # Not `image.getexif()`, which decodes a whole PNG file.
+        orientation = Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)
+    except (LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error):
+        # Damaged metadata around an intact image: viewers show it as stored.
+        return 1
+    return orientation if orientation in _TURNS else 1
+
+
+def _to_rgb(image: Image.Image, gray_bits: int | None) -> UInt8[np.ndarray, "height width 3"]:
+    if image.mode == "F":
+        raise ValueError("32-bit grayscale (mode 'F') has no defined range; convert it to 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        gray = _upper_bits(np.asarray(image), gray_bits)
+        return np.repeat(gray[..., None], 3, axis=2)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.array(image.convert("RGB"))
+
+
+def _upper_bits(pixels: Shaped[np.ndarray, "height width"], gray_bits: int | None) -> UInt8[np.ndarray, "height width"]:
+    low, high = int(pixels.min()), int(pixels.max())
+    if low < 0 or high >= 2**16:
+        raise ValueError(f"32-bit grayscale from {low} to {high} has no defined range; convert it to 8 or 16 bits")
+    if gray_bits is None:
+        gray_bits = next(bits for bits in _GRAY_BITS if high < 2**bits)
+    if high >= 2**gray_bits:
+        raise ValueError(f"it has a value of {high}, which needs more than data.decode.gray_bits ({gray_bits})")
+    return (pixels >> (gray_bits - 8)).astype(np.uint8)
 
 
 class ImageFiles:
@@ -58,6 +170,10 @@ class ImageFiles:
     Args:
         paths: File of each image.
         sizes: Annotated (height, width) of each image in pixels.
+        decode: How files become pixels.
+
+    Attributes:
+        decode: How files become pixels.
 
     Examples:
         >>> import tempfile
@@ -71,10 +187,16 @@ class ImageFiles:
         torch.Size([3, 30, 40])
     """
 
-    def __init__(self, paths: Sequence[Path], sizes: Int64[np.ndarray, "images 2"]) -> None:
+    def __init__(
+        self, paths: Sequence[Path], sizes: Int64[np.ndarray, "images 2"], decode: DecodeConfig = DEFAULT_DECODING
+    ) -> None:
         # An array instead of a list of strings: reading it does not copy memory into data-loader workers.
         self._paths = np.array([str(path) for path in paths])
         self._sizes = sizes
+        self.decode = decode
+
+    def __len__(self) -> int:
+        return len(self._paths)
 
     def __call__(self, index: int) -> UInt8[Tensor, "3 height width"]:
         """Return one image.
@@ -82,20 +204,52 @@ class ImageFiles:
         Raises:
             DatasetError: If the file cannot be decoded, or its size differs from the annotated one.
         """
-        path = Path(str(self._paths[index]))
-        image = load_image(path)
-        height, width = (int(side) for side in self._sizes[index])
-        if image.shape[1:] != (height, width):
-            raise DatasetError(
-                f"{path}: the file holds {image.shape[2]} x {image.shape[1]} pixels (width x height), "
-                f"but its annotations say {width} x {height}{_orientation_hint(path)}"
-            )
+        image = load_image(self.path(index), self.decode)
+        self._check_size(index, image.shape[1], image.shape[2])
         return image
 
+    def path(self, index: int) -> Path:
+        """Return the file of an image."""
+        return Path(str(self._paths[index]))
 
-def _orientation_hint(path: Path) -> str:
-    with Image.open(path) as image:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    if orientation in (5, 6, 7, 8):
-        return f"; its EXIF orientation is {orientation}, and boxes must refer to the pixels as stored, not rotated"
-    return ""
+    def resolved(self) -> set[str]:
+        """Return the paths of all images, with links of their folders resolved."""
+        folders: dict[str, str] = {}
+        paths = set()
+        for path in self._paths.tolist():
+            folder, name = os.path.split(path)
+            if folder not in folders:
+                folders[folder] = os.path.realpath(folder)
+            paths.add(f"{folders[folder]}/{name}")
+        return paths
+
+    def header(self, index: int) -> ImageHeader:
+        """Return the header of an image.
+
+        Raises:
+            DatasetError: If the file is not an image, or its size differs from the annotated one.
+        """
+        header = read_header(self.path(index), self.decode)
+        self._check_size(index, header.height, header.width)
+        return header
+
+    def _check_size(self, index: int, height: int, width: int) -> None:
+        annotated = tuple(self._sizes[index].tolist())
+        if annotated == (height, width):
+            return
+        hint = ""
+        path = self.path(index)
+        orientation = read_header(path, self.decode).orientation
+        if orientation in _QUARTER_TURNS and annotated == (width, height):
+            other = "stored" if self.decode.orientation == "upright" else "upright"
+            hint = (
+                f"; its EXIF orientation is {orientation}, so that its boxes refer to it {_AS[other]}: set "
+                f"data.decode.orientation to {other}"
+            )
+        raise DatasetError(
+            f"{path}: the file holds {width} x {height} pixels (width x height), "
+            f"but its annotations say {annotated[1]} x {annotated[0]}{hint}"
+        )
+
+
+_AS = {"stored": "as stored, not turned", "upright": "turned upright"}

@@ -6,7 +6,7 @@ from deformdetr.engine._config import Experiment
 from deformdetr.engine._demo import DemoResult, demo_experiment, run_demo
 from deformdetr.engine._errors import ConfigError, PredictionError, RunError, TrainingError
 from deformdetr.engine._evaluate import Evaluation, evaluate, evaluate_run
-from deformdetr.engine._experiment import experiment_schema, read_experiment, resolve
+from deformdetr.engine._experiment import experiment_schema, object_limits, read_experiment, resolve
 from deformdetr.engine._gradient_checkpointing import enable_gradient_checkpointing
 from deformdetr.engine._optimizer import build_optimizer, parameter_groups
 from deformdetr.engine._predict import ImageDetections, PredictResult, predict
@@ -58,6 +58,7 @@ __all__ = [
     "learning_rate_factor",
     "load_run",
     "models_in",
+    "object_limits",
     "parameter_groups",
     "predict",
     "read_experiment",

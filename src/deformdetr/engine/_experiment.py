@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from deformdetr._files import FileError, read_mapping
-from deformdetr.config import preset, preset_names
-from deformdetr.data import DataConfig, LabelMap
+from deformdetr.config import DeformableDETRConfig, DETRConfig, preset, preset_names
+from deformdetr.data import DataConfig, LabelMap, ObjectLimits
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import ConfigError
 from deformdetr.engine._settings import describe, differences, merge
@@ -79,6 +79,19 @@ def resolve(experiment: Experiment, label_map: LabelMap) -> Experiment:
     if isinstance(data, DataConfig):
         data = data.replace(label_map=label_map)
     return experiment.replace(model=model, data=data)
+
+
+def object_limits(model: DeformableDETRConfig | DETRConfig) -> ObjectLimits:
+    """Return how many objects per image a model can find, for warnings about its dataset.
+
+    Examples:
+        >>> from deformdetr import preset
+        >>> from deformdetr.engine import object_limits
+        >>> object_limits(preset("detr_r50")).num_queries
+        100
+    """
+    max_detections = model.top_k if isinstance(model, DeformableDETRConfig) else None
+    return ObjectLimits(num_queries=model.num_queries, max_detections=max_detections)
 
 
 # Settings that may change when a run is resumed, with those below them. `check_past` checks the schedule.

@@ -3,14 +3,22 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from jaxtyping import Bool, UInt8
 from PIL import Image
 from torch import Tensor
 
 from deformdetr._files import write_text
-from deformdetr.data import DatasetError, LabelMap, load_image, prepare_for_evaluation
+from deformdetr.data import (
+    DatasetError,
+    FoundImages,
+    LabelMap,
+    find_images,
+    image_suffixes,
+    load_image,
+    prepare_for_evaluation,
+)
 from deformdetr.engine._errors import PredictionError
 from deformdetr.engine._inference import MASK_THRESHOLD, detect
 from deformdetr.engine._processes import Processes
@@ -20,7 +28,7 @@ from deformdetr.evaluation import RunLengths, encode_masks
 from deformdetr.structures import Detections, ImageBatch
 from deformdetr.visualize import draw_boxes, save_image
 
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+_NAMED = 5
 
 
 class ImageDetections(TypedDict):
@@ -54,12 +62,12 @@ def predict(
 
     The JSON file has all detections that post-processing keeps. Pictures show those with a score of at least
     `threshold`. They are PNG files named after their images, with a number if names collide. A file that cannot be read
-    as an image is skipped, and the result and the JSON file have the reason. Pixels are used as stored: the EXIF
-    orientation is ignored.
+    as an image is skipped, and the result and the JSON file have the reason. Files become pixels as in training: the
+    run's `data.decode` says whether photographs are turned by their EXIF orientation.
 
     Args:
         run: A run directory, whose best checkpoint is used, or one of its checkpoints.
-        images: Image files, and folders whose image files are used.
+        images: Image files, and folders whose image files are used, with those of their subfolders.
         out_dir: Folder to write to. It is created, and pictures of an earlier call are replaced.
         threshold: Lowest score to draw.
 
@@ -73,7 +81,7 @@ def predict(
         >>> result = predict("runs/detector", ["photo.jpg"], "predictions")  # doctest: +SKIP
         >>> result.images[0]["names"], result.images[0]["scores"]  # doctest: +SKIP
     """
-    files = find_images([Path(image) for image in images])
+    files, others = _find(images)
     out_dir = Path(out_dir)
     pictures = _name_pictures(files, out_dir)
     _, checkpoint = load_run(run)
@@ -84,9 +92,12 @@ def predict(
     result = PredictResult([], {})
     out_dir.mkdir(parents=True, exist_ok=True)
     with ProgressDisplay("predicting", len(files)) as display:
+        if others:
+            named = ", ".join(map(str, others[:_NAMED])) + (", ..." if len(others) > _NAMED else "")
+            display.say(f"not images by their names: {len(others)} files ({named})")
         for done, (file, picture) in enumerate(zip(files, pictures, strict=True), start=1):
             try:
-                image = load_image(file)
+                image = load_image(file, checkpoint.experiment.data.decode)
             except DatasetError as error:
                 result.skipped[str(file)] = str(error)
                 display.say(f"skipped: {error}")
@@ -105,30 +116,26 @@ def predict(
             keep = found["scores"] >= threshold
             save_image(_draw(image, found, keep, names), picture)
             display.update(done, status=f"{int(keep.sum())} in {file.name}")
-    content = {"run": str(run), "threshold": threshold, "images": result.images, "skipped": result.skipped}
+    content: dict[str, Any] = {
+        "run": str(run),
+        "threshold": threshold,
+        "images": result.images,
+        "skipped": result.skipped,
+    }
+    content["not_images"] = [str(file) for file in others]
     write_text(out_dir / "predictions.json", json.dumps(content, indent=1) + "\n")
     return result
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Return the files, and the image files in folders sorted by name, without repetitions.
-
-    Raises:
-        PredictionError: If a path does not exist, or there are no images.
-    """
-    absent = [str(path) for path in paths if not path.exists()]
-    if absent:
-        raise PredictionError(f"no such file or folder: {', '.join(absent)}")
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            files += sorted(each for each in path.iterdir() if each.suffix.lower() in _SUFFIXES and each.is_file())
-        else:
-            files.append(path)
-    if not files:
+def _find(paths: Sequence[str | Path]) -> FoundImages:
+    try:
+        found = find_images(paths)
+    except FileNotFoundError as error:
+        raise PredictionError(str(error)) from error
+    if not found.images:
         where = ", ".join(map(str, paths)) or "nothing"
-        raise PredictionError(f"no image with one of the suffixes {', '.join(sorted(_SUFFIXES))} in {where}")
-    return list(dict.fromkeys(files))
+        raise PredictionError(f"no image with one of the suffixes {', '.join(sorted(image_suffixes()))} in {where}")
+    return found
 
 
 def _name_pictures(files: Sequence[Path], out_dir: Path) -> list[Path]:

@@ -14,13 +14,13 @@ import torch
 
 from deformdetr._files import FileError
 from deformdetr.config import with_backbone_weights
-from deformdetr.data import Datasets, build_datasets
+from deformdetr.data import Datasets, build_datasets, judge
 from deformdetr.engine._best import BestScore
 from deformdetr.engine._checkpoint import Checkpoint
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import ConfigError, RunError
 from deformdetr.engine._evaluate import Evaluation, evaluate
-from deformdetr.engine._experiment import all_changes, resolve
+from deformdetr.engine._experiment import all_changes, object_limits, resolve
 from deformdetr.engine._inference import MASK_THRESHOLD
 from deformdetr.engine._learner import Learner
 from deformdetr.engine._loaders import batches, train_loader
@@ -87,8 +87,9 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
     )
     datasets = build_datasets(experiment.data, masks=experiment.model.masks)
     experiment = resolve(experiment, datasets.train.label_map)
+    warnings = judge(datasets, limits=object_limits(experiment.model))
     checkpoint = run.open(experiment, resume=resume)
-    training = _Training(experiment, datasets, processes, run, checkpoint)
+    training = _Training(experiment, datasets, processes, run, checkpoint, warnings=warnings)
     processes.wait()
     if processes.is_main:
         run.create(experiment, _environment(processes), epoch=training.epoch)
@@ -105,7 +106,10 @@ class _Training:
         processes: Processes,
         run: RunDirectory,
         checkpoint: Checkpoint | None,
+        *,
+        warnings: list[str],
     ) -> None:
+        self._warnings = warnings
         self._experiment = experiment
         self._config = experiment.train
         self._datasets = datasets
@@ -263,6 +267,7 @@ class _Training:
         return [
             f"train: {self._datasets.train.report}",
             f"val: {self._datasets.val.report}",
+            *(f"warning: {each}" for each in self._warnings),
             f"{start} in {self._run.path}: {parameters:,} parameters on {self._learner.device}, {images} images per "
             f"step, {self._steps_per_epoch} steps per epoch, {self._config.epochs} epochs",
             *(f"{name}: {old!r} before, {new!r} now" for name, (old, new) in self._changes.items()),

@@ -1,0 +1,93 @@
+"""The commands `coco` and `split`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+from pydantic_settings import CliPositionalArg, CliToggleFlag
+
+from deformdetr._files import check_writable, write_text
+from deformdetr.data import (
+    DataConfig,
+    check,
+    find_images,
+    read_coco,
+    read_voc,
+    read_yolo,
+    split_coco,
+    write_documents,
+)
+
+_NAMES = ("train", "val")
+
+
+class Coco(BaseModel):
+    """Turn a dataset of YOLO or Pascal VOC into COCO files, one per split, and check them.
+
+    Exports of Roboflow, CVAT, Label Studio and LabelImg are read. Images stay where they are.
+    """
+
+    source: CliPositionalArg[Path] = Field(description="Folder of the dataset.")
+    out: Path = Field(description="Folder to write train.json, val.json and so on to.")
+    format: Literal["yolo", "voc"] | None = Field(
+        default=None, description="Format of the dataset; by default voc if there are XML files, and else yolo."
+    )
+    first_pixel: Annotated[int, Field(ge=0, le=1)] | None = Field(
+        default=None, description="Coordinate of the first pixel in XML files; by default it follows from them."
+    )
+    force: CliToggleFlag[bool] = Field(default=False, description="Replace files that exist.")
+
+    def execute(self) -> int:
+        """Convert the dataset."""
+        has_xml = any(file.suffix.lower() == ".xml" for file in find_images([self.source]).others)
+        kind = self.format or ("voc" if has_xml else "yolo")
+        dataset = read_voc(self.source, first_pixel=self.first_pixel) if kind == "voc" else read_yolo(self.source)
+        files = write_documents(dataset, self.out, overwrite=self.force)
+        for note in dataset.notes:
+            print(note)
+        if set(_NAMES) <= files.keys():
+            print(check(_config(self.source, files)))
+            print("in a config:", _settings(self.source, files), sep="\n")
+            return 0
+        for file in files.values():
+            print(read_coco(self.source, file).summary())
+        print(f"next: deformdetr split {next(iter(files.values()))}")
+        return 0
+
+
+class Split(BaseModel):
+    """Split a COCO annotation file into train.json and val.json, with about equal shares of each category.
+
+    Equal arguments give equal files. Images stay where they are.
+    """
+
+    annotations: CliPositionalArg[Path] = Field(description="COCO annotation file.")
+    out: Path | None = Field(default=None, description="Folder to write to; by default that of the file.")
+    val_share: float = Field(default=0.2, gt=0, lt=1, description="Share of the images for evaluation.")
+    seed: int = Field(default=0, ge=0, description="Number that the choice depends on.")
+    force: CliToggleFlag[bool] = Field(default=False, description="Replace files that exist.")
+
+    def execute(self) -> int:
+        """Split the file."""
+        folder = self.annotations.parent if self.out is None else self.out
+        parts = split_coco(self.annotations, val_share=self.val_share, seed=self.seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {name: folder / f"{name}.json" for name in _NAMES}
+        for file in files.values():
+            check_writable(file, suffixes=(".json",), overwrite=self.force)
+        for file, part in zip(files.values(), parts, strict=True):
+            write_text(file, json.dumps(part, ensure_ascii=False))
+            print(f"{file}: {len(part['images']):,} images, {len(part['annotations']):,} annotations")
+        return 0
+
+
+def _config(images: Path, files: dict[str, Path]) -> DataConfig:
+    return DataConfig(
+        train_images=images, train_annotations=files["train"], val_images=images, val_annotations=files["val"]
+    )
+
+
+def _settings(images: Path, files: dict[str, Path]) -> str:
+    lines = (f"  {name}_images: {images}\n  {name}_annotations: {files[name]}" for name in _NAMES)
+    return "\n".join(["data:", *lines])

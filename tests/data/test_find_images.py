@@ -1,0 +1,32 @@
+from pathlib import Path
+
+import pytest
+
+from deformdetr.data import find_images, image_suffixes
+
+
+def test_files_are_taken_as_given_and_named_once(tmp_path: Path) -> None:
+    for name in ("b.png", "a.jpg", "sub/c.webp", "odd.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_images([tmp_path / "odd.txt", tmp_path, str(tmp_path / "b.png")])
+    assert found.images == [tmp_path / name for name in ("odd.txt", "a.jpg", "b.png", "sub/c.webp")]
+    assert found.others == [tmp_path / "odd.txt"]
+
+
+def test_hidden_folders_are_left_out_but_not_hidden_parents(tmp_path: Path) -> None:
+    folder = tmp_path / ".cache"
+    (folder / ".git").mkdir(parents=True)
+    (folder / "a.png").touch()
+    (folder / ".git" / "b.png").touch()
+    assert find_images([folder]) == ([folder / "a.png"], [folder / ".git" / "b.png"])
+
+
+def test_missing_paths_are_all_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"x\.png, .*y"):
+        find_images([tmp_path / "x.png", tmp_path, tmp_path / "y"])
+
+
+def test_suffixes_are_those_of_pictures() -> None:
+    assert {".jpg", ".jfif", ".png", ".webp", ".tif", ".gif", ".bmp", ".ppm"} <= image_suffixes()
+    assert image_suffixes().isdisjoint({".pdf", ".mpg", ".h5", ".txt", ""})

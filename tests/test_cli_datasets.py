@@ -1,0 +1,77 @@
+"""The commands that make COCO files from other datasets and from each other."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from deformdetr.cli import main
+from deformdetr.data import ShapesConfig, write_shapes
+from foreign_datasets import put, voc_labelimg, voc_roboflow, yolo_roboflow
+
+
+def shown(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("write", [yolo_roboflow, voc_roboflow])
+def test_dataset_with_splits_is_converted_checked_and_ready_for_a_config(capsys, tmp_path, write):
+    write(tmp_path / "pets")
+    text = shown(capsys, "coco", tmp_path / "pets", "--out", tmp_path / "coco")
+    assert text.count("1 images (0 without boxes), 2 boxes; nothing skipped") == 2
+    settings = yaml.safe_load(text[text.index("data:") :])
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    assert "2 image files decoded" in shown(capsys, "check", config, "--decode")
+    message = refused(capsys, "coco", tmp_path / "pets", "--out", tmp_path / "coco")
+    assert "train.json exists already" in message
+    shown(capsys, "coco", tmp_path / "pets", "--out", tmp_path / "coco", "--force")
+
+
+def test_dataset_without_splits_is_split_by_the_next_command(capsys, tmp_path):
+    voc_labelimg(tmp_path / "pets")
+    text = shown(capsys, "coco", tmp_path / "pets", "--out", tmp_path)
+    assert "1 images (0 without boxes), 2 boxes" in text
+    assert text.endswith(f"next: deformdetr split {tmp_path / 'all.json'}\n")
+
+
+def test_converted_boxes_are_checked(capsys, tmp_path):
+    yolo_roboflow(tmp_path)
+    put(tmp_path / "train" / "labels" / "a.v1.txt", "0 1.5 0.5 0.1 0.1\n")
+    assert "boxes outside" not in (message := refused(capsys, "coco", tmp_path, "--out", tmp_path / "out"))
+    assert "lies outside its image" in message
+
+
+def test_file_is_split_beside_itself(capsys, tmp_path):
+    write_shapes(ShapesConfig(num_train=10, num_val=1), tmp_path)
+    whole = tmp_path / "train.json"
+    assert "train.json exists already" in refused(capsys, "split", whole)
+    out = tmp_path / "parts"
+    text = shown(capsys, "split", whole, "--out", out, "--val_share", "0.3")
+    assert f"{out / 'train.json'}: 7 images" in text
+    assert len(json.loads((out / "val.json").read_text())["images"]) == 3
+    assert "too few" in refused(capsys, "split", out / "val.json", "--out", tmp_path / "more", "--val_share", "0.01")
+
+
+def test_names_that_a_terminal_cannot_show_are_escaped(tmp_path):
+    voc_labelimg(tmp_path)
+    xml = tmp_path / "a.xml"
+    xml.write_text(xml.read_text().replace("cat", "\u732b"), encoding="utf-8")
+    process = subprocess.run(
+        [sys.executable, "-m", "deformdetr", "coco", str(tmp_path), "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert process.returncode == 0, process.stderr
+    assert "\\u732b" in process.stdout
