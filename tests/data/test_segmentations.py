@@ -219,6 +219,10 @@ def test_one_option_adds_segmentations_to_targets(tmp_path: Path) -> None:
     assert "mask" not in str(check(config(tmp_path)))
 
 
+def _largest_around(mask: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.max_pool2d(mask[None].float(), 5, stride=1, padding=2)[0] > 0
+
+
 def test_masks_stay_on_their_objects_through_augmentation(seed: int) -> None:
     augment = AugmentConfig(short_sides=(48, 80), crop=True, crop_resize=(90,), crop_min=40, crop_max=70)
     transform = train_transforms(augment, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -234,9 +238,11 @@ def test_masks_stay_on_their_objects_through_augmentation(seed: int) -> None:
         image, target = split_sample(transform(sample))
         assert target["masks"].shape == (len(target["labels"]), *image.shape[1:])
         assert target["masks"].dtype == torch.bool
-        # Edges blur when they are resized.
-        differs = (image[0] > 0.5) != target["masks"].any(0)
-        assert differs.float().mean() < 0.05
+        mask = target["masks"].any(0)
+        differs = (image[0] > 0.5) != mask
+        # Edges blur when they are resized, and an object cut down to a pixel or two is no target any more.
+        is_edge = _largest_around(mask) & _largest_around(~mask)
+        assert (differs & ~is_edge).float().mean() < 0.01
         seen += len(target["labels"])
     assert seen > 30
 
