@@ -5,6 +5,10 @@ build whole detectors:
 
     model = deformdetr.preset("deformable_detr_r50_two_stage").build()
 
+Trained models detect:
+
+    found = deformdetr.load("runs/detector")("photo.jpg", threshold=0.5)
+
 Submodules and names are imported at their first use, so that `import deformdetr` alone is fast.
 """
 
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
         preset_names,
         save_config,
     )
+    from deformdetr.engine import load
     from deformdetr.integrations import convert_checkpoint, load_checkpoint, save_checkpoint
     from deformdetr.kernels import ms_deform_attn
     from deformdetr.losses import SetCriterion, dice_loss, giou_loss, sigmoid_focal_loss
@@ -89,6 +94,7 @@ __all__ = [
     "generalized_box_iou",
     "giou_loss",
     "inverse_sigmoid",
+    "load",
     "load_checkpoint",
     "load_config",
     "ms_deform_attn",
@@ -138,6 +144,7 @@ _NAMES = {
         "preset_names",
         "save_config",
     ),
+    "engine": ("load",),
     "integrations": ("convert_checkpoint", "load_checkpoint", "save_checkpoint"),
     "kernels": ("ms_deform_attn",),
     "losses": ("SetCriterion", "dice_loss", "giou_loss", "sigmoid_focal_loss"),

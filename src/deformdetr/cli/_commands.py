@@ -133,22 +133,31 @@ class Eval(BaseModel):
 
 
 class Predict(BaseModel):
-    """Detect objects in image files: write pictures with boxes, masks, names and scores, and predictions.json.
+    """Detect objects in images and videos: write pictures with boxes, masks, names and scores, and predictions.json.
 
-    Files that cannot be read as images are reported and skipped. The exit status is then 1.
+    Files that cannot be read are reported and skipped. The exit status is then 1.
     """
 
     run: CliPositionalArg[str] = Field(description=RUN)
-    images: CliPositionalArg[list[Path]] = Field(description="Image files, and folders of image files.")
+    images: CliPositionalArg[list[Path]] = Field(description="Files, folders, and patterns such as 'photos/**/*.jpg'.")
     out: Path = Field(description="Folder to write to, which is created.")
     threshold: float = Field(
         default=0.5, ge=0, le=1, description="Lowest score to draw; predictions.json has all detections."
     )
+    batch_size: int | None = Field(
+        default=None, ge=1, description="Images per forward pass; by default 1 on a CPU and 8 on a GPU."
+    )
+    font: Path | None = Field(default=None, description="Font file for names; by default one that has the characters.")
 
     def execute(self) -> int:
         """Run the command."""
-        result = predict(self.run, self.images, self.out, threshold=self.threshold)
-        print(f"{len(result.images)} pictures and predictions.json in {self.out}; {len(result.skipped)} files skipped")
+        result = predict(
+            self.run, self.images, self.out, threshold=self.threshold, batch_size=self.batch_size, font=self.font
+        )
+        pictures = len({image["file"] for image in result.images})
+        print(f"{pictures} pictures and predictions.json in {self.out}; {len(result.skipped)} files skipped")
+        for remark in result.remarks(self.threshold):
+            print(remark)
         return 1 if result.skipped else 0
 
 

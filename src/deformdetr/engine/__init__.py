@@ -10,9 +10,11 @@ from deformdetr.engine._experiment import experiment_schema, object_limits, read
 from deformdetr.engine._gradient_checkpointing import enable_gradient_checkpointing
 from deformdetr.engine._optimizer import build_optimizer, parameter_groups
 from deformdetr.engine._predict import ImageDetections, PredictResult, predict
+from deformdetr.engine._predictor import ImageSource, Predictor, load
 from deformdetr.engine._processes import Processes
 from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._recipes import recipe
+from deformdetr.engine._result import DetectionResult
 from deformdetr.engine._run_directory import RunDirectory, load_run
 from deformdetr.engine._schedule import learning_rate_factor
 from deformdetr.engine._settings import describe, models_in, setting_names, suggest
@@ -25,19 +27,23 @@ from deformdetr.engine._train_config import (
     TrackingConfig,
     TrainConfig,
 )
+from deformdetr.engine._video import video_frames
 
 __all__ = [
     "Checkpoint",
     "ConfigError",
     "CosineSchedule",
     "DemoResult",
+    "DetectionResult",
     "EMAConfig",
     "EarlyStoppingConfig",
     "Evaluation",
     "Experiment",
     "ImageDetections",
+    "ImageSource",
     "PredictResult",
     "PredictionError",
+    "Predictor",
     "Processes",
     "ProgressDisplay",
     "RunDirectory",
@@ -56,6 +62,7 @@ __all__ = [
     "evaluate_run",
     "experiment_schema",
     "learning_rate_factor",
+    "load",
     "load_run",
     "models_in",
     "object_limits",
@@ -68,4 +75,5 @@ __all__ = [
     "setting_names",
     "suggest",
     "train",
+    "video_frames",
 ]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deformdetr._files import FileError, locate_checkpoint, remove_unfinished, write_mapping, write_text
+from deformdetr._files import FileError, locate_checkpoint, read_json, remove_unfinished, write_mapping, write_text
 from deformdetr.engine._checkpoint import Checkpoint
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import RunError
@@ -146,3 +146,20 @@ def load_run(run: str | Path, *, prefer: Sequence[str] = ("best.pt", "last.pt"))
     if existing is None:
         raise RunError(f"{run} holds none of {', '.join(prefer)}; {needed}")
     return existing, Checkpoint.load(existing)
+
+
+def evaluated_threshold(path: Path, checkpoint: Checkpoint) -> float | None:
+    """Return the threshold with the highest F1 in the evaluation of a checkpoint, or None if it is not known.
+
+    The latest result of `deformdetr eval` precedes that of training.
+
+    Args:
+        path: File of the checkpoint.
+        checkpoint: Its content.
+    """
+    file = RunDirectory(path.parent).evaluation
+    evaluation = read_json(file) if file.is_file() else {}
+    is_of_checkpoint = (evaluation.get("checkpoint"), evaluation.get("step")) == (path.name, checkpoint.step)
+    metrics = evaluation if is_of_checkpoint else checkpoint.metrics
+    found = metrics.get("best_threshold")
+    return float(found) if isinstance(found, int | float) else None
