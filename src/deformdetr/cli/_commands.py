@@ -107,24 +107,32 @@ class Train(BaseModel):
 
 
 class Eval(BaseModel):
-    """Evaluate the best checkpoint of a run: print pycocotools' table and write the metrics as JSON.
+    """Evaluate the best checkpoint of a run: print pycocotools' table and write metrics, detections and pictures.
 
     Options override settings of the run's dataset: `--data.val_images DIR --data.val_annotations FILE`.
     """
 
     run: CliPositionalArg[str] = Field(description=RUN)
     output: Path | None = Field(
-        default=None, description="JSON file to write; by default evaluation.json in the run directory."
+        default=None,
+        description="JSON file to write, and beside it a folder; by default evaluation.json in the run directory.",
     )
     batch_size: int | None = Field(
         default=None, ge=1, description="Images per forward pass; by default as in training."
+    )
+    max_detections: int | None = Field(
+        default=None, ge=100, description="Detections per image that count; by default as in training."
     )
     data: _DATA = Field(default_factory=_no_settings, description="Settings of the dataset.")
 
     def execute(self) -> int:
         """Run the command."""
         result = evaluate_run(
-            self.run, data_changes=_overrides(self).get("data"), batch_size=self.batch_size, output=self.output
+            self.run,
+            data_changes=_overrides(self).get("data"),
+            batch_size=self.batch_size,
+            max_detections=self.max_detections,
+            output=self.output,
         )
         if Processes().is_main:
             print(result.table)

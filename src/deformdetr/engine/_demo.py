@@ -1,5 +1,6 @@
 """A demonstration in minutes on two CPU cores: training on synthetic shapes, evaluation and pictures."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,8 +125,9 @@ def _clear(run: RunDirectory) -> None:
             f"{run.path} holds {', '.join(sorted(found - own)[:5])}, which are not from a demonstration; name "
             "another directory"
         )
-    for name in found:
+    for name in found - {run.evaluation_files.name}:
         (run.path / name).unlink()
+    shutil.rmtree(run.evaluation_files, ignore_errors=True)
 
 
 def _draw_detections(

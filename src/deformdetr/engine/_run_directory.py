@@ -22,7 +22,8 @@ class RunDirectory:
         curves: Plot of losses and precision over the epochs.
         last: The latest checkpoint, for resuming.
         best: The checkpoint with the highest AP.
-        evaluation: The latest result of `deformdetr eval`, as JSON.
+        evaluation: The metrics of the latest `deformdetr eval`, as JSON.
+        evaluation_files: Folder of its detections and pictures.
         environment: The command, versions and device of the latest start, as JSON.
         tracking: Folder for the files of trackers.
 
@@ -41,13 +42,14 @@ class RunDirectory:
         self.last = path / "last.pt"
         self.best = path / "best.pt"
         self.evaluation = path / "evaluation.json"
+        self.evaluation_files = self.evaluation.with_suffix("")
         self.environment = path / "environment.json"
         self.tracking = path / "tracking"
 
     def file_names(self) -> set[str]:
-        """Return the names of all files that a run may have."""
-        files = (self.config, self.metrics, self.curves, self.last, self.best, self.evaluation, self.environment)
-        return {file.name for file in files}
+        """Return the names of all files and folders that a run may have."""
+        files = (self.config, self.metrics, self.curves, self.last, self.best, self.environment)
+        return {file.name for file in (*files, self.evaluation, self.evaluation_files)}
 
     def open(self, experiment: Experiment, *, resume: bool) -> Checkpoint | None:
         """Check that the directory fits the experiment, and return the checkpoint to resume from, if any.

@@ -141,6 +141,10 @@ class TrainConfig(Config):
     eval_every: PositiveInt = Field(
         default=1, description="Epochs between evaluations; the last epoch is always evaluated."
     )
+    max_detections: Annotated[int, Field(ge=100)] = Field(
+        default=100,
+        description="Detections per image that evaluation keeps, and counts per class; for crowded images.",
+    )
     save_every: PositiveInt = Field(
         default=1, description="Epochs between checkpoints; the last epoch is always saved."
     )

@@ -151,7 +151,7 @@ def draw_comparison(
     )
     titles = (
         f"ground truth: {len(truth)}",
-        f"detections: {int(keep.sum())} with a score of at least {score_threshold:g}",
+        f"detections: {int(keep.sum())} with a score of at least {score_threshold:.3g}",
     )
     return _side_by_side((left, right), titles)
 

@@ -82,7 +82,7 @@ def plot_sampling_points(
     handles, labels = axes.get_legend_handles_labels()
     legend_title = "feature level: share of the attention weight"
     figure.legend(handles, labels, loc="outside lower center", ncols=n_levels, frameon=False, title=legend_title)
-    return _rendered(figure)
+    return rendered(figure)
 
 
 def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -123,7 +123,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         axes.set(title=title, xlabel=axis)
     if precisions:
         all_axes[-1].set_ylim(0, 1)
-    save_image(_rendered(figure), path)
+    save_image(rendered(figure), path)
 
 
 def _plot_panel(axes: Any, records: Sequence[Mapping[str, Any]], curves: Sequence[str], axis: str) -> None:
@@ -148,7 +148,8 @@ def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _rendered(figure: Any) -> Image.Image:
+def rendered(figure: Any) -> Image.Image:
+    """Return a figure of matplotlib as a picture."""
     # Figures created without pyplot do not affect the caller's backend or open windows.
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
