@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from deformdetr.kernels import ms_deform_attn
     from deformdetr.losses import SetCriterion, dice_loss, giou_loss, sigmoid_focal_loss
     from deformdetr.matching import HungarianMatcher
-    from deformdetr.models import DETR, DeformableDETR, Detector
+    from deformdetr.models import DETR, DeformableDETR, Detector, capture
     from deformdetr.nn import (
         MLP,
         DeformableDecoder,
@@ -86,6 +86,7 @@ __all__ = [
     "SetCriterion",
     "box_area",
     "box_iou",
+    "capture",
     "convert_checkpoint",
     "cxcywh_to_xyxy",
     "dice_loss",
@@ -149,7 +150,7 @@ _NAMES = {
     "kernels": ("ms_deform_attn",),
     "losses": ("SetCriterion", "dice_loss", "giou_loss", "sigmoid_focal_loss"),
     "matching": ("HungarianMatcher",),
-    "models": ("DETR", "DeformableDETR", "Detector"),
+    "models": ("DETR", "DeformableDETR", "Detector", "capture"),
     "nn": (
         "DeformableDecoder",
         "DeformableDecoderLayer",

@@ -24,6 +24,7 @@ from deformdetr import __version__
 from deformdetr.cli._convert import Convert
 from deformdetr.cli._datasets import Coco, Split
 from deformdetr.cli._export import RUN, Export
+from deformdetr.cli._summary import Summary
 from deformdetr.cli._template import commented_yaml
 from deformdetr.config import (
     PRESETS,
@@ -297,6 +298,7 @@ class Commands(BaseSettings):
     split: CliSubCommand[Split] = Field(description="Split a COCO file into training and evaluation.")
     presets: CliSubCommand[Presets] = Field(description="List the models to start from.")
     config: CliSubCommand[Config] = Field(description="Print a config file to start from.")
+    summary: CliSubCommand[Summary] = Field(description="Print shapes, parameters, FLOPs and memory of a model.")
     schema_: CliSubCommand[Schema] = Field(alias="schema", description="Print the JSON schema of config files.")
     convert: CliSubCommand[Convert] = Field(description="Convert a checkpoint to another implementation's names.")
     export: CliSubCommand[Export] = Field(description="Write a trained model as an ONNX file.")

@@ -8,6 +8,7 @@ from deformdetr.engine._errors import ConfigError, PredictionError, RunError, Tr
 from deformdetr.engine._evaluate import Evaluation, evaluate, evaluate_run
 from deformdetr.engine._experiment import experiment_schema, object_limits, read_experiment, resolve
 from deformdetr.engine._gradient_checkpointing import enable_gradient_checkpointing
+from deformdetr.engine._gradients import GradientReport, check_gradients
 from deformdetr.engine._optimizer import build_optimizer, parameter_groups
 from deformdetr.engine._predict import ImageDetections, PredictResult, predict
 from deformdetr.engine._predictor import ImageSource, Predictor, load
@@ -18,6 +19,7 @@ from deformdetr.engine._result import DetectionResult
 from deformdetr.engine._run_directory import RunDirectory, load_run
 from deformdetr.engine._schedule import learning_rate_factor
 from deformdetr.engine._settings import describe, models_in, setting_names, suggest
+from deformdetr.engine._summary import ModelSummary, Stage, summarize
 from deformdetr.engine._train import TrainResult, train
 from deformdetr.engine._train_config import (
     CosineSchedule,
@@ -39,8 +41,10 @@ __all__ = [
     "EarlyStoppingConfig",
     "Evaluation",
     "Experiment",
+    "GradientReport",
     "ImageDetections",
     "ImageSource",
+    "ModelSummary",
     "PredictResult",
     "PredictionError",
     "Predictor",
@@ -48,12 +52,14 @@ __all__ = [
     "ProgressDisplay",
     "RunDirectory",
     "RunError",
+    "Stage",
     "StepSchedule",
     "TrackingConfig",
     "TrainConfig",
     "TrainResult",
     "TrainingError",
     "build_optimizer",
+    "check_gradients",
     "demo_experiment",
     "describe",
     "draw_augmented",
@@ -74,6 +80,7 @@ __all__ = [
     "run_demo",
     "setting_names",
     "suggest",
+    "summarize",
     "train",
     "video_frames",
 ]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,7 +49,7 @@ def write_report(
 def _draw_worst(
     folder: Path, evaluator: CocoEvaluator, dataset: DetectionDataset, threshold: float, count: int
 ) -> None:
-    positions = {image_id: index for index, image_id in enumerate(dataset.annotations.image_ids)}
+    positions: dict[Any, int] = {image_id: index for index, image_id in enumerate(dataset.annotations.image_ids)}
     with_errors = [(image, errors) for image, errors in evaluator.matches().errors(threshold).items() if errors.total]
     folder.mkdir(exist_ok=True)
     for rank, (image_id, errors) in enumerate(with_errors[:count], start=1):
@@ -66,7 +67,7 @@ def _draw_worst(
         save_image(picture, folder / f"{rank:02}_{name}_{counts}.png")
 
 
-def _detections(evaluator: CocoEvaluator, image_id: int) -> Detections:
+def _detections(evaluator: CocoEvaluator, image_id: Any) -> Detections:
     record = evaluator.state().get(image_id)
     rows = torch.zeros(0, 6) if record is None else torch.from_numpy(record.rows).float()
     return {

@@ -188,8 +188,8 @@ def load(source: str | Path, *, device: torch.device | str | None = None) -> Pre
     """Load a trained model for detection in images.
 
     Args:
-        source: A run directory, whose best checkpoint is used, or one of its checkpoints; a folder that
-            `deformdetr.integrations.hub.save_pretrained` wrote, or the id of a repository on the Hub, `user/name`.
+        source: A run directory, whose best checkpoint is used, or one of its checkpoints; or a folder that
+            `deformdetr.integrations.hub.save_pretrained` wrote.
         device: Device of the model, by default a GPU if there is one.
 
     Raises:
@@ -205,7 +205,8 @@ def load(source: str | Path, *, device: torch.device | str | None = None) -> Pre
         ...     print(name, float(score), box.tolist())
         >>> result.draw().save("found.png")  # doctest: +SKIP
     """
-    predictor = _load_pretrained(source) if _is_pretrained(source) else _load_run(source)
+    is_pretrained = (Path(source) / "config.json").is_file()
+    predictor = _load_pretrained(source) if is_pretrained else _load_run(source)
     default = "cuda" if torch.cuda.is_available() else "cpu"
     return predictor.to(default if device is None else device)
 
@@ -229,13 +230,6 @@ def predictor_of(
 def _load_run(run: str | Path) -> Predictor:
     path, checkpoint = load_run(run)
     return predictor_of(checkpoint, best_threshold=evaluated_threshold(path, checkpoint))
-
-
-def _is_pretrained(source: str | Path) -> bool:
-    path = Path(source)
-    if path.exists():
-        return (path / "config.json").is_file()
-    return isinstance(source, str) and hub.is_repository_id(source)
 
 
 def _load_pretrained(source: str | Path) -> Predictor:

@@ -141,7 +141,7 @@ class Matches:
         Args:
             threshold: Lowest score of a detection that counts.
         """
-        errors = {}
+        errors: dict[int | str, ImageErrors] = {}
         for image_id, image in self._images.items():
             counts = image.confusion(threshold, self.num_classes)
             between = counts[:-1, :-1]

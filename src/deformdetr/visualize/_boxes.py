@@ -12,7 +12,7 @@ from torch import Tensor
 from deformdetr.boxes import cxcywh_to_xyxy, scale_boxes
 from deformdetr.structures import Detections, Target
 from deformdetr.visualize._fonts import Font, load_font
-from deformdetr.visualize._images import displayable
+from deformdetr.visualize._images import displayable, enlarged
 
 Color = tuple[int, int, int]
 
@@ -86,14 +86,13 @@ def draw_boxes(
     colors = displayable(image)
     if masks is not None:
         colors = _tinted(colors, masks[order], labels[order])
-    picture = Image.fromarray(colors.permute(1, 2, 0).contiguous().numpy())
-    factor = max(1, -(-min_size // max(picture.size)))
-    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+    picture = enlarged(colors, min_size)
+    factor = picture.width // colors.shape[2]
     pixels = (boxes.detach().cpu().double() * factor).tolist()
     draw = ImageDraw.Draw(picture)
     line = max(2, max(picture.size) // 250)
     for index in order:
-        _draw_outline(draw, pixels[index], class_color(int(labels[index])), line)
+        draw_outline(draw, pixels[index], class_color(int(labels[index])), line)
     placed: list[tuple[float, float, float, float]] = []
     text_size = max(14, max(picture.size) // 42)
     # Names of high scores are placed first, and get the best places.
@@ -167,7 +166,8 @@ def _tinted(
     return tinted.round().to(torch.uint8)
 
 
-def _draw_outline(draw: ImageDraw.ImageDraw, box: Sequence[float], color: Color, line: int) -> None:
+def draw_outline(draw: ImageDraw.ImageDraw, box: Sequence[float], color: Color, line: int) -> None:
+    """Outline a box (left, top, right, bottom), in pixels, with lines of `line` pixels."""
     left, top = (min(box[axis], box[axis + 2]) for axis in (0, 1))
     right, bottom = (max(box[axis], box[axis + 2]) for axis in (0, 1))
     # The dark outline keeps a box visible on a background of its own color.

@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from deformdetr.visualize._fonts import find_font
 from deformdetr.visualize._images import save_image
-from deformdetr.visualize._plots import rendered
+from deformdetr.visualize._plots import rendered, use_fonts
 
 _MAX_CURVES = 20
 _MAX_CLASSES = 40
@@ -56,7 +54,7 @@ def plot_precision_recall(
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     legend = figure.legend(loc="outside right upper", frameon=False, title="mean precision", fontsize=9)
-    _use_fonts(legend.get_texts())
+    use_fonts(legend.get_texts())
     save_image(rendered(figure), path)
 
 
@@ -98,8 +96,9 @@ def plot_confusion(
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color=color)
     axes.set_xticks(range(len(labels)), labels, rotation=90)
     axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlabel="detected as", ylabel="object", title=title)
-    _use_fonts([*axes.get_xticklabels(), *axes.get_yticklabels()])
+    axes.set(xlabel="detected as", ylabel="object")
+    axes.set_title(title, fontsize=10)
+    use_fonts([*axes.get_xticklabels(), *axes.get_yticklabels()])
     save_image(rendered(figure), path)
 
 
@@ -107,13 +106,3 @@ def _most_errors(counts: Int[np.ndarray, "all all"]) -> list[int]:
     """Return the classes to show, in their order."""
     errors = (counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal())[:-1]
     return sorted(np.argsort(-errors, kind="stable")[:_MAX_CLASSES].tolist())
-
-
-def _use_fonts(texts: Sequence[Any]) -> None:
-    """Give each text a font that has its characters."""
-    from matplotlib.font_manager import FontProperties
-
-    for text in texts:
-        file = find_font(text.get_text())
-        if file is not None:
-            text.set_fontproperties(FontProperties(fname=file, size=text.get_fontsize()))
