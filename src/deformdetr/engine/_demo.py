@@ -82,7 +82,7 @@ def run_demo(out_dir: str | Path, experiment: Experiment | None = None) -> DemoR
     if not isinstance(experiment.model, DeformableDETRConfig):
         kind = experiment.model.kind
         raise RunError(f"the demonstration draws sampling points, which a model of kind {kind!r} does not have")
-    run = RunDirectory(Path(out_dir))
+    run = RunDirectory(out_dir)
     _clear(run)
     with _one_thread():
         result = train(experiment, run.path)

@@ -28,13 +28,13 @@ class RunDirectory:
         tracking: Folder for the files of trackers.
 
     Examples:
-        >>> from pathlib import Path
         >>> from deformdetr.engine import RunDirectory
-        >>> RunDirectory(Path("runs/demo")).best.name
+        >>> RunDirectory("runs/demo").best.name
         'best.pt'
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
         self.path = path
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"

@@ -76,7 +76,7 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
         >>> from deformdetr.engine import read_experiment, train
         >>> result = train(read_experiment("detector.yaml"), "runs/detector")  # doctest: +SKIP
     """
-    run = RunDirectory(Path(output_dir))
+    run = RunDirectory(output_dir)
     tracking = experiment.train.tracking
     if tracking is not None:
         check_tools(tracking)

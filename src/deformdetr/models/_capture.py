@@ -107,7 +107,7 @@ def capture(model: nn.Module) -> Iterator[Capture]:
         >>> list(captured.layers)[-1]
         'decoder.layers.1.cross_attn'
         >>> captured.layers["decoder.layers.1.cross_attn"].sampling_locations.shape
-        torch.Size([1, 30, 4, 3, 2, 2])
+        torch.Size([1, 30, 4, 3, 4, 2])
         >>> len(captured.boxes)
         2
     """
