@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from deformdetr.engine import PredictionError, PredictResult, RunError, predict, video_frames
+from deformdetr.engine._image_files import find_files
 
 
 def save_picture(path, width, height, mode="RGB"):
@@ -186,3 +187,11 @@ def test_videos_without_a_decoder_are_refused_before_anything_is_written(finishe
     with pytest.raises(ModuleNotFoundError, match=r'pip install "deformdetr\[video\]"'):
         predict(finished_run, [tmp_path / "clip.mp4"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_videos_of_folders_are_found_and_hidden_files_are_not(tmp_path):
+    for name in ("a.png", "clip.mp4", ".hidden.mp4", ".hidden.png", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    found = find_files([tmp_path])
+    assert [file.name for file in found.images] == ["a.png", "clip.mp4"]
+    assert sorted(file.name for file in found.others) == [".hidden.mp4", ".hidden.png", "notes.txt"]

@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 
 import deformdetr
-from deformdetr.data import DatasetError
+from deformdetr.data import DatasetError, DecodeConfig, LabelMap
 from deformdetr.engine import DetectionResult, Predictor, RunError, load_run
-from deformdetr.integrations.hub import save_pretrained
+from deformdetr.integrations.hub import InferenceSettings, save_pretrained
+from deformdetr.models import prepare_image
+from local_server import point_hub_to, serving
 
 
 @pytest.fixture(scope="module")
@@ -144,20 +146,60 @@ def test_invalid_thresholds_and_batches_are_refused(detector: Predictor) -> None
         detector([noise(40, 40)], batch_size=0)
 
 
-def test_a_run_a_checkpoint_and_a_folder_of_the_hub_are_loaded(finished_run: Path, tmp_path: Path) -> None:
+def test_a_run_and_its_checkpoint_are_loaded(finished_run: Path, tmp_path: Path) -> None:
     image = noise(64, 64)
     expected = deformdetr.load(finished_run)(image, threshold=0.0)
     assert equal(deformdetr.load(finished_run / "best.pt")(image, threshold=0.0), expected)
-    _, checkpoint = load_run(finished_run)
-    save_pretrained(checkpoint.build(), checkpoint.experiment.model, tmp_path / "folder")
-    loaded = deformdetr.load(tmp_path / "folder")
-    loaded.prepare = deformdetr.load(finished_run).prepare
-    found = loaded(image, threshold=0.0)
-    torch.testing.assert_close(found.boxes, expected.boxes)
-    with pytest.raises(RunError, match="does not exist"):
+    with pytest.raises(RunError, match="there is no file"):
         deformdetr.load(tmp_path / "nothing")
     with pytest.raises(RunError, match="holds none of"):
         deformdetr.load(tmp_path)
+
+
+@pytest.fixture
+def pretrained(finished_run: Path, tmp_path: Path) -> Path:
+    """Return a folder with the model of the run and other settings."""
+    _, checkpoint = load_run(finished_run)
+    label_map = LabelMap(names=("a", "b", "c"), category_ids=(7, 8, 9))
+    settings = InferenceSettings(label_map=label_map, short_side=48, max_size=80, image_mean=(0.1, 0.2, 0.3))
+    save_pretrained(checkpoint.build(), checkpoint.experiment.model, tmp_path / "folder", settings=settings)
+    return tmp_path / "folder"
+
+
+def test_a_folder_of_the_hub_is_loaded_with_its_settings(pretrained: Path) -> None:
+    loaded = deformdetr.load(pretrained)
+    image = noise(64, 96)
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    mean, std = (0.1, 0.2, 0.3), (0.229, 0.224, 0.225)
+    prepared = prepare_image(tensor, short_side=48, max_size=80, mean=mean, std=std)
+    assert torch.equal(loaded.prepare(tensor), prepared)
+    with torch.no_grad():
+        outputs = loaded.model([prepared])
+    result = loaded(image, threshold=0.0)
+    torch.testing.assert_close(result.scores, loaded.postprocess(outputs, [(96, 64)])[0]["scores"])
+    assert set(result.names) <= {"a", "b", "c"}
+    (pretrained / "inference.json").unlink()
+    assert deformdetr.load(str(pretrained)).names == ("0", "1", "2")
+
+
+def test_repositories_are_loaded_unless_there_is_a_folder_of_their_user(
+    finished_run: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with serving() as server:
+        point_hub_to(server.url, tmp_path / "cache", monkeypatch)
+        server.repositories["user/cells"] = {path.name: path.read_bytes() for path in pretrained.iterdir()}
+        server.repositories["user/run"] = {"best.pt": (finished_run / "best.pt").read_bytes()}
+        assert deformdetr.load("user/cells").names == ("a", "b", "c")
+        assert deformdetr.load("user/run").names == ("circle", "rectangle", "triangle")
+        asked = len(server.requests)
+        (tmp_path / "runs").mkdir()
+        with pytest.raises(RunError, match="there is no file runs/mine; a relative path starts at the current"):
+            deformdetr.load("runs/mine")
+        assert len(server.requests) == asked
+    point_hub_to("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)
+    with pytest.raises(ConnectionError, match="there is no file or folder user/other here, and user/other"):
+        deformdetr.load("user/other")
 
 
 def test_the_threshold_of_the_evaluation_is_suggested(finished_run: Path, tmp_path: Path) -> None:
@@ -172,3 +214,15 @@ def test_the_threshold_of_the_evaluation_is_suggested(finished_run: Path, tmp_pa
     # The evaluation of another checkpoint says nothing about this one.
     (run / "evaluation.json").write_text(json.dumps(record | {"checkpoint": "last.pt"}))
     assert deformdetr.load(run).best_threshold == checkpoint.metrics.get("best_threshold")
+
+
+def test_photographs_are_turned_as_the_run_says(finished_run: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise(64, 40).save(tmp_path / "phone.jpg", exif=exif)
+    detector = deformdetr.load(finished_run)
+    with Image.open(tmp_path / "phone.jpg") as opened:
+        for image in (tmp_path / "phone.jpg", opened):
+            assert detector(image).image.shape == (3, 64, 40)
+    detector.decode = DecodeConfig(orientation="stored")
+    assert detector(tmp_path / "phone.jpg").image.shape == (3, 40, 64)

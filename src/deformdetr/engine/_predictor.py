@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
-from deformdetr.config import DeformableDETRConfig, DETRConfig
 from deformdetr.data import DecodeConfig, LabelMap, image_tensor, load_image, prepare_for_evaluation
 from deformdetr.engine._checkpoint import Checkpoint
 from deformdetr.engine._inference import MASK_THRESHOLD, detect
@@ -188,12 +187,14 @@ def load(source: str | Path, *, device: torch.device | str | None = None) -> Pre
     """Load a trained model for detection in images.
 
     Args:
-        source: A run directory, whose best checkpoint is used, or one of its checkpoints; or a folder that
-            `deformdetr.integrations.hub.save_pretrained` wrote.
+        source: A run directory, whose best checkpoint is used, or one of its checkpoints, also by URL; or a folder that
+            `deformdetr.integrations.hub.from_pretrained` reads, also as a repository on the Hugging Face Hub,
+            `user/name`.
         device: Device of the model, by default a GPU if there is one.
 
     Raises:
         RunError: If there is no such run, or its checkpoint cannot be read.
+        OSError: If a file cannot be downloaded.
         ValueError: If the config in a folder is not one of this library.
         CheckpointError: If the weights in a folder do not fit its config.
 
@@ -205,8 +206,13 @@ def load(source: str | Path, *, device: torch.device | str | None = None) -> Pre
         ...     print(name, float(score), box.tolist())
         >>> result.draw().save("found.png")  # doctest: +SKIP
     """
-    is_pretrained = (Path(source) / "config.json").is_file()
-    predictor = _load_pretrained(source) if is_pretrained else _load_run(source)
+    if _is_repository(source):
+        predictor = _load_repository(source)
+    elif (Path(source) / "config.json").is_file():
+        predictor = _load_pretrained(source)
+    else:
+        is_local = isinstance(source, Path) or Path(source).parent.is_dir()
+        predictor = _load_run(Path(source) if is_local else source)
     default = "cuda" if torch.cuda.is_available() else "cpu"
     return predictor.to(default if device is None else device)
 
@@ -233,10 +239,36 @@ def _load_run(run: str | Path) -> Predictor:
 
 
 def _load_pretrained(source: str | Path) -> Predictor:
-    config: DeformableDETRConfig | DETRConfig = hub.pretrained_config(source)
-    names = {label: str(label) for label in range(config.num_classes)}
-    postprocess = config.build_postprocess(mask_threshold=MASK_THRESHOLD)
-    return Predictor(hub.from_pretrained(source), postprocess, LabelMap.contiguous(names))
+    config, settings = hub.pretrained_config(source), hub.pretrained_settings(source)
+    unnamed = LabelMap.contiguous({label: str(label) for label in range(config.num_classes)})
+    return Predictor(
+        hub.from_pretrained(source),
+        config.build_postprocess(mask_threshold=MASK_THRESHOLD),
+        settings.label_map or unnamed,
+        prepare=partial(
+            prepare_image,
+            short_side=settings.short_side,
+            max_size=settings.max_size,
+            mean=settings.image_mean,
+            std=settings.image_std,
+        ),
+    )
+
+
+def _is_repository(source: str | Path) -> bool:
+    """Return whether a source names a repository: there is neither such a path nor a folder `user` of its name."""
+    is_id = isinstance(source, str) and hub.is_repository_id(source)
+    return is_id and not Path(source).exists() and not Path(source).parent.is_dir()
+
+
+def _load_repository(source: str | Path) -> Predictor:
+    """Load a repository on the Hub: a config with weights, or the checkpoint of a run."""
+    try:
+        return _load_pretrained(source)
+    except FileNotFoundError:
+        return _load_run(source)
+    except ConnectionError as error:
+        raise ConnectionError(f"there is no file or folder {source} here, and {error}") from error
 
 
 def default_batch_size(device: torch.device) -> int:

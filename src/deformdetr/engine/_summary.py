@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from deformdetr.config import DeformableDETRConfig, DETRConfig
+from deformdetr.config import DeformableDETRConfig, DETRConfig, with_backbone_weights
 from deformdetr.kernels import register_flop_formulas
 
 # Parts in their order in a forward pass.
@@ -109,7 +109,7 @@ def summarize(config: DeformableDETRConfig | DETRConfig, size: tuple[int, int] =
     if min(size) < 1:
         raise ValueError(f"size must be positive, got {size[0]} x {size[1]}")
     with torch.device("meta"):
-        model = _without_weights(config).build().eval()
+        model = with_backbone_weights(config, None).build().eval()
         image = torch.empty(1, 3, *size)
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     activation_bytes = _kept_bytes(model, image)
@@ -136,12 +136,6 @@ def summarize(config: DeformableDETRConfig | DETRConfig, size: tuple[int, int] =
         optimizer_bytes=3 * 4 * trainable,
         activation_bytes=activation_bytes,
     )
-
-
-def _without_weights(config: DeformableDETRConfig | DETRConfig) -> DeformableDETRConfig | DETRConfig:
-    if getattr(config.backbone, "weights", None) is None:
-        return config
-    return config.replace(backbone=config.backbone.model_copy(update={"weights": None}))
 
 
 def _trace(model: nn.Module, image: Tensor) -> tuple[dict[str, tuple[tuple[int, ...], ...]], Callable[[str], int]]:
