@@ -71,7 +71,21 @@ def test_no_command_shows_the_help(capsys):
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "eval", "predict", "check", "coco", "split", "convert", "export", "presets", "config", "schema", "demo"],
+    [
+        "train",
+        "eval",
+        "predict",
+        "check",
+        "coco",
+        "split",
+        "convert",
+        "export",
+        "presets",
+        "config",
+        "summary",
+        "schema",
+        "demo",
+    ],
 )
 def test_help_of_each_command_fits_a_screen_and_explains_every_option(capsys, command):
     text = helped(capsys, command)
@@ -99,6 +113,24 @@ def test_printed_config_equals_its_preset(capsys, tmp_path, name):
     assert getattr(experiment.model.backbone, "weights", "DEFAULT") == "DEFAULT"
     assert "num_classes" not in experiment.model.model_fields_set
     assert experiment.train == deformdetr.engine.recipe(preset(name))
+
+
+def test_summary_describes_the_model_of_a_preset_and_of_a_config(capsys, config):
+    text = shown(capsys, "summary", "demo", "--size", "96x128")
+    assert "one image of 96 x 128 pixels" in text
+    assert re.search(r"^total +491,213 +491,213 +\d+\.\d\d$", text, flags=re.MULTILINE)
+    text = shown(capsys, "summary", config, "--size", "64 x 64")
+    assert "1 × 10 × 16" in text
+    assert "this summary is for" in text
+    message = refused(capsys, "summary", "demo", "--size", "800")
+    assert "--size: Value error, must be height x width in pixels, such as 800x1200, got '800'" in message
+    assert "no_preset" in refused(capsys, "summary", "no_preset")
+
+
+def test_prediction_says_what_scores_below_the_threshold(capsys, tmp_path, run):
+    Image.effect_noise((70, 50), 90).save(tmp_path / "photo.png")
+    text = shown(capsys, "predict", run, tmp_path / "*.png", "--out", tmp_path / "out", "--threshold", "1")
+    assert "no detection scores 1 or more in the image; the best score is 0." in text
 
 
 def test_schema_is_json(capsys):

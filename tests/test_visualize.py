@@ -13,11 +13,17 @@ from deformdetr.visualize import (
     displayable,
     draw_boxes,
     draw_comparison,
+    draw_proposals,
+    draw_refinement,
+    plot_confusion,
     plot_curves,
+    plot_precision_recall,
+    plot_sampling_layers,
     plot_sampling_points,
     save_image,
     tile_pictures,
 )
+from deformdetr.visualize._queries import layer_color
 
 GRAY = torch.full((3, 600, 700), 128, dtype=torch.uint8)
 NAMES = ["circle", "square"]
@@ -242,3 +248,70 @@ def test_tiles_keep_their_order_and_shape():
     assert np.array_equal(centers, [(54, 54), (54, 158), (158, 54)])
     with pytest.raises(ValueError, match="at least one picture"):
         tile_pictures([])
+
+
+def test_boxes_of_every_layer_are_drawn_in_its_color() -> None:
+    layers = [
+        torch.tensor([[0.3, 0.5, 0.1, 0.4]]),
+        torch.tensor([[0.5, 0.5, 0.1, 0.4]]),
+        torch.tensor([[0.7, 0.5, 0.1, 0.4]]),
+    ]
+    picture = draw_refinement(GRAY, layers, references=torch.tensor([[0.1, 0.5]]))
+    for index, center in enumerate((0.3, 0.5, 0.7)):
+        drawn = has_color(picture, layer_color(index, 3))
+        # Both vertical sides, at half the height.
+        for side in (700 * (center - 0.05), 700 * (center + 0.05)):
+            assert drawn[300, round(side) - 2 : round(side) + 3].any()
+    # A cross at the reference point, darkened image elsewhere.
+    assert has_color(picture, (255, 255, 255))[300, 70]
+    assert has_color(picture, (96, 96, 96)).mean() > 0.8
+    boxes = draw_refinement(GRAY, layers, references=torch.tensor([[0.1, 0.5, 0.1, 0.2]]))
+    assert has_color(boxes, (255, 255, 255))[300, 35]
+    with pytest.raises(ValueError, match="no layers"):
+        draw_refinement(GRAY, [])
+
+
+def test_the_best_proposals_are_drawn_and_the_best_is_on_top() -> None:
+    boxes = torch.tensor([[0.3, 0.5, 0.2, 0.4], [0.3, 0.5, 0.2, 0.4], [0.7, 0.5, 0.2, 0.4]])
+    picture = draw_proposals(GRAY, boxes, torch.tensor([0.9, 0.5, 0.1]), count=2)
+    assert has_color(picture, layer_color(1, 2))[300, 140]
+    assert not has_color(picture, layer_color(0, 2)).any()
+    # The third is left out.
+    assert has_color(picture, (96, 96, 96))[:, 400:].all()
+    assert draw_proposals(GRAY, boxes, torch.rand(3)).size == (700, 600)
+
+
+def test_every_layer_has_its_own_plot_of_sampling_points(rng: torch.Generator) -> None:
+    def sampled() -> tuple[torch.Tensor, ...]:
+        weights = torch.full((2, 3, 4), 1 / 12)
+        return torch.rand(2, 3, 4, 2, generator=rng), weights, torch.tensor([0.5, 0.5])
+
+    one, four = (
+        plot_sampling_layers(GRAY, [(f"layer {index}", sampled()) for index in range(count)]) for count in (1, 4)
+    )
+    # Three beside each other, and a second row.
+    assert four.width == pytest.approx(3 * one.width, abs=5)
+    assert four.height == pytest.approx(2 * one.height, abs=5)
+    with pytest.raises(ValueError, match="no layers"):
+        plot_sampling_layers(GRAY, [])
+
+
+def test_precision_over_recall_is_plotted(tmp_path: Path) -> None:
+    curves = [(f"class {index}", np.linspace(1, index / 50, 101)) for index in range(30)]
+    plot_precision_recall(curves, tmp_path / "curve.png", title="Größe")
+    assert size_of(tmp_path / "curve.png")[0] > 600
+    with pytest.raises(ValueError, match="no curves"):
+        plot_precision_recall([], tmp_path / "curve.png")
+
+
+def test_confusions_are_plotted_in_shades_of_their_share(tmp_path: Path) -> None:
+    plot_confusion(np.array([[9, 1, 0], [0, 0, 4], [5, 0, 0]]), ["cat", "dog"], tmp_path / "small.png")
+    with Image.open(tmp_path / "small.png") as picture:
+        blues = (np.asarray(picture).astype(int) @ (-1, 0, 1) > 60).mean()
+    assert blues > 0.05
+    many = np.eye(101, dtype=np.int64)
+    many[3, 5] = 7
+    plot_confusion(many, [f"class {index}" for index in range(100)], tmp_path / "large.png")
+    assert size_of(tmp_path / "large.png")[0] < 3000
+    with pytest.raises(ValueError, match=r"3 names need 4 rows and columns of counts, got \(3, 3\)"):
+        plot_confusion(np.zeros((3, 3), dtype=np.int64), ["a", "b", "c"], tmp_path / "x.png")

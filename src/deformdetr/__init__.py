@@ -5,6 +5,10 @@ build whole detectors:
 
     model = deformdetr.preset("deformable_detr_r50_two_stage").build()
 
+Trained models detect:
+
+    found = deformdetr.load("runs/detector")("photo.jpg", threshold=0.5)
+
 Submodules and names are imported at their first use, so that `import deformdetr` alone is fast.
 """
 
@@ -48,11 +52,12 @@ if TYPE_CHECKING:
         preset_names,
         save_config,
     )
+    from deformdetr.engine import load
     from deformdetr.integrations import convert_checkpoint, load_checkpoint, save_checkpoint
     from deformdetr.kernels import ms_deform_attn
     from deformdetr.losses import SetCriterion, dice_loss, giou_loss, sigmoid_focal_loss
     from deformdetr.matching import HungarianMatcher
-    from deformdetr.models import DETR, DeformableDETR, Detector
+    from deformdetr.models import DETR, DeformableDETR, Detector, capture
     from deformdetr.nn import (
         MLP,
         DeformableDecoder,
@@ -81,6 +86,7 @@ __all__ = [
     "SetCriterion",
     "box_area",
     "box_iou",
+    "capture",
     "convert_checkpoint",
     "cxcywh_to_xyxy",
     "dice_loss",
@@ -89,6 +95,7 @@ __all__ = [
     "generalized_box_iou",
     "giou_loss",
     "inverse_sigmoid",
+    "load",
     "load_checkpoint",
     "load_config",
     "ms_deform_attn",
@@ -138,11 +145,12 @@ _NAMES = {
         "preset_names",
         "save_config",
     ),
+    "engine": ("load",),
     "integrations": ("convert_checkpoint", "load_checkpoint", "save_checkpoint"),
     "kernels": ("ms_deform_attn",),
     "losses": ("SetCriterion", "dice_loss", "giou_loss", "sigmoid_focal_loss"),
     "matching": ("HungarianMatcher",),
-    "models": ("DETR", "DeformableDETR", "Detector"),
+    "models": ("DETR", "DeformableDETR", "Detector", "capture"),
     "nn": (
         "DeformableDecoder",
         "DeformableDecoderLayer",

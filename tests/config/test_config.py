@@ -1,7 +1,9 @@
 """Configs: validation, files, schema, and the parts that they build."""
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -281,3 +283,35 @@ def test_a_given_backbone_replaces_the_configured_one(kind):
     backbone = FeatureBackbone(torch.nn.Sequential(), channels=(8,), strides=(32,))
     model = kind().build(backbone=backbone)
     assert model.backbone is backbone
+
+
+@pytest.mark.slow
+def test_wrong_fields_of_replace_fail_a_type_check(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    lines = {
+        "DeformableDETRConfig().replace(num_classes=3, two_stage=True)": None,
+        "DeformableDETRConfig().replace(num_clases=3)": "num_clases",
+        "preset('deformable_detr_r50').replace(with_box_refine=True)": None,
+        "preset('detr_r50').replace(two_stage=True)": "two_stage",
+        "preset(str()).replace(num_classes=3)": None,
+        "TrainConfig().replace(epoch=3)": "epoch",
+        # Configs with required fields take any name, and check them when they run.
+        "DataConfig.model_validate({}).replace(num_workers=3)": None,
+    }
+    source = tmp_path / "uses.py"
+    imports = (
+        "from deformdetr import DeformableDETRConfig, preset; "
+        "from deformdetr.data import DataConfig; from deformdetr.engine import TrainConfig"
+    )
+    source.write_text("\n".join([imports, *lines]) + "\n")
+    # In its own process, because mypy raises Python's limit of recursion.
+    options = ["--strict", "--follow-imports=silent", "--cache-dir", str(tmp_path / "cache")]
+    process = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, str(source)], capture_output=True, text=True, check=False
+    )
+    found = process.stdout + process.stderr
+    errors = {int(line.split(":")[1]): line for line in found.splitlines() if ": error:" in line}
+    expected = {number: name for number, name in enumerate(lines.values(), start=2) if name}
+    assert errors.keys() == expected.keys(), found
+    for number, name in expected.items():
+        assert f'Unexpected keyword argument "{name}"' in errors[number]

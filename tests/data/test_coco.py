@@ -180,7 +180,7 @@ def set_annotation(**fields: Any) -> Edit:
         (lambda document: document["categories"][0].update(name=5), "category 20: 'name' is 5"),
         (lambda document: document.update(categories=[]), "there are no categories"),
         (lambda document: document.update(images=[]), "has no images"),
-        (lambda document: document.pop("annotations"), "is not a COCO annotation file: it has no 'annotations'"),
+        (lambda document: document.pop("categories"), "is not a COCO annotation file: it has no 'categories'"),
         (lambda document: document.update(images={"7": "a.png"}), "'images' is {'7': 'a.png'}"),
     ],
 )

@@ -1,11 +1,17 @@
 """Evaluation of models and of runs."""
 
+import contextlib
+import io
 import json
+import re
 
 import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from deformdetr.data import DatasetError, build_dataset, write_shapes
-from deformdetr.engine import ConfigError, Processes, RunError, evaluate, evaluate_run, load_run
+from deformdetr.engine import ConfigError, Processes, RunError, evaluate, evaluate_run, load, load_run
 from experiments import tiny_experiment
 from oracle import Oracle
 
@@ -17,6 +23,8 @@ def test_perfect_predictions_have_a_precision_of_one_at_any_batch_size():
         model = Oracle(dataset).train()
         found = evaluate(model, experiment.model.build_postprocess(), dataset, Processes(), batch_size=batch_size)
         assert found.metrics["AP"] == pytest.approx(1)
+        assert found.metrics["best_f1"] == pytest.approx(1)
+        assert 0 < found.metrics["best_threshold"] < 1
         assert model.training
         assert model.shown == 7
 
@@ -61,3 +69,78 @@ def test_dataset_of_other_categories_is_refused(finished_run, tmp_path):
 def test_invalid_setting_of_the_dataset_is_named(finished_run):
     with pytest.raises(ConfigError, match=r"no setting 'data\.num_vals'; did you mean data\.num_val"):
         evaluate_run(finished_run, data_changes={"num_vals": 3})
+
+
+def read_results(truth, file):
+    """Return the detections in a file as pycocotools reads them."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = truth
+        coco.createIndex()
+        return coco, coco.loadRes(str(file))
+
+
+def test_detections_are_written_in_the_format_that_pycocotools_reads(finished_run, tmp_path):
+    found = evaluate_run(finished_run, output=tmp_path / "result.json")
+    dataset = build_dataset(load_run(finished_run)[1].experiment.data, "val")
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = COCOeval(*read_results(dataset.annotations.to_coco(), tmp_path / "result/detections.json"), "bbox")
+        reference.evaluate()
+        reference.accumulate()
+        reference.summarize()
+    assert reference.stats[0] == pytest.approx(found.metrics["AP"])
+    assert reference.stats[8] == pytest.approx(found.metrics["AR100"])
+
+
+def test_metrics_of_classes_and_the_best_threshold_are_written_and_suggested(finished_run, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "best.pt").write_bytes((finished_run / "best.pt").read_bytes())
+    found = evaluate_run(str(run))
+    written = json.loads((run / "evaluation.json").read_text())
+    assert [row["name"] for row in written["per_class"]] == ["circle", "rectangle", "triangle"]
+    assert all({"AP", "AR", "best_threshold", "best_f1"} <= row.keys() for row in written["per_class"])
+    assert load(run).best_threshold == written["best_threshold"] == found.metrics["best_threshold"]
+
+
+def test_curves_confusions_and_the_worst_images_are_drawn(finished_run, tmp_path):
+    evaluate_run(finished_run, output=tmp_path / "result.json", num_worst=2)
+    folder = tmp_path / "result"
+    for name in ("precision_recall.png", "confusion.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.width > 300
+    worst = sorted(folder.glob("worst/*.png"))
+    assert [file.name[:3] for file in worst] == ["01_", "02_"]
+    counts = [sum(map(int, re.findall(r"(\d+)-", file.name))) for file in worst]
+    assert counts[0] >= counts[1] > 0
+    # Pictures of an earlier evaluation do not stay.
+    evaluate_run(finished_run, output=tmp_path / "result.json", num_worst=0)
+    assert not list(folder.glob("worst/*.png"))
+
+
+def test_images_without_annotations_are_predicted(finished_run, tmp_path):
+    files = write_shapes(tiny_experiment().data, tmp_path)
+    document = json.loads((tmp_path / "val.json").read_text())
+    del document["annotations"]
+    (tmp_path / "val.json").write_text(json.dumps(document))
+    changes = files.model_dump(mode="json", exclude_unset=True) | {"kind": "coco"}
+    found = evaluate_run(finished_run, data_changes=changes, output=tmp_path / "result.json")
+    assert found.metrics["AP"] is None
+    assert [file.name for file in (tmp_path / "result").iterdir()] == ["detections.json"]
+    truth = document | {"annotations": []}
+    _, results = read_results(truth, tmp_path / "result" / "detections.json")
+    assert set(results.getImgIds(catIds=[])) == {image["id"] for image in document["images"]}
+    assert len(results.anns) == 20 * len(document["images"])
+
+
+def test_more_detections_are_kept_and_counted_where_asked(finished_run, tmp_path):
+    default, more = (
+        evaluate_run(finished_run, max_detections=limit, output=tmp_path / f"{limit}.json") for limit in (None, 250)
+    )
+    assert default.metrics["max_detections"] == 100
+    assert more.metrics["max_detections"] == 250
+    counts = [len(json.loads((tmp_path / name / "detections.json").read_text())) for name in ("None", "250")]
+    # The model has 10 queries and 3 classes, and keeps 20 of the pairs by itself.
+    assert counts == [5 * 20, 5 * 30]
+    with pytest.raises(ConfigError, match=r"train\.max_detections: Input should be greater than or equal to 100"):
+        evaluate_run(finished_run, max_detections=50)

@@ -1,12 +1,14 @@
 """Prediction on files of any size, readable or not, without overwriting them."""
 
 import json
+import sys
 
 import pytest
 import torch
 from PIL import Image
 
-from deformdetr.engine import PredictionError, RunError, predict
+from deformdetr.engine import PredictionError, PredictResult, RunError, predict, video_frames
+from deformdetr.engine._image_files import find_files
 
 
 def save_picture(path, width, height, mode="RGB"):
@@ -110,3 +112,86 @@ def test_photographs_are_turned_as_in_training(finished_run, tmp_path):
     assert (image["width"], image["height"]) == (40, 64)
     with Image.open(tmp_path / "out" / "phone.png") as drawn:
         assert drawn.height > drawn.width
+
+
+def test_images_without_a_detection_above_the_threshold_are_reported_with_the_best_score(finished_run, tmp_path):
+    files = [save_picture(tmp_path / name, 64, 64) for name in ("a.png", "b.png")]
+    result = predict(finished_run, files, tmp_path / "out", threshold=1.0)
+    best = max(result.images, key=lambda image: image["scores"][0])
+    expected = f"no detection scores 1 or more in 2 of 2 images; the best score is {best['scores'][0]:.3f} "
+    assert result.remarks(1.0)[0].startswith(expected + f"({best['names'][0]} in {best['file']})")
+    assert not any(line.startswith("no detection") for line in result.remarks(0.0))
+
+
+def test_the_best_threshold_is_suggested_unless_it_is_used():
+    result = PredictResult([], {}, best_threshold=0.25)
+    assert result.remarks(0.5) == [
+        "in the run's evaluation, a threshold of 0.250 gave the highest F1: --threshold 0.250"
+    ]
+    assert result.remarks(0.25) == PredictResult([], {}).remarks(0.5) == []
+
+
+def test_folders_are_searched_recursively_and_patterns_are_expanded(finished_run, tmp_path):
+    (tmp_path / "photos" / "deep").mkdir(parents=True)
+    files = [save_picture(tmp_path / "photos" / name, 64, 64) for name in ("a.png", "deep/b.jp2", "deep/c.PNG")]
+    out = tmp_path / "photos" / "found"
+    for images in ([tmp_path / "photos"], [tmp_path / "photos"], [tmp_path / "photos" / "**" / "[abc].*"]):
+        # Pictures of the call before lie in the folder too.
+        result = predict(finished_run, images, out)
+        assert {image["file"] for image in result.images} >= {str(file) for file in files}
+        if "*" not in str(images[0]):
+            assert len(result.images) == 3
+    with pytest.raises(PredictionError, match=r"no such file or folder: .*x\*\.png"):
+        predict(finished_run, [tmp_path / "x*.png"], tmp_path / "out")
+
+
+def test_batches_do_not_change_detections(finished_run, tmp_path):
+    files = [save_picture(tmp_path / f"{number}.png", 64 + number % 2, 64) for number in range(5)]
+    one, three = (predict(finished_run, files, tmp_path / "out", batch_size=size) for size in (1, 3))
+    assert [image["file"] for image in three.images] == [str(file) for file in files]
+    for first, second in zip(one.images, three.images, strict=True):
+        torch.testing.assert_close(torch.tensor(first["scores"]), torch.tensor(second["scores"]), rtol=0, atol=2e-5)
+
+
+def save_video(path, frames):
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(frames):
+            frame = av.VideoFrame.from_image(Image.new("RGB", (64, 48), (40 * number, 90, 200)))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_videos_are_drawn_frame_by_frame(finished_run, tmp_path):
+    video = save_video(tmp_path / "clip.mp4", 5)
+    photo = save_picture(tmp_path / "photo.png", 64, 64)
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    result = predict(finished_run, [video, photo, broken], tmp_path / "out", threshold=0.0, batch_size=2)
+    assert [(image["file"], image.get("frame")) for image in result.images] == [
+        *((str(video), number) for number in range(5)),
+        (str(photo), None),
+    ]
+    assert list(result.skipped) == [str(broken)]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["clip.mp4", "photo.png", "predictions.json"]
+    drawn = list(video_frames(tmp_path / "out" / "clip.mp4"))
+    assert [tuple(frame.shape) for frame in drawn] == [(3, 48 * 8, 64 * 8)] * 5
+
+
+def test_videos_without_a_decoder_are_refused_before_anything_is_written(finished_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "deformdetr\[video\]"'):
+        predict(finished_run, [tmp_path / "clip.mp4"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_videos_of_folders_are_found_and_hidden_files_are_not(tmp_path):
+    for name in ("a.png", "clip.mp4", ".hidden.mp4", ".hidden.png", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    found = find_files([tmp_path])
+    assert [file.name for file in found.images] == ["a.png", "clip.mp4"]
+    assert sorted(file.name for file in found.others) == [".hidden.mp4", ".hidden.png", "notes.txt"]

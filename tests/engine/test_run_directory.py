@@ -1,9 +1,22 @@
 """Finding runs, and keeping their metrics."""
 
-import pytest
+import inspect
+import re
 
+import pytest
+from pydantic import BaseModel
+
+import deformdetr.engine
 from deformdetr._files import replacing
-from deformdetr.engine import RunDirectory, RunError, load_run
+from deformdetr.engine import (
+    Checkpoint,
+    ConfigError,
+    DetectionResult,
+    RunDirectory,
+    RunError,
+    load_run,
+    read_experiment,
+)
 from experiments import tiny_experiment
 from local_server import point_hub_to, serving
 
@@ -75,3 +88,43 @@ def test_unfinished_files_of_a_killed_process_are_removed_on_resume(tmp_path):
     assert len(list(tmp_path.iterdir())) == len(kept) + 1
     run.create(tiny_experiment(), {}, epoch=0)
     assert sorted(tmp_path.iterdir()) == kept
+
+
+def _path_arguments():
+    """Yield the public callables of the engine with an argument annotated as a path, and its annotation."""
+    public = [getattr(deformdetr.engine, name) for name in deformdetr.engine.__all__]
+    callables = [each for each in public if inspect.isfunction(each) or inspect.isclass(each)]
+    methods = [
+        method
+        for each in callables
+        if inspect.isclass(each) and not issubclass(each, tuple | BaseModel | DetectionResult)
+        for name, method in inspect.getmembers(each, callable)
+        if (name == "__init__" or not name.startswith("_")) and hasattr(method, "__annotations__")
+    ]
+    for function in [*filter(inspect.isfunction, callables), *methods]:
+        for argument, annotation in function.__annotations__.items():
+            if argument != "return" and "Path" in str(annotation):
+                yield pytest.param(annotation, id=f"{function.__qualname__}-{argument}")
+
+
+@pytest.mark.parametrize("annotation", list(_path_arguments()))
+def test_paths_are_taken_as_text_too(annotation):
+    kinds = str(annotation)
+    assert "str |" in kinds or "[str | " in kinds
+
+
+def test_text_names_runs_and_checkpoints(finished_run, tmp_path):
+    assert load_run(str(finished_run))[0] == finished_run / "best.pt"
+    checkpoint = Checkpoint.load(str(finished_run / "best.pt"))
+    checkpoint.save(str(tmp_path / "again.pt"))
+    assert Checkpoint.load(tmp_path / "again.pt").epoch == checkpoint.epoch
+    assert RunDirectory(str(finished_run)).best == finished_run / "best.pt"
+
+
+def test_a_missing_relative_path_is_reported_with_the_directory_that_it_starts_at(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = re.escape(f"there is no file nothing.yaml; a relative path starts at the current directory, {tmp_path}")
+    with pytest.raises(ConfigError, match=expected):
+        read_experiment("nothing.yaml")
+    with pytest.raises(ConfigError, match=rf"there is no file {re.escape(str(tmp_path))}/nothing\.yaml$"):
+        read_experiment(tmp_path / "nothing.yaml")

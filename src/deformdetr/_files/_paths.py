@@ -42,7 +42,8 @@ def check_readable(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileNotFoundError(f"there is no file {path}") from error
+        where = "" if path.is_absolute() else f"; a relative path starts at the current directory, {Path.cwd()}"
+        raise FileNotFoundError(f"there is no file {path}{where}") from error
     except (OSError, ValueError) as error:
         raise FileError(f"{path} cannot be read: {reason_of(error)}") from error
     if stat.S_ISDIR(mode):

@@ -24,6 +24,7 @@ from deformdetr import __version__
 from deformdetr.cli._convert import Convert
 from deformdetr.cli._datasets import Coco, Split
 from deformdetr.cli._export import RUN, Export
+from deformdetr.cli._summary import Summary
 from deformdetr.cli._template import commented_yaml
 from deformdetr.config import (
     PRESETS,
@@ -107,24 +108,32 @@ class Train(BaseModel):
 
 
 class Eval(BaseModel):
-    """Evaluate the best checkpoint of a run: print pycocotools' table and write the metrics as JSON.
+    """Evaluate the best checkpoint of a run: print pycocotools' table and write metrics, detections and pictures.
 
     Options override settings of the run's dataset: `--data.val_images DIR --data.val_annotations FILE`.
     """
 
     run: CliPositionalArg[str] = Field(description=RUN)
     output: Path | None = Field(
-        default=None, description="JSON file to write; by default evaluation.json in the run directory."
+        default=None,
+        description="JSON file to write, and beside it a folder; by default evaluation.json in the run directory.",
     )
     batch_size: int | None = Field(
         default=None, ge=1, description="Images per forward pass; by default as in training."
+    )
+    max_detections: int | None = Field(
+        default=None, ge=100, description="Detections per image that count; by default as in training."
     )
     data: _DATA = Field(default_factory=_no_settings, description="Settings of the dataset.")
 
     def execute(self) -> int:
         """Run the command."""
         result = evaluate_run(
-            self.run, data_changes=_overrides(self).get("data"), batch_size=self.batch_size, output=self.output
+            self.run,
+            data_changes=_overrides(self).get("data"),
+            batch_size=self.batch_size,
+            max_detections=self.max_detections,
+            output=self.output,
         )
         if Processes().is_main:
             print(result.table)
@@ -133,22 +142,31 @@ class Eval(BaseModel):
 
 
 class Predict(BaseModel):
-    """Detect objects in image files: write pictures with boxes, masks, names and scores, and predictions.json.
+    """Detect objects in images and videos: write pictures with boxes, masks, names and scores, and predictions.json.
 
-    Files that cannot be read as images are reported and skipped. The exit status is then 1.
+    Files that cannot be read are reported and skipped. The exit status is then 1.
     """
 
     run: CliPositionalArg[str] = Field(description=RUN)
-    images: CliPositionalArg[list[Path]] = Field(description="Image files, and folders of image files.")
+    images: CliPositionalArg[list[Path]] = Field(description="Files, folders, and patterns such as 'photos/**/*.jpg'.")
     out: Path = Field(description="Folder to write to, which is created.")
     threshold: float = Field(
         default=0.5, ge=0, le=1, description="Lowest score to draw; predictions.json has all detections."
     )
+    batch_size: int | None = Field(
+        default=None, ge=1, description="Images per forward pass; by default 1 on a CPU and 8 on a GPU."
+    )
+    font: Path | None = Field(default=None, description="Font file for names; by default one that has the characters.")
 
     def execute(self) -> int:
         """Run the command."""
-        result = predict(self.run, self.images, self.out, threshold=self.threshold)
-        print(f"{len(result.images)} pictures and predictions.json in {self.out}; {len(result.skipped)} files skipped")
+        result = predict(
+            self.run, self.images, self.out, threshold=self.threshold, batch_size=self.batch_size, font=self.font
+        )
+        pictures = len({image["file"] for image in result.images})
+        print(f"{pictures} pictures and predictions.json in {self.out}; {len(result.skipped)} files skipped")
+        for remark in result.remarks(self.threshold):
+            print(remark)
         return 1 if result.skipped else 0
 
 
@@ -280,6 +298,7 @@ class Commands(BaseSettings):
     split: CliSubCommand[Split] = Field(description="Split a COCO file into training and evaluation.")
     presets: CliSubCommand[Presets] = Field(description="List the models to start from.")
     config: CliSubCommand[Config] = Field(description="Print a config file to start from.")
+    summary: CliSubCommand[Summary] = Field(description="Print shapes, parameters, FLOPs and memory of a model.")
     schema_: CliSubCommand[Schema] = Field(alias="schema", description="Print the JSON schema of config files.")
     convert: CliSubCommand[Convert] = Field(description="Convert a checkpoint to another implementation's names.")
     export: CliSubCommand[Export] = Field(description="Write a trained model as an ONNX file.")

@@ -10,6 +10,7 @@ _EXTRAS = {
     "train": ("accelerate", "matplotlib", "rich", "yaml"),
     "hub": ("huggingface_hub",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "video": ("av",),
 }
 
 

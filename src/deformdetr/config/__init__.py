@@ -1,6 +1,6 @@
 """Typed configs of models, which build them, and the presets."""
 
-from deformdetr.config._base import Config, load_config, save_config
+from deformdetr.config._base import Config, DefaultedConfig, load_config, save_config
 from deformdetr.config._criterion import FocalCriterionConfig, SoftmaxCriterionConfig
 from deformdetr.config._deformable_detr import DeformableDETRConfig
 from deformdetr.config._denoising import ContrastiveDenoisingConfig, DenoisingConfig
@@ -24,6 +24,7 @@ __all__ = [
     "ContrastiveDenoisingConfig",
     "ConvBackboneConfig",
     "DETRConfig",
+    "DefaultedConfig",
     "DeformConvConfig",
     "DeformableDETRConfig",
     "DenoisingConfig",

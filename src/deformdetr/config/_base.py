@@ -1,7 +1,7 @@
 """The base class of configs, and their files."""
 
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -28,6 +28,16 @@ class Config(BaseModel):
         """
         fields = {name: getattr(self, name) for name in self.model_fields_set}
         return type(self).model_validate(fields | changes)
+
+
+class DefaultedConfig(Config):
+    """Base class of configs whose fields all have defaults. Type checkers check the fields given to `replace`."""
+
+    if TYPE_CHECKING:
+        # The signature of the constructor: `replace(num_clases=3)` is an error of types too. Python's own types cannot
+        # express the signature without its required fields, so that this is wrong for other configs.
+        @property
+        def replace(self) -> type[Self]: ...
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)

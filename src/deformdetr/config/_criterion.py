@@ -5,12 +5,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat
 
-from deformdetr.config._base import Config
+from deformdetr.config._base import DefaultedConfig
 from deformdetr.losses import FocalClassification, SetCriterion, SoftmaxClassification
 from deformdetr.matching import FocalClassCost, HungarianMatcher, SoftmaxClassCost
 
 
-class FocalCriterionConfig(Config):
+class FocalCriterionConfig(DefaultedConfig):
     """Costs of the matching, weights of the losses and parameters of the focal loss, as in Deformable DETR.
 
     Examples:
@@ -35,7 +35,7 @@ class FocalCriterionConfig(Config):
         return _build(self, cost, loss, mask_weights or {})
 
 
-class SoftmaxCriterionConfig(Config):
+class SoftmaxCriterionConfig(DefaultedConfig):
     """Costs of the matching, weights of the losses and the weight of "no object", as in DETR.
 
     Examples:

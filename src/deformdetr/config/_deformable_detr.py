@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
-from deformdetr.config._base import Config
+from deformdetr.config._base import DefaultedConfig
 from deformdetr.config._criterion import FocalCriterionConfig
 from deformdetr.config._denoising import AnyDenoisingConfig, DenoisingConfig
 from deformdetr.config._masks import MASK_STAGES, DiceLossCoef, MaskLossCoef, Masks, build_mask_head
@@ -41,7 +41,7 @@ _ANCHOR_FIELDS = (
 )
 
 
-class DeformableDETRConfig(Config):
+class DeformableDETRConfig(DefaultedConfig):
     """Any variant of Deformable DETR; the defaults are the multi-scale model of the paper.
 
     `with_box_refine` and `two_stage` are independent: two stages without refinement keep the encoder's proposals as the

@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from deformdetr.config._base import Config
+from deformdetr.config._base import DefaultedConfig
 from deformdetr.nn import ContrastiveDenoising, Denoising
 
 
-class DenoisingConfig(Config):
+class DenoisingConfig(DefaultedConfig):
     """Denoising of DN-DETR; see `deformdetr.nn.Denoising`.
 
     Examples:
@@ -38,7 +38,7 @@ class DenoisingConfig(Config):
         )
 
 
-class ContrastiveDenoisingConfig(Config):
+class ContrastiveDenoisingConfig(DefaultedConfig):
     """Contrastive denoising of DINO; see `deformdetr.nn.ContrastiveDenoising`.
 
     Examples:

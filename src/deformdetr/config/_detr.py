@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
-from deformdetr.config._base import Config
+from deformdetr.config._base import DefaultedConfig
 from deformdetr.config._criterion import AnyCriterionConfig, SoftmaxCriterionConfig
 from deformdetr.config._masks import MASK_STAGES, DiceLossCoef, MaskLossCoef, Masks, build_mask_head
 from deformdetr.config._parts import BackboneConfig, PositionConfig, ResNetConfig, SinePositionConfig, check_d_model
@@ -23,7 +23,7 @@ from deformdetr.nn import (
 )
 
 
-class DETRConfig(Config):
+class DETRConfig(DefaultedConfig):
     """DETR; the defaults are those of the published model with a ResNet-50.
 
     Examples:

@@ -6,12 +6,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from deformdetr.config._base import Config
+from deformdetr.config._base import DefaultedConfig
 from deformdetr.config._timm import TimmConfig
 from deformdetr.nn import ConvBackbone, DeformConv2d, LearnedPositionEncoding, ResNetBackbone, SinePositionEncoding
 
 
-class DeformConvConfig(Config):
+class DeformConvConfig(DefaultedConfig):
     """Deformable convolutions instead of 3x3 convolutions; see `deformdetr.nn.DeformConv2d`.
 
     Examples:
@@ -28,7 +28,7 @@ class DeformConvConfig(Config):
     offset_groups: PositiveInt = Field(default=1, description="Groups of channels with offsets of their own.")
 
 
-class ResNetConfig(Config):
+class ResNetConfig(DefaultedConfig):
     """A torchvision ResNet; see `deformdetr.nn.ResNetBackbone`.
 
     Examples:
@@ -81,7 +81,7 @@ class ResNetConfig(Config):
         )
 
 
-class ConvBackboneConfig(Config):
+class ConvBackboneConfig(DefaultedConfig):
     """A small residual network for demonstrations and tests; see `deformdetr.nn.ConvBackbone`.
 
     Examples:
@@ -104,7 +104,7 @@ class ConvBackboneConfig(Config):
         return ConvBackbone(self.channels, out_layers=out_layers, dilation=self.dilation)
 
 
-class SinePositionConfig(Config):
+class SinePositionConfig(DefaultedConfig):
     """Fixed position encodings; see `deformdetr.nn.SinePositionEncoding`.
 
     Examples:
@@ -122,7 +122,7 @@ class SinePositionConfig(Config):
         return SinePositionEncoding(d_model, temperature=self.temperature, normalize=self.normalize, offset=self.offset)
 
 
-class LearnedPositionConfig(Config):
+class LearnedPositionConfig(DefaultedConfig):
     """Learned position encodings; see `deformdetr.nn.LearnedPositionEncoding`.
 
     Examples:

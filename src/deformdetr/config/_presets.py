@@ -1,7 +1,7 @@
 """Configs of the published models, by name."""
 
 from collections.abc import Mapping
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias, overload
 
 from pydantic import Field
 
@@ -13,6 +13,19 @@ from deformdetr.config._parts import ConvBackboneConfig, ResNetConfig, SinePosit
 from deformdetr.config._timm import TimmConfig
 
 ModelConfig: TypeAlias = Annotated[DeformableDETRConfig | DETRConfig, Field(discriminator="kind")]
+
+# For type checkers, which then know the fields of `preset("detr_r50")`.
+_DETRNames: TypeAlias = Literal["detr_r50", "detr_r50_dc5", "detr_r50_dc5_plus", "detr_r101", "detr_r101_dc5"]
+_DeformableNames: TypeAlias = Literal[
+    "deformable_detr_r50_single_scale",
+    "deformable_detr_r50_single_scale_dc5",
+    "deformable_detr_r50",
+    "deformable_detr_r50_refine",
+    "deformable_detr_r50_two_stage",
+    "dn_deformable_detr_r50",
+    "dino_r50_4scale",
+    "demo",
+]
 
 _SINGLE_SCALE = DeformableDETRConfig(num_feature_levels=1)
 _DENOISING = DeformableDETRConfig(
@@ -66,6 +79,18 @@ PRESETS: Mapping[str, DeformableDETRConfig | DETRConfig] = {
         backbone=ConvBackboneConfig(channels=(16, 32, 64, 128)),
     ),
 }
+
+
+@overload
+def preset(name: _DeformableNames) -> DeformableDETRConfig: ...
+
+
+@overload
+def preset(name: _DETRNames) -> DETRConfig: ...
+
+
+@overload
+def preset(name: str) -> DeformableDETRConfig | DETRConfig: ...
 
 
 def preset(name: str) -> DeformableDETRConfig | DETRConfig:

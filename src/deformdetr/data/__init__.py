@@ -18,7 +18,7 @@ from deformdetr.data._errors import DatasetError
 from deformdetr.data._find_images import FoundImages, find_images, image_suffixes
 from deformdetr.data._foreign import ForeignDataset, write_documents
 from deformdetr.data._headers import Headers, read_headers
-from deformdetr.data._images import ImageFiles, ImageHeader, load_image, read_header
+from deformdetr.data._images import ImageFiles, ImageHeader, image_tensor, load_image, read_header
 from deformdetr.data._sampler import SeededIndex, SeededSampler
 from deformdetr.data._shapes import draw_shapes, write_shapes
 from deformdetr.data._split import SplitDocuments, split_coco
@@ -72,6 +72,7 @@ __all__ = [
     "find_images",
     "find_warnings",
     "image_suffixes",
+    "image_tensor",
     "judge",
     "load_image",
     "make_sample",

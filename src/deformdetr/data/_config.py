@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from deformdetr._coco_types import LabelMap
-from deformdetr.config import Config
+from deformdetr.config import Config, DefaultedConfig
 from deformdetr.models import IMAGENET_MEAN, IMAGENET_STD
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -29,7 +29,7 @@ _NumWorkers = Annotated[
 _Range = Annotated[tuple[NonNegativeFloat, NonNegativeFloat], Field(description="Least and largest factor.")]
 
 
-class ColorConfig(Config):
+class ColorConfig(DefaultedConfig):
     """Random changes of color: torchvision's `RandomPhotometricDistort`, after SSD.
 
     Brightness, contrast, saturation and hue change independently, each with `probability`, and the channels are
@@ -45,7 +45,7 @@ class ColorConfig(Config):
     )
 
 
-class ZoomOutConfig(Config):
+class ZoomOutConfig(DefaultedConfig):
     """Images on a larger canvas of the mean color, so that objects become smaller: torchvision's `RandomZoomOut`."""
 
     probability: Probability = Field(default=0.5, description="Probability that an image is zoomed out.")
@@ -55,7 +55,7 @@ class ZoomOutConfig(Config):
     )
 
 
-class DecodeConfig(Config):
+class DecodeConfig(DefaultedConfig):
     """How image files become pixels: the same for training, checks, evaluation, prediction and export.
 
     Examples:
@@ -84,7 +84,7 @@ class DecodeConfig(Config):
 DEFAULT_DECODING = DecodeConfig()
 
 
-class AugmentConfig(Config):
+class AugmentConfig(DefaultedConfig):
     """Augmentation of training images. The defaults are the recipe of DETR and Deformable DETR for COCO.
 
     With `color`, colors are changed, and with `zoom_out`, images are placed on a larger canvas. Then images are flipped
@@ -196,7 +196,7 @@ class DataConfig(Config):
         return self
 
 
-class ShapesConfig(Config):
+class ShapesConfig(DefaultedConfig):
     """Images of circles, rectangles and triangles on noise, drawn from a seed when the dataset is built.
 
     Examples:

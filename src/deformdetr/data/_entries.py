@@ -58,7 +58,7 @@ class Rows(NamedTuple):
 
 
 def load_document(path: Path) -> dict[str, Any]:
-    """Return the content of a COCO annotation file.
+    """Return the content of a COCO annotation file. Files of test images may have no `annotations`.
 
     Raises:
         DatasetError: If the file cannot be read, is empty, is not JSON or not in COCO format, or has no images.
@@ -69,6 +69,7 @@ def load_document(path: Path) -> dict[str, Any]:
         raise DatasetError(str(error)) from error
     if not isinstance(document, dict):
         raise DatasetError(f"{path} is not a COCO annotation file: it holds a {type(document).__name__}, not an object")
+    document.setdefault("annotations", [])
     for key in ("images", "annotations", "categories"):
         if not isinstance(document.get(key), list):
             found = f"{key!r} is {document[key]!r:.60}" if key in document else f"it has no {key!r}"

@@ -69,9 +69,28 @@ def load_image(path: str | Path, decode: DecodeConfig = DEFAULT_DECODING) -> UIn
     """
     with _opened(path, decode) as image:
         image.load()
-        turn = _TURNS.get(_orientation(image)) if decode.orientation == "upright" else None
-        upright = image if turn is None else image.transpose(turn)
-        return torch.from_numpy(_to_rgb(upright, decode.gray_bits)).permute(2, 0, 1).contiguous()
+        return image_tensor(image, decode)
+
+
+def image_tensor(image: Image.Image, decode: DecodeConfig = DEFAULT_DECODING) -> UInt8[Tensor, "3 height width"]:
+    """Return a PIL image as 8-bit RGB, by the rules of `load_image`.
+
+    Args:
+        image: The image, which may have an EXIF orientation.
+        decode: Orientation, and bits of grayscale.
+
+    Raises:
+        ValueError: If it is 32-bit grayscale without a defined range.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from deformdetr.data import image_tensor
+        >>> image_tensor(Image.new("L", (40, 30))).shape
+        torch.Size([3, 30, 40])
+    """
+    turn = _TURNS.get(_orientation(image)) if decode.orientation == "upright" else None
+    upright = image if turn is None else image.transpose(turn)
+    return torch.from_numpy(_to_rgb(upright, decode.gray_bits)).permute(2, 0, 1).contiguous()
 
 
 def read_header(path: str | Path, decode: DecodeConfig = DEFAULT_DECODING) -> ImageHeader:

@@ -60,7 +60,7 @@ class Checkpoint:
     metrics: dict[str, Any]
     training: dict[str, Any] | None = None
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the file atomically. It holds only tensors and plain values, and loads with `weights_only=True`.
 
         Raises:
@@ -76,17 +76,17 @@ class Checkpoint:
             "metrics": self.metrics,
             "training": self.training,
         }
-        write_tensor_file(content, path)
+        write_tensor_file(content, Path(path))
 
     @classmethod
-    def load(cls, path: Path) -> "Checkpoint":
+    def load(cls, path: str | Path) -> "Checkpoint":
         """Return the checkpoint in a file that `save` wrote, on the CPU.
 
         Raises:
             RunError: If the file cannot be read, or is not such a checkpoint.
         """
         try:
-            content = read_tensor_file(path)
+            content = read_tensor_file(Path(path))
         except (FileError, FileNotFoundError) as error:
             raise RunError(str(error)) from error
         if not isinstance(content, dict) or "experiment" not in content:

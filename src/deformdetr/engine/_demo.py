@@ -1,13 +1,14 @@
 """A demonstration in minutes on two CPU cores: training on synthetic shapes, evaluation and pictures."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from deformdetr.config import DeformableDETRConfig, preset
 from deformdetr.data import DetectionDataset, ShapesConfig, build_dataset
@@ -18,7 +19,7 @@ from deformdetr.engine._inference import MASK_THRESHOLD, detect
 from deformdetr.engine._run_directory import RunDirectory, load_run
 from deformdetr.engine._train import TrainResult, train
 from deformdetr.engine._train_config import CosineSchedule, TrainConfig
-from deformdetr.models import PostProcess
+from deformdetr.models import PostProcess, capture
 from deformdetr.structures import ImageBatch
 from deformdetr.visualize import draw_comparison, plot_sampling_points, save_image
 
@@ -81,7 +82,7 @@ def run_demo(out_dir: str | Path, experiment: Experiment | None = None) -> DemoR
     if not isinstance(experiment.model, DeformableDETRConfig):
         kind = experiment.model.kind
         raise RunError(f"the demonstration draws sampling points, which a model of kind {kind!r} does not have")
-    run = RunDirectory(Path(out_dir))
+    run = RunDirectory(out_dir)
     _clear(run)
     with _one_thread():
         result = train(experiment, run.path)
@@ -124,8 +125,9 @@ def _clear(run: RunDirectory) -> None:
             f"{run.path} holds {', '.join(sorted(found - own)[:5])}, which are not from a demonstration; name "
             "another directory"
         )
-    for name in found:
+    for name in found - {run.evaluation_files.name}:
         (run.path / name).unlink()
+    shutil.rmtree(run.evaluation_files, ignore_errors=True)
 
 
 def _draw_detections(
@@ -152,30 +154,17 @@ def _draw_sampling_points(model: nn.Module, dataset: DetectionDataset, index: in
     """Plot where the query with the highest score samples in the last decoder layer."""
     picture, _ = dataset.untransformed(index)
     image, _ = dataset[index]
-    sampled: dict[str, Tensor] = {}
-
-    *_, last_layer = model.get_submodule("decoder.layers").children()
-    attention: Any = last_layer.cross_attn
-
-    def record(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-        query, reference_points, _, spatial_shapes = arguments
-        sampled["locations"], sampled["weights"] = attention.sampling_locations_and_weights(
-            query, reference_points, spatial_shapes
-        )
-        sampled["references"] = reference_points
-
-    handle = attention.register_forward_pre_hook(record)
-    with torch.inference_mode():
+    with capture(model) as captured, torch.inference_mode():
         outputs = model([image])
-    handle.remove()
     scores, labels = outputs["pred_logits"][0].sigmoid().max(-1)
     query = int(scores.argmax())
     name = dataset.label_map.names[int(labels[query])]
+    *_, last_layer = captured.layers
+    locations, weights, reference = captured.in_image(last_layer, image=0, query=query)
     return plot_sampling_points(
         picture,
-        sampled["locations"][0, query],
-        sampled["weights"][0, query],
-        # Without padding, fractions of a level are fractions of the image.
-        reference=sampled["references"][0, query, 0],
+        locations,
+        weights,
+        reference=reference,
         title=f"query {query}, {name} {float(scores[query]):.2f}: what the last decoder layer samples",
     )

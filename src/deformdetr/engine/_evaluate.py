@@ -8,14 +8,16 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from deformdetr._files import write_text
-from deformdetr.data import AnyDataConfig, DataConfig, DetectionDataset, LabelMap, build_dataset
+from deformdetr.data import DataConfig, DetectionDataset, LabelMap, build_dataset
+from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import RunError
+from deformdetr.engine._evaluation_files import write_report
 from deformdetr.engine._experiment import validate_experiment
-from deformdetr.engine._inference import MASK_THRESHOLD, detect
+from deformdetr.engine._inference import COCO_DETECTIONS, detect, evaluation_postprocess
 from deformdetr.engine._loaders import batches, eval_loader
 from deformdetr.engine._processes import Processes
 from deformdetr.engine._progress import ProgressDisplay
-from deformdetr.engine._run_directory import load_run
+from deformdetr.engine._run_directory import RunDirectory, load_run
 from deformdetr.engine._settings import merge
 from deformdetr.evaluation import CocoEvaluator, CocoMetrics
 from deformdetr.structures import Detections
@@ -38,6 +40,7 @@ def evaluate(
     batch_size: int,
     num_workers: int = 0,
     precision: str = "float32",
+    max_detections: int = COCO_DETECTIONS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Evaluate a model with pycocotools. Each process evaluates its share of the images and returns the result of all.
@@ -50,6 +53,7 @@ def evaluate(
         batch_size: Images per forward pass.
         num_workers: Processes that load images.
         precision: As in `TrainConfig`.
+        max_detections: Detections per image and class that count, at least 100.
         progress: Called with the number of batches done and the total.
 
     Examples:
@@ -61,6 +65,33 @@ def evaluate(
         >>> 0 <= result.metrics["AP"] <= 1
         True
     """
+    evaluator = _collect(
+        model,
+        postprocess,
+        dataset,
+        processes,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        precision=precision,
+        max_detections=max_detections,
+        progress=progress,
+    )
+    return _result(evaluator, processes)
+
+
+def _collect(
+    model: nn.Module,
+    postprocess: Callable[..., list[Detections]],
+    dataset: DetectionDataset,
+    processes: Processes,
+    *,
+    batch_size: int,
+    num_workers: int,
+    precision: str,
+    max_detections: int,
+    progress: Callable[[int, int], None] | None,
+) -> CocoEvaluator:
+    """Return an evaluator with the detections of all processes. Arguments are those of `evaluate`."""
     loader = eval_loader(
         dataset,
         batch_size=batch_size,
@@ -69,7 +100,9 @@ def evaluate(
         world_size=processes.world_size,
     )
     has_masks = dataset.annotations.segmentations is not None
-    evaluator = CocoEvaluator(dataset.coco_ground_truth(), dataset.label_map, masks=has_masks)
+    evaluator = CocoEvaluator(
+        dataset.coco_ground_truth(), dataset.label_map, masks=has_masks, max_detections=max_detections
+    )
     was_training = model.training
     model.eval()
     for done, (images, targets) in enumerate(batches(loader), start=1):
@@ -81,6 +114,11 @@ def evaluate(
             progress(done, len(loader))
     model.train(was_training)
     evaluator.merge(processes.gather(evaluator.state()))
+    return evaluator
+
+
+def _result(evaluator: CocoEvaluator, processes: Processes) -> Evaluation:
+    """Compute the metrics in the main process, and return them in all."""
     result = Evaluation(evaluator.compute(), evaluator.table(), evaluator.class_table()) if processes.is_main else None
     evaluation: Evaluation = processes.broadcast(result)
     return evaluation
@@ -91,16 +129,25 @@ def evaluate_run(
     *,
     data_changes: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
+    max_detections: int | None = None,
     output: str | Path | None = None,
+    num_worst: int = 12,
 ) -> Evaluation:
     """Evaluate a run on its validation images, with its best checkpoint or, if there is none, its last one.
+
+    Beside the metrics, a folder of the same name gets `detections.json` in COCO's results format, which pycocotools'
+    `loadRes` reads, pictures of precision over recall and of confusions, and those of the images with the most errors,
+    beside their ground truth. Errors and confusions are counted at the threshold with the highest F1. Images without
+    any annotation are predicted: `detections.json` is then the only file in the folder.
 
     Args:
         run: A run directory, or one of its checkpoints.
         data_changes: Settings that replace those of the run's dataset. Its categories must stay the same.
         batch_size: Images per forward pass, by default as in training.
-        output: JSON file for the metrics, by default `evaluation.json` in the run directory. An existing file is
+        max_detections: Detections per image and class that count, at least 100; by default as in training.
+        output: JSON file for the metrics, by default `evaluation.json` in the run directory. Existing files are
             replaced.
+        num_worst: Number of pictures of images with errors.
 
     Raises:
         ConfigError: If the changed settings are not valid.
@@ -113,29 +160,22 @@ def evaluate_run(
     """
     path, checkpoint = load_run(run)
     processes = Processes()
-    experiment = checkpoint.experiment
-    if data_changes:
-        changed = merge(experiment.model_dump(mode="json"), {"data": data_changes})
-        experiment = validate_experiment(changed, source=str(path))
-    data = _with_labels(experiment.data, checkpoint.label_map)
-    dataset = build_dataset(data, "val", masks=experiment.model.masks)
-    if dataset.label_map != checkpoint.label_map:
-        raise RunError(
-            f"{path} has the labels {', '.join(checkpoint.label_map.names)}, but the dataset has "
-            f"{', '.join(dataset.label_map.names)}"
-        )
+    experiment = _changed(checkpoint.experiment, data_changes, max_detections, source=str(path))
+    dataset = _dataset(experiment, checkpoint.label_map, path)
     model = checkpoint.build().to(processes.device)
     with ProgressDisplay("evaluating", len(dataset), is_silent=not processes.is_main) as display:
-        evaluation = evaluate(
+        evaluator = _collect(
             model,
-            experiment.model.build_postprocess(mask_threshold=MASK_THRESHOLD),
+            evaluation_postprocess(experiment),
             dataset,
             processes,
             batch_size=batch_size or experiment.train.batch_size,
             num_workers=experiment.data.num_workers,
             precision=experiment.train.precision,
+            max_detections=experiment.train.max_detections,
             progress=lambda done, total: display.update(len(dataset) * done // total),
         )
+    evaluation = _result(evaluator, processes)
     if processes.is_main:
         record = {
             "checkpoint": path.name,
@@ -145,9 +185,37 @@ def evaluate_run(
             "data": dataset.report.source,
             **evaluation.metrics,
         }
-        write_text(Path(output or path.parent / "evaluation.json"), json.dumps(record, indent=2) + "\n")
+        file = Path(output or RunDirectory(path.parent).evaluation)
+        write_text(file, json.dumps(record, indent=2) + "\n")
+        write_report(file.with_suffix(""), evaluator, evaluation.metrics, dataset, num_worst=num_worst)
     return evaluation
 
 
-def _with_labels(data: AnyDataConfig, label_map: LabelMap) -> AnyDataConfig:
-    return data.replace(label_map=label_map) if isinstance(data, DataConfig) else data
+def _changed(
+    experiment: Experiment, data_changes: Mapping[str, Any] | None, max_detections: int | None, *, source: str
+) -> Experiment:
+    """Return the experiment with other settings of the dataset and of evaluation."""
+    changes: dict[str, Any] = {"data": data_changes} if data_changes else {}
+    if max_detections is not None:
+        changes["train"] = {"max_detections": max_detections}
+    if not changes:
+        return experiment
+    return validate_experiment(merge(experiment.model_dump(mode="json"), changes), source=source)
+
+
+def _dataset(experiment: Experiment, label_map: LabelMap, path: Path) -> DetectionDataset:
+    """Return the validation images of an experiment.
+
+    Raises:
+        RunError: If their labels are not those of the checkpoint.
+    """
+    data = experiment.data
+    if isinstance(data, DataConfig):
+        data = data.replace(label_map=label_map)
+    dataset = build_dataset(data, "val", masks=experiment.model.masks)
+    if dataset.label_map != label_map:
+        raise RunError(
+            f"{path} has the labels {', '.join(label_map.names)}, but the dataset has "
+            f"{', '.join(dataset.label_map.names)}"
+        )
+    return dataset

@@ -5,11 +5,24 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from deformdetr.config import DeformableDETRConfig
+from deformdetr.engine._config import Experiment
+from deformdetr.models import PostProcess
 from deformdetr.structures import Detections, ImageBatch
 
 # Pixels with a higher mask probability belong to the object.
 MASK_THRESHOLD = 0.5
+# What COCO's rules keep. A model may be set to fewer.
+COCO_DETECTIONS = 100
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def evaluation_postprocess(experiment: Experiment) -> PostProcess:
+    """Build post-processing with boolean masks that keeps as many detections as evaluation counts."""
+    config, most = experiment.model, experiment.train.max_detections
+    if isinstance(config, DeformableDETRConfig) and config.top_k < most and most > COCO_DETECTIONS:
+        config = config.replace(top_k=most)
+    return config.build_postprocess(mask_threshold=MASK_THRESHOLD)
 
 
 def detect(

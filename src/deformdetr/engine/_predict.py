@@ -1,32 +1,23 @@
-"""Detection in image files."""
+"""Detection in image and video files."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
-from jaxtyping import Bool, UInt8
-from PIL import Image
 from torch import Tensor
 
 from deformdetr._files import write_text
-from deformdetr.data import (
-    DatasetError,
-    FoundImages,
-    LabelMap,
-    find_images,
-    image_suffixes,
-    load_image,
-    prepare_for_evaluation,
-)
+from deformdetr.data import DatasetError, DecodeConfig, LabelMap, load_image
 from deformdetr.engine._errors import PredictionError
-from deformdetr.engine._inference import MASK_THRESHOLD, detect
-from deformdetr.engine._processes import Processes
+from deformdetr.engine._image_files import find_files, is_video
+from deformdetr.engine._predictor import Predictor, batched, default_batch_size, load
 from deformdetr.engine._progress import ProgressDisplay
-from deformdetr.engine._run_directory import load_run
+from deformdetr.engine._result import DetectionResult
+from deformdetr.engine._video import require_av, video_frames, writing_video
 from deformdetr.evaluation import RunLengths, encode_masks
-from deformdetr.structures import Detections, ImageBatch
-from deformdetr.visualize import draw_boxes, save_image
+from deformdetr.visualize import save_image
 
 _NAMED = 5
 
@@ -34,10 +25,13 @@ _NAMED = 5
 class ImageDetections(TypedDict):
     """Detections in one file, in descending order of scores.
 
-    Boxes are (left, top, right, bottom) in pixels. Masks of a model with a mask head have the size of the image.
+    Boxes are (left, top, right, bottom) in pixels, clipped to the image. Masks of a model with a mask head have the
+    size of the image.
     """
 
     file: str
+    frame: NotRequired[int]
+    """Index of the frame of a video, from 0."""
     width: int
     height: int
     boxes: list[list[float]]
@@ -49,97 +43,158 @@ class ImageDetections(TypedDict):
 
 
 class PredictResult(NamedTuple):
-    """Detections of all images, and the reasons for skipped files by path."""
+    """Detections of all images, the reasons for skipped files by path, and the threshold that the run suggests."""
 
     images: list[ImageDetections]
     skipped: dict[str, str]
+    best_threshold: float | None = None
+    """Threshold with the highest F1 in the run's evaluation, if it is known."""
+
+    def remarks(self, threshold: float) -> list[str]:
+        """Return lines about images without a detection above the threshold, and about a better threshold.
+
+        Examples:
+            >>> from deformdetr.engine import PredictResult
+            >>> image = {"file": "a.png", "scores": [0.3], "names": ["cat"]}
+            >>> PredictResult([image], {}, best_threshold=0.25).remarks(0.5)
+            ['no detection scores 0.5 or more in the image; the best score is 0.300 (cat in a.png)', "in the run's \
+evaluation, a threshold of 0.250 gave the highest F1: --threshold 0.250"]
+        """
+        empty = [each for each in self.images if not each["scores"] or each["scores"][0] < threshold]
+        lines = []
+        if empty:
+            where = f"{len(empty)} of {len(self.images)} images" if len(self.images) > 1 else "the image"
+            scored = [each for each in empty if each["scores"]]
+            best = max(scored, key=lambda each: each["scores"][0], default=None)
+            about = "" if best is None else f" is {best['scores'][0]:.3f} ({best['names'][0]} in {best['file']})"
+            lines.append(
+                f"no detection scores {threshold:g} or more in {where}" + (about and f"; the best score{about}")
+            )
+        if self.best_threshold is not None and abs(self.best_threshold - threshold) >= 0.0005:
+            lines.append(
+                f"in the run's evaluation, a threshold of {self.best_threshold:.3f} gave the highest F1: "
+                f"--threshold {self.best_threshold:.3f}"
+            )
+        return lines
 
 
 def predict(
-    run: str | Path, images: Sequence[str | Path], out_dir: str | Path, *, threshold: float = 0.5
+    run: str | Path | Predictor,
+    images: Sequence[str | Path],
+    out_dir: str | Path,
+    *,
+    threshold: float = 0.5,
+    batch_size: int | None = None,
+    font: str | Path | None = None,
 ) -> PredictResult:
-    """Detect objects in image files, draw them, and write `predictions.json`.
+    """Detect objects in image and video files, draw them, and write `predictions.json`.
 
     The JSON file has all detections that post-processing keeps. Pictures show those with a score of at least
-    `threshold`. They are PNG files named after their images, with a number if names collide. A file that cannot be read
-    as an image is skipped, and the result and the JSON file have the reason. Files become pixels as in training: the
-    run's `data.decode` says whether photographs are turned by their EXIF orientation.
+    `threshold`. They are PNG files, or MP4 files of videos, named after their images, with a number if names collide. A
+    file that cannot be read is skipped, and the result and the JSON file have the reason. Image files become pixels as
+    in training: the run's `data.decode` says whether photographs are turned by their EXIF orientation.
 
     Args:
-        run: A run directory, whose best checkpoint is used, or one of its checkpoints.
-        images: Image files, and folders whose image files are used, with those of their subfolders.
+        run: A predictor, or what `load` takes.
+        images: Files, folders whose images and videos are used, and patterns such as `photos/**/*.jpg`. Folders are
+            searched recursively. Videos need PyAV.
         out_dir: Folder to write to. It is created, and pictures of an earlier call are replaced.
         threshold: Lowest score to draw.
+        batch_size: As in a call of `Predictor`.
+        font: As in `deformdetr.visualize.draw_boxes`.
 
     Raises:
         RunError: If the run does not exist.
         PredictionError: If a path does not exist, there are no images, or a picture would replace one of the images.
             Nothing is written then.
+        ModuleNotFoundError: If there is a video, and PyAV is not installed.
 
     Examples:
         >>> from deformdetr.engine import predict
         >>> result = predict("runs/detector", ["photo.jpg"], "predictions")  # doctest: +SKIP
         >>> result.images[0]["names"], result.images[0]["scores"]  # doctest: +SKIP
     """
-    files, others = _find(images)
     out_dir = Path(out_dir)
+    files, others = find_files([Path(image) for image in images], leave_out=out_dir)
     pictures = _name_pictures(files, out_dir)
-    _, checkpoint = load_run(run)
-    processes = Processes()
-    model = checkpoint.build().to(processes.device)
-    postprocess = checkpoint.experiment.model.build_postprocess(mask_threshold=MASK_THRESHOLD)
-    names = checkpoint.label_map.names
-    result = PredictResult([], {})
+    if any(map(is_video, files)):
+        require_av()
+    predictor = run if isinstance(run, Predictor) else load(run)
+    result = PredictResult([], {}, predictor.best_threshold)
     out_dir.mkdir(parents=True, exist_ok=True)
     with ProgressDisplay("predicting", len(files)) as display:
         if others:
             named = ", ".join(map(str, others[:_NAMED])) + (", ..." if len(others) > _NAMED else "")
             display.say(f"not images by their names: {len(others)} files ({named})")
-        for done, (file, picture) in enumerate(zip(files, pictures, strict=True), start=1):
-            try:
-                image = load_image(file, checkpoint.experiment.data.decode)
-            except DatasetError as error:
-                result.skipped[str(file)] = str(error)
-                display.say(f"skipped: {error}")
-                continue
-            height, width = image.shape[1:]
-            batch = ImageBatch.from_images([prepare_for_evaluation(image, checkpoint.experiment.data)])
-            (found,) = detect(
-                model,
-                postprocess,
-                batch,
-                [(height, width)],
-                num_labels=len(names),
-                precision=checkpoint.experiment.train.precision,
-            )
-            result.images.append(_to_json(file, (height, width), found, checkpoint.label_map))
-            keep = found["scores"] >= threshold
-            save_image(_draw(image, found, keep, names), picture)
-            display.update(done, status=f"{int(keep.sum())} in {file.name}")
-    content: dict[str, Any] = {
-        "run": str(run),
+        drawing = _Drawing(predictor, threshold, font, batch_size or default_batch_size(predictor.device))
+        for are_videos, group in groupby(zip(files, pictures, strict=True), key=lambda pair: is_video(pair[0])):
+            draw = drawing.videos if are_videos else drawing.images
+            for each in draw(group, result.skipped):
+                result.images.append(each)
+                display.update(files.index(Path(each["file"])) + 1, status=_status(each, threshold))
+        for file, reason in result.skipped.items():
+            display.say(f"skipped {file}: {reason}" if file not in reason else f"skipped: {reason}")
+    content = {
+        "run": str(run) if isinstance(run, str | Path) else None,
         "threshold": threshold,
         "images": result.images,
         "skipped": result.skipped,
+        "not_images": [str(file) for file in others],
     }
-    content["not_images"] = [str(file) for file in others]
     write_text(out_dir / "predictions.json", json.dumps(content, indent=1) + "\n")
     return result
 
 
-def _find(paths: Sequence[str | Path]) -> FoundImages:
-    try:
-        found = find_images(paths)
-    except FileNotFoundError as error:
-        raise PredictionError(str(error)) from error
-    if not found.images:
-        where = ", ".join(map(str, paths)) or "nothing"
-        raise PredictionError(f"no image with one of the suffixes {', '.join(sorted(image_suffixes()))} in {where}")
-    return found
+class _Drawing(NamedTuple):
+    """Detection in files, drawn into pictures."""
+
+    predictor: Predictor
+    threshold: float
+    font: str | Path | None
+    batch_size: int
+
+    def images(self, files: Iterable[tuple[Path, Path]], skipped: dict[str, str]) -> Iterator[ImageDetections]:
+        """Write the picture of each image file, and yield its detections."""
+        for batch in batched(_readable(files, skipped, self.predictor.decode), self.batch_size):
+            images = [image for _, _, image in batch]
+            results = self.predictor(images, threshold=0.0, batch_size=self.batch_size)
+            for (file, picture, _), found in zip(batch, results, strict=True):
+                save_image(found.above(self.threshold).draw(font=self.font), picture)
+                yield _to_json(file, found, self.predictor.label_map)
+
+    def videos(self, files: Iterable[tuple[Path, Path]], skipped: dict[str, str]) -> Iterator[ImageDetections]:
+        """Write the drawn video of each video file, and yield the detections of its frames."""
+        for file, picture in files:
+            try:
+                yield from self._video(file, picture)
+            except DatasetError as error:
+                skipped[str(file)] = str(error)
+
+    def _video(self, file: Path, picture: Path) -> list[ImageDetections]:
+        listed = []
+        with writing_video(picture, like=file) as write:
+            results = self.predictor.stream(video_frames(file), threshold=0.0, batch_size=self.batch_size)
+            for number, found in enumerate(results):
+                write(found.above(self.threshold).draw(font=self.font))
+                listed.append(_to_json(file, found, self.predictor.label_map, frame=number))
+        return listed
+
+
+def _readable(
+    files: Iterable[tuple[Path, Path]], skipped: dict[str, str], decode: DecodeConfig
+) -> Iterator[tuple[Path, Path, Tensor]]:
+    """Yield the image of every file that can be read, and add the others to `skipped`."""
+    for file, picture in files:
+        try:
+            image = load_image(file, decode)
+        except DatasetError as error:
+            skipped[str(file)] = str(error)
+        else:
+            yield file, picture, image
 
 
 def _name_pictures(files: Sequence[Path], out_dir: Path) -> list[Path]:
-    """Return the path of the picture of each image.
+    """Return the path of the picture of each image, or of the drawn video.
 
     Raises:
         PredictionError: If it is the path of one of the images.
@@ -147,10 +202,11 @@ def _name_pictures(files: Sequence[Path], out_dir: Path) -> list[Path]:
     taken: set[Path] = set()
     pictures = []
     for file in files:
-        picture, number = out_dir / f"{file.stem}.png", 1
+        suffix = ".mp4" if is_video(file) else ".png"
+        picture, number = out_dir / f"{file.stem}{suffix}", 1
         while picture in taken:
             number += 1
-            picture = out_dir / f"{file.stem}_{number}.png"
+            picture = out_dir / f"{file.stem}_{number}{suffix}"
         taken.add(picture)
         pictures.append(picture)
     overwritten = {picture.resolve() for picture in pictures} & {file.resolve() for file in files}
@@ -159,31 +215,24 @@ def _name_pictures(files: Sequence[Path], out_dir: Path) -> list[Path]:
     return pictures
 
 
-def _draw(
-    image: UInt8[Tensor, "3 height width"], found: Detections, keep: Bool[Tensor, " n"], names: Sequence[str]
-) -> Image.Image:
-    return draw_boxes(
-        image,
-        found["boxes"][keep],
-        found["labels"][keep],
-        names,
-        scores=found["scores"][keep],
-        masks=found["masks"][keep, 0] if "masks" in found else None,
-    )
+def _status(image: ImageDetections, threshold: float) -> str:
+    return f"{sum(score >= threshold for score in image['scores'])} in {Path(image['file']).name}"
 
 
-def _to_json(file: Path, size: tuple[int, int], found: Detections, label_map: LabelMap) -> ImageDetections:
-    labels = found["labels"].tolist()
+def _to_json(file: Path, found: DetectionResult, label_map: LabelMap, *, frame: int | None = None) -> ImageDetections:
+    labels = found.labels.tolist()
     listed: ImageDetections = {
         "file": str(file),
-        "width": size[1],
-        "height": size[0],
-        "boxes": [[round(side, 2) for side in box] for box in found["boxes"].tolist()],
-        "scores": [round(score, 5) for score in found["scores"].tolist()],
+        "width": found.image.shape[2],
+        "height": found.image.shape[1],
+        "boxes": [[round(side, 2) for side in box] for box in found.boxes.tolist()],
+        "scores": [round(score, 5) for score in found.scores.tolist()],
         "labels": labels,
         "category_ids": [label_map.category_ids[label] for label in labels],
-        "names": [label_map.names[label] for label in labels],
+        "names": found.names,
     }
-    if "masks" in found:
-        listed["masks"] = encode_masks(found["masks"])
+    if frame is not None:
+        listed["frame"] = frame
+    if found.masks is not None:
+        listed["masks"] = encode_masks(found.masks[:, None])
     return listed

@@ -41,7 +41,7 @@ class Processes:
         *,
         has_unused_parameters: bool = False,
         trackers: Sequence[str] = (),
-        tracking_dir: Path | None = None,
+        tracking_dir: str | Path | None = None,
     ) -> None:
         require_train_extra()
         from accelerate import Accelerator, DistributedDataParallelKwargs

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deformdetr._files import FileError, locate_checkpoint, remove_unfinished, write_mapping, write_text
+from deformdetr._files import FileError, locate_checkpoint, read_json, remove_unfinished, write_mapping, write_text
 from deformdetr.engine._checkpoint import Checkpoint
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import RunError
@@ -22,18 +22,19 @@ class RunDirectory:
         curves: Plot of losses and precision over the epochs.
         last: The latest checkpoint, for resuming.
         best: The checkpoint with the highest AP.
-        evaluation: The latest result of `deformdetr eval`, as JSON.
+        evaluation: The metrics of the latest `deformdetr eval`, as JSON.
+        evaluation_files: Folder of its detections and pictures.
         environment: The command, versions and device of the latest start, as JSON.
         tracking: Folder for the files of trackers.
 
     Examples:
-        >>> from pathlib import Path
         >>> from deformdetr.engine import RunDirectory
-        >>> RunDirectory(Path("runs/demo")).best.name
+        >>> RunDirectory("runs/demo").best.name
         'best.pt'
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
         self.path = path
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
@@ -41,13 +42,14 @@ class RunDirectory:
         self.last = path / "last.pt"
         self.best = path / "best.pt"
         self.evaluation = path / "evaluation.json"
+        self.evaluation_files = self.evaluation.with_suffix("")
         self.environment = path / "environment.json"
         self.tracking = path / "tracking"
 
     def file_names(self) -> set[str]:
-        """Return the names of all files that a run may have."""
-        files = (self.config, self.metrics, self.curves, self.last, self.best, self.evaluation, self.environment)
-        return {file.name for file in files}
+        """Return the names of all files and folders that a run may have."""
+        files = (self.config, self.metrics, self.curves, self.last, self.best, self.environment)
+        return {file.name for file in (*files, self.evaluation, self.evaluation_files)}
 
     def open(self, experiment: Experiment, *, resume: bool) -> Checkpoint | None:
         """Check that the directory fits the experiment, and return the checkpoint to resume from, if any.
@@ -146,3 +148,20 @@ def load_run(run: str | Path, *, prefer: Sequence[str] = ("best.pt", "last.pt"))
     if existing is None:
         raise RunError(f"{run} holds none of {', '.join(prefer)}; {needed}")
     return existing, Checkpoint.load(existing)
+
+
+def evaluated_threshold(path: Path, checkpoint: Checkpoint) -> float | None:
+    """Return the threshold with the highest F1 in the evaluation of a checkpoint, or None if it is not known.
+
+    The latest result of `deformdetr eval` precedes that of training.
+
+    Args:
+        path: File of the checkpoint.
+        checkpoint: Its content.
+    """
+    file = RunDirectory(path.parent).evaluation
+    evaluation = read_json(file) if file.is_file() else {}
+    is_of_checkpoint = (evaluation.get("checkpoint"), evaluation.get("step")) == (path.name, checkpoint.step)
+    metrics = evaluation if is_of_checkpoint else checkpoint.metrics
+    found = metrics.get("best_threshold")
+    return float(found) if isinstance(found, int | float) else None

@@ -21,7 +21,7 @@ from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import ConfigError, RunError
 from deformdetr.engine._evaluate import Evaluation, evaluate
 from deformdetr.engine._experiment import all_changes, object_limits, resolve
-from deformdetr.engine._inference import MASK_THRESHOLD
+from deformdetr.engine._inference import evaluation_postprocess
 from deformdetr.engine._learner import Learner
 from deformdetr.engine._loaders import batches, train_loader
 from deformdetr.engine._processes import Processes
@@ -76,7 +76,7 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
         >>> from deformdetr.engine import read_experiment, train
         >>> result = train(read_experiment("detector.yaml"), "runs/detector")  # doctest: +SKIP
     """
-    run = RunDirectory(Path(output_dir))
+    run = RunDirectory(output_dir)
     tracking = experiment.train.tracking
     if tracking is not None:
         check_tools(tracking)
@@ -141,7 +141,7 @@ class _Training:
         self._learner = Learner(model, experiment.model.build_criterion(), self._config, processes)
         if checkpoint is None and self._config.init_checkpoint is None:
             refuse_random_frozen(model, experiment.model.backbone)
-        self._postprocess = experiment.model.build_postprocess(mask_threshold=MASK_THRESHOLD)
+        self._postprocess = evaluation_postprocess(experiment)
         if checkpoint is not None and checkpoint.training is not None:
             try:
                 self._learner.load_state(checkpoint.training["learner"])
@@ -230,6 +230,7 @@ class _Training:
             batch_size=self._config.batch_size,
             num_workers=self._experiment.data.num_workers,
             precision=self._config.precision,
+            max_detections=self._config.max_detections,
             progress=lambda done, total: display.within("evaluating", done, total),
         )
 

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from deformdetr.config import Config
+from deformdetr.config import DefaultedConfig
 
 
-class StepSchedule(Config):
+class StepSchedule(DefaultedConfig):
     """A constant learning rate with drops after given epochs.
 
     Examples:
@@ -25,7 +25,7 @@ class StepSchedule(Config):
     drop_factor: Annotated[float, Field(gt=0, le=1)] = Field(default=0.1, description="Factor of each drop.")
 
 
-class CosineSchedule(Config):
+class CosineSchedule(DefaultedConfig):
     """A learning rate that falls along a half cosine over the whole run.
 
     Examples:
@@ -55,7 +55,7 @@ def default_kind(kind: str) -> BeforeValidator:
 Schedule = Annotated[StepSchedule | CosineSchedule, Field(discriminator="kind"), default_kind("step")]
 
 
-class EMAConfig(Config):
+class EMAConfig(DefaultedConfig):
     """An exponential moving average of the weights, which is evaluated and saved in place of the trained weights.
 
     After n updates, the average keeps a share of `decay` or, if that is less, of (1 + n) / (10 + n), so that it forgets
@@ -67,14 +67,14 @@ class EMAConfig(Config):
     )
 
 
-class EarlyStoppingConfig(Config):
+class EarlyStoppingConfig(DefaultedConfig):
     """The end of a run whose average precision does not rise any more."""
 
     patience: PositiveInt = Field(default=10, description="Evaluations without a rise of AP that end the run.")
     min_rise: NonNegativeFloat = Field(default=0.0, description="Only a larger rise of AP counts; 0.01 is one percent.")
 
 
-class TrackingConfig(Config):
+class TrackingConfig(DefaultedConfig):
     """Services that get settings and metrics, through accelerate. Their packages must be installed.
 
     TensorBoard's files are written to the folder `tracking` of the run. Weights & Biases and MLflow read their own
@@ -87,7 +87,7 @@ class TrackingConfig(Config):
     project: str = Field(default="deformdetr", description="Project of wandb, experiment of mlflow.")
 
 
-class TrainConfig(Config):
+class TrainConfig(DefaultedConfig):
     """Settings of training. The defaults are those of Deformable DETR on COCO.
 
     In an `Experiment`, settings that are not given are those of the model's `recipe`.
@@ -140,6 +140,10 @@ class TrainConfig(Config):
     seed: NonNegativeInt = 42
     eval_every: PositiveInt = Field(
         default=1, description="Epochs between evaluations; the last epoch is always evaluated."
+    )
+    max_detections: Annotated[int, Field(ge=100)] = Field(
+        default=100,
+        description="Detections per image that evaluation keeps, and counts per class; for crowded images.",
     )
     save_every: PositiveInt = Field(
         default=1, description="Epochs between checkpoints; the last epoch is always saved."

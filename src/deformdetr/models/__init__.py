@@ -1,5 +1,6 @@
 """Detection models, their pre- and post-processing, and a wrapper with the interface of torchvision's detectors."""
 
+from deformdetr.models._capture import Capture, SampledLayer, capture
 from deformdetr.models._deformable_detr import DeformableDETR
 from deformdetr.models._denoising import needs_targets
 from deformdetr.models._detector import Detector
@@ -18,12 +19,15 @@ __all__ = [
     "DETR",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "Capture",
     "DeformableDETR",
     "Detector",
     "PostProcess",
+    "SampledLayer",
     "Selection",
     "SigmoidPostProcess",
     "SoftmaxPostProcess",
+    "capture",
     "needs_targets",
     "normalize_image",
     "prepare_image",

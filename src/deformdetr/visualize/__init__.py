@@ -1,8 +1,10 @@
 """Drawing of boxes and masks on images, of sampling points, and of training curves."""
 
 from deformdetr.visualize._boxes import Color, class_color, draw_boxes, draw_comparison
+from deformdetr.visualize._evaluation import plot_confusion, plot_precision_recall
 from deformdetr.visualize._images import displayable, save_image
-from deformdetr.visualize._plots import plot_curves, plot_sampling_points
+from deformdetr.visualize._plots import plot_curves, plot_sampling_layers, plot_sampling_points
+from deformdetr.visualize._queries import draw_proposals, draw_refinement
 from deformdetr.visualize._sheet import tile_pictures
 
 __all__ = [
@@ -11,7 +13,12 @@ __all__ = [
     "displayable",
     "draw_boxes",
     "draw_comparison",
+    "draw_proposals",
+    "draw_refinement",
+    "plot_confusion",
     "plot_curves",
+    "plot_precision_recall",
+    "plot_sampling_layers",
     "plot_sampling_points",
     "save_image",
     "tile_pictures",

@@ -2,15 +2,17 @@
 
 import colorsys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from deformdetr.boxes import cxcywh_to_xyxy, scale_boxes
 from deformdetr.structures import Detections, Target
-from deformdetr.visualize._images import displayable
+from deformdetr.visualize._fonts import Font, load_font
+from deformdetr.visualize._images import displayable, enlarged
 
 Color = tuple[int, int, int]
 
@@ -52,6 +54,7 @@ def draw_boxes(
     scores: Float[Tensor, " n"] | None = None,
     masks: Bool[Tensor, "n height width"] | None = None,
     min_size: int = 512,
+    font: str | Path | None = None,
 ) -> Image.Image:
     """Draw boxes with class names, optional scores and optional translucent masks, in one color per class.
 
@@ -63,9 +66,11 @@ def draw_boxes(
         scores: Scores in [0, 1]. Boxes with higher scores are drawn on top.
         masks: True inside the object.
         min_size: An image whose longer side is shorter is enlarged by an integer factor, to keep names legible.
+        font: Font file for the names. None finds an installed font that has their characters.
 
     Raises:
         ValueError: If a label has no name.
+        OSError: If the font file cannot be read.
 
     Examples:
         >>> import torch
@@ -81,21 +86,21 @@ def draw_boxes(
     colors = displayable(image)
     if masks is not None:
         colors = _tinted(colors, masks[order], labels[order])
-    picture = Image.fromarray(colors.permute(1, 2, 0).contiguous().numpy())
-    factor = max(1, -(-min_size // max(picture.size)))
-    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+    picture = enlarged(colors, min_size)
+    factor = picture.width // colors.shape[2]
     pixels = (boxes.detach().cpu().double() * factor).tolist()
     draw = ImageDraw.Draw(picture)
     line = max(2, max(picture.size) // 250)
     for index in order:
-        _draw_outline(draw, pixels[index], class_color(int(labels[index])), line)
+        draw_outline(draw, pixels[index], class_color(int(labels[index])), line)
     placed: list[tuple[float, float, float, float]] = []
-    font = ImageFont.load_default(size=max(14, max(picture.size) // 42))
+    text_size = max(14, max(picture.size) // 42)
     # Names of high scores are placed first, and get the best places.
     for index in reversed(order):
         label = int(labels[index])
         text = names[label] if scores is None else f"{names[label]} {float(scores[index]):.2f}"
-        placed.append(_draw_tag(draw, pixels[index], text, class_color(label), font, picture.size, placed))
+        of_text = load_font(text, text_size, font)
+        placed.append(_draw_tag(draw, pixels[index], text, class_color(label), of_text, picture.size, placed))
     return picture
 
 
@@ -107,6 +112,7 @@ def draw_comparison(
     *,
     score_threshold: float = 0.3,
     min_size: int = 512,
+    font: str | Path | None = None,
 ) -> Image.Image:
     """Draw the ground truth on the left and detections on the right, with masks if they have any.
 
@@ -117,6 +123,7 @@ def draw_comparison(
         names: Name of each label.
         score_threshold: Detections with lower scores are left out.
         min_size: As in `draw_boxes`.
+        font: As in `draw_boxes`.
 
     Examples:
         >>> import torch
@@ -130,7 +137,7 @@ def draw_comparison(
     truth = scale_boxes(cxcywh_to_xyxy(target["boxes"]), (height, width))
     keep = detections["scores"] >= score_threshold
     masks = detections["masks"][keep, 0] > 0.5 if "masks" in detections else None
-    left = draw_boxes(image, truth, target["labels"], names, masks=target.get("masks"), min_size=min_size)
+    left = draw_boxes(image, truth, target["labels"], names, masks=target.get("masks"), min_size=min_size, font=font)
     right = draw_boxes(
         image,
         detections["boxes"][keep],
@@ -139,10 +146,11 @@ def draw_comparison(
         scores=detections["scores"][keep],
         masks=masks,
         min_size=min_size,
+        font=font,
     )
     titles = (
         f"ground truth: {len(truth)}",
-        f"detections: {int(keep.sum())} with a score of at least {score_threshold:g}",
+        f"detections: {int(keep.sum())} with a score of at least {score_threshold:.3g}",
     )
     return _side_by_side((left, right), titles)
 
@@ -158,7 +166,8 @@ def _tinted(
     return tinted.round().to(torch.uint8)
 
 
-def _draw_outline(draw: ImageDraw.ImageDraw, box: Sequence[float], color: Color, line: int) -> None:
+def draw_outline(draw: ImageDraw.ImageDraw, box: Sequence[float], color: Color, line: int) -> None:
+    """Outline a box (left, top, right, bottom), in pixels, with lines of `line` pixels."""
     left, top = (min(box[axis], box[axis + 2]) for axis in (0, 1))
     right, bottom = (max(box[axis], box[axis + 2]) for axis in (0, 1))
     # The dark outline keeps a box visible on a background of its own color.
@@ -171,7 +180,7 @@ def _draw_tag(
     box: Sequence[float],
     text: str,
     color: Color,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    font: Font,
     size: tuple[int, int],
     placed: Sequence[tuple[float, float, float, float]],
 ) -> tuple[float, float, float, float]:
@@ -197,14 +206,13 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
 def _side_by_side(pictures: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
     gap = 12
     text_size = max(14, max(pictures[0].size) // 36)
-    font = ImageFont.load_default(size=text_size)
     header = int(text_size * 1.8)
     width = sum(picture.width for picture in pictures) + gap * (len(pictures) + 1)
     canvas = Image.new("RGB", (width, pictures[0].height + header + gap), (255, 255, 255))
     draw = ImageDraw.Draw(canvas)
     left = gap
     for picture, title in zip(pictures, titles, strict=True):
-        draw.text((left, header / 2), title, fill=(30, 30, 30), font=font, anchor="lm")
+        draw.text((left, header / 2), title, fill=(30, 30, 30), font=load_font(title, text_size), anchor="lm")
         canvas.paste(picture, (left, header))
         left += picture.width + gap
     return canvas

@@ -37,6 +37,13 @@ def displayable(
     return (plain.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
+def enlarged(image: UInt8[Tensor, "3 height width"], min_size: int) -> Image.Image:
+    """Return a picture of an image, enlarged by an integer factor so that its longer side has `min_size` pixels."""
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    factor = max(1, -(-min_size // max(picture.size)))
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+
+
 def save_image(image: Image.Image, path: str | Path) -> None:
     """Write an image file, replacing an existing one atomically. The suffix gives the format.
 

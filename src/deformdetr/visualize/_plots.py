@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from deformdetr.visualize._fonts import find_font
 from deformdetr.visualize._images import displayable, save_image
 
 _LEVEL_COLORS = ("#00e5ff", "#8cff5a", "#ffd000", "#ff5c8a", "#c79bff", "#ffffff")
@@ -45,12 +46,63 @@ def plot_sampling_points(
         ... )
     """
     from matplotlib.figure import Figure
+
+    height, width = image.shape[1:]
+    figure = Figure(figsize=(8, 8 * height / width + 1.1), layout="constrained")
+    axes = figure.subplots()
+    _plot_points(axes, image, locations, weights, reference, title)
+    handles, labels = axes.get_legend_handles_labels()
+    legend_title = "feature level: share of the attention weight"
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, title=legend_title)
+    return rendered(figure)
+
+
+def plot_sampling_layers(
+    image: UInt8[Tensor, "3 height width"] | Float[Tensor, "3 height width"],
+    layers: Sequence[tuple[str, Sequence[Tensor]]],
+    *,
+    columns: int = 3,
+) -> Image.Image:
+    """Plot where one query samples an image in each layer, side by side, as `plot_sampling_points` does for one.
+
+    Args:
+        image: uint8, or floating-point in [0, 1].
+        layers: Title of each layer, and its locations, weights and reference, as fractions of the image:
+            `deformdetr.models.Capture.in_image` returns them.
+        columns: Pictures per row.
+
+    Raises:
+        ValueError: If there are no layers.
+
+    Examples:
+        >>> import torch
+        >>> from deformdetr.visualize import plot_sampling_layers
+        >>> sampled = torch.rand(8, 4, 4, 2), torch.full((8, 4, 4), 1 / 16), torch.tensor([0.5, 0.5])
+        >>> picture = plot_sampling_layers(torch.zeros(3, 60, 80), [("layer 1", sampled), ("layer 2", sampled)])
+    """
+    from matplotlib.figure import Figure
+
+    if not layers:
+        raise ValueError("there are no layers to plot")
+    height, width = image.shape[1:]
+    columns = min(columns, len(layers))
+    rows = -(-len(layers) // columns)
+    figure = Figure(figsize=(4.5 * columns, (4.5 * height / width + 0.9) * rows), layout="constrained")
+    all_axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in all_axes[len(layers) :]:
+        axes.set_axis_off()
+    for axes, (title, (locations, weights, reference)) in zip(all_axes, layers, strict=False):
+        _plot_points(axes, image, locations, weights, reference, title)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, frameon=False, fontsize=8)
+    return rendered(figure)
+
+
+def _plot_points(axes: Any, image: Tensor, locations: Tensor, weights: Tensor, reference: Tensor, title: str) -> None:
+    """Plot the sampling points of a query into the axes of a figure."""
     from matplotlib.patches import Rectangle
 
     height, width = image.shape[1:]
     n_levels = locations.shape[1]
-    figure = Figure(figsize=(8, 8 * height / width + 1.1), layout="constrained")
-    axes = figure.subplots()
     # The image is darkened so that the points stand out.
     axes.imshow(displayable(image).permute(1, 2, 0).numpy() * 0.7 / 255, extent=(0, width, height, 0))
     places = locations.detach().cpu().double().numpy()
@@ -78,11 +130,8 @@ def plot_sampling_points(
         axes.plot(*center, marker="+", markersize=16, markeredgewidth=line, color=edge, zorder=20)
     margin = np.array((width, height)) * _MARGIN
     axes.set(xlim=(-margin[0], width + margin[0]), ylim=(height + margin[1], -margin[1]), title=title)
+    use_fonts([axes.title])
     axes.set_axis_off()
-    handles, labels = axes.get_legend_handles_labels()
-    legend_title = "feature level: share of the attention weight"
-    figure.legend(handles, labels, loc="outside lower center", ncols=n_levels, frameon=False, title=legend_title)
-    return _rendered(figure)
 
 
 def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -123,7 +172,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         axes.set(title=title, xlabel=axis)
     if precisions:
         all_axes[-1].set_ylim(0, 1)
-    save_image(_rendered(figure), path)
+    save_image(rendered(figure), path)
 
 
 def _plot_panel(axes: Any, records: Sequence[Mapping[str, Any]], curves: Sequence[str], axis: str) -> None:
@@ -148,10 +197,21 @@ def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _rendered(figure: Any) -> Image.Image:
+def rendered(figure: Any) -> Image.Image:
+    """Return a figure of matplotlib as a picture."""
     # Figures created without pyplot do not affect the caller's backend or open windows.
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     buffer.seek(0)
     with Image.open(buffer) as image:
         return image.convert("RGB")
+
+
+def use_fonts(texts: Sequence[Any]) -> None:
+    """Give each text of a figure a font that has its characters."""
+    from matplotlib.font_manager import FontProperties
+
+    for text in texts:
+        file = find_font(text.get_text())
+        if file is not None:
+            text.set_fontproperties(FontProperties(fname=file, size=text.get_fontsize()))

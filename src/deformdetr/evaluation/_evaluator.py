@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, NotRequired, TypedDict
 
@@ -14,53 +13,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from deformdetr._coco_types import ImageId, LabelMap, RunLengths, encode_masks
+from deformdetr.evaluation._matching import ImageObjects, Matches
+from deformdetr.evaluation._metrics import Accumulated, CocoMetrics, class_table
 from deformdetr.structures import Detections
 
-__all__ = [
-    "ClassMetrics",
-    "CocoEvaluator",
-    "CocoMetrics",
-    "CocoResult",
-    "EvaluatorState",
-    "ImageRecord",
-    "RunLengths",
-    "encode_masks",
-]
-
-
-class ClassMetrics(TypedDict):
-    """Average precision of one category, or `None` if the dataset has no object of it."""
-
-    category_id: int
-    name: str
-    AP: float | None
-    AP50: float | None
-    AP75: float | None
-
-
-class CocoMetrics(TypedDict):
-    """COCO's twelve metrics for boxes, in [0, 1], and precision by category. `segm` holds those of masks.
-
-    AP is the mean over IoU thresholds 0.5 to 0.95 and over categories. AP50 and AP75 are at one threshold. AR1, AR10
-    and AR100 are the recall with at most that many detections per image. Objects with an area below 32² pixels are
-    small, those above 96² large, and others medium. A metric is `None` if there is no object to find, where pycocotools
-    prints -1.
-    """
-
-    AP: float | None
-    AP50: float | None
-    AP75: float | None
-    AP_small: float | None
-    AP_medium: float | None
-    AP_large: float | None
-    AR1: float | None
-    AR10: float | None
-    AR100: float | None
-    AR_small: float | None
-    AR_medium: float | None
-    AR_large: float | None
-    per_class: list[ClassMetrics]
-    segm: NotRequired["CocoMetrics"]
+# Detections per image and category that COCO's rules count.
+_COCO_LIMIT = 100
 
 
 class ImageRecord(NamedTuple):
@@ -93,18 +51,19 @@ class CocoResult(TypedDict):
 class CocoEvaluator:
     """Collect detections and compare them with a ground truth.
 
-    All images of the ground truth count, with or without detections. At most 100 detections per image and category are
-    evaluated. If an image is given twice, its first detections count, because distributed samplers may repeat images to
-    fill their last batch.
+    All images of the ground truth count, with or without detections. If an image is given twice, its first detections
+    count, because distributed samplers may repeat images to fill their last batch.
 
     Args:
         ground_truth: Annotations as a pycocotools object.
         label_map: The category of each label.
         masks: Whether to evaluate masks too.
+        max_detections: Detections per image and category that count, at least 100, which is COCO's rule. Images with
+            more objects of one category need more.
 
     Raises:
-        ValueError: If an annotation has the id 0, which pycocotools never counts as found, or if `masks` is True and an
-            annotation has no segmentation.
+        ValueError: If `max_detections` is below 100, an annotation has the id 0, which pycocotools never counts as
+            found, or if `masks` is True and an annotation has no segmentation.
 
     References:
         Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; https://cocodataset.org/#detection-eval.
@@ -124,7 +83,11 @@ class CocoEvaluator:
         1.0
     """
 
-    def __init__(self, ground_truth: COCO, label_map: LabelMap, *, masks: bool = False) -> None:
+    def __init__(
+        self, ground_truth: COCO, label_map: LabelMap, *, masks: bool = False, max_detections: int = _COCO_LIMIT
+    ) -> None:
+        if max_detections < _COCO_LIMIT:
+            raise ValueError(f"max_detections must be at least {_COCO_LIMIT}, got {max_detections}")
         if 0 in ground_truth.anns:
             raise ValueError("annotation id 0 in the ground truth: pycocotools never counts it as found; start from 1")
         without = [number for number, row in ground_truth.anns.items() if not row.get("segmentation")] if masks else []
@@ -137,7 +100,9 @@ class CocoEvaluator:
         self._label_map = label_map
         self._image_ids = frozenset(ground_truth.getImgIds())
         self._detections: dict[ImageId, ImageRecord] = {}
-        self._evaluated: dict[str, tuple[COCOeval, str]] = {}
+        self._limits = sorted({1, 10, _COCO_LIMIT, max_detections})
+        self._evaluated: dict[str, Accumulated] = {}
+        self._matches: Matches | None = None
 
     def update(self, detections: Sequence[Detections], image_ids: Sequence[ImageId]) -> None:
         """Add the detections of some images. Masks, if they are evaluated, must be boolean.
@@ -153,6 +118,7 @@ class CocoEvaluator:
             masks = self._run_lengths(found, image_id) if self._masks else None
             self._detections.setdefault(image_id, ImageRecord(rows, masks))
         self._evaluated.clear()
+        self._matches = None
 
     def state(self) -> EvaluatorState:
         """Return the detections collected so far, for `merge` in another process."""
@@ -170,51 +136,46 @@ class CocoEvaluator:
                 raise ValueError(f"image {unknown[0]} is not in the ground truth of {len(self._image_ids)} images")
             self._detections = {**state, **self._detections}
         self._evaluated.clear()
+        self._matches = None
 
     def compute(self) -> CocoMetrics:
         """Return COCO's metrics of the detections collected so far."""
-        metrics = self._numbers("bbox")
+        metrics = self._evaluate("bbox").metrics(self._label_map, self.matches())
         if self._masks:
-            metrics["segm"] = self._numbers("segm")
+            metrics["segm"] = self._evaluate("segm").metrics(self._label_map, None)
         return metrics
-
-    def _numbers(self, kind: "_Kind") -> CocoMetrics:
-        evaluated, _ = self._evaluate(kind)
-        values = [_metric(value) for value in evaluated.stats]
-        return {
-            "AP": values[0],
-            "AP50": values[1],
-            "AP75": values[2],
-            "AP_small": values[3],
-            "AP_medium": values[4],
-            "AP_large": values[5],
-            "AR1": values[6],
-            "AR10": values[7],
-            "AR100": values[8],
-            "AR_small": values[9],
-            "AR_medium": values[10],
-            "AR_large": values[11],
-            "per_class": self._per_class(evaluated),
-        }
 
     def table(self) -> str:
         """Return pycocotools' table for boxes and, if they are evaluated, masks. A note explains values of -1."""
         if not self._masks:
-            return self._table("bbox")
-        return f"boxes\n{self._table('bbox')}\nmasks\n{self._table('segm')}"
-
-    def _table(self, kind: "_Kind") -> str:
-        evaluated, table = self._evaluate(kind)
-        if any(value < 0 for value in evaluated.stats):
-            table += "\n(-1.000: the ground truth has no object of that size)"
-        return table
+            return self._evaluate("bbox").table()
+        return f"boxes\n{self._evaluate('bbox').table()}\nmasks\n{self._evaluate('segm').table()}"
 
     def class_table(self) -> str:
-        """Return the average precision of each category that has objects, for boxes and, if evaluated, masks."""
+        """Return a table of each category that has objects, for boxes and, if evaluated, masks.
+
+        It has the average precision and recall and, for boxes, the threshold of scores with the highest F1.
+        """
         metrics = self.compute()
         if "segm" not in metrics:
-            return _class_table(metrics)
-        return f"boxes\n{_class_table(metrics)}\nmasks\n{_class_table(metrics['segm'])}"
+            return class_table(metrics)
+        return f"boxes\n{class_table(metrics)}\nmasks\n{class_table(metrics['segm'])}"
+
+    def curves(self, *, iou: float = 0.5) -> list[tuple[str, Float64[np.ndarray, " recalls"]]]:
+        """Return the name of each category that has objects, and its precision at recalls of 0, 0.01, ..., 1.
+
+        Args:
+            iou: IoU of boxes from which a detection is right: 0.5, 0.55, ..., 0.95.
+        """
+        return self._evaluate("bbox").curves(self._label_map, iou=iou)
+
+    def matches(self) -> Matches:
+        """Return the detections collected so far, matched to the objects, for thresholds, confusions and errors."""
+        if self._matches is None:
+            images = ((image_id, self._objects(image_id)) for image_id in self._ground_truth.getImgIds())
+            num_classes = self._label_map.num_classes
+            self._matches = Matches(images, num_classes, max_detections=self._limits[-1])
+        return self._matches
 
     def coco_results(self) -> list[CocoResult]:
         """Return the detections in COCO's results format, as its evaluation servers take them."""
@@ -254,16 +215,28 @@ class CocoEvaluator:
             raise ValueError(f"image {image_id}: masks must be boolean of shape {expected}, got {given}")
         return encode_masks(masks)
 
-    def _evaluate(self, kind: "_Kind") -> tuple[COCOeval, str]:
+    def _objects(self, image_id: ImageId) -> ImageObjects:
+        labels = self._label_map.labels()
+        rows = [row for row in self._ground_truth.imgToAnns[image_id] if row["category_id"] in labels]
+        record = self._detections.get(image_id)
+        found = np.zeros((0, 6)) if record is None else record.rows
+        return ImageObjects(
+            truth=np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4),
+            truth_labels=np.array([labels[row["category_id"]] for row in rows], dtype=np.int64),
+            is_crowd=np.array([row.get("iscrowd", 0) for row in rows], dtype=np.bool_),
+            boxes=found[:, :4],
+            scores=found[:, 4],
+            labels=found[:, 5].astype(np.int64),
+        )
+
+    def _evaluate(self, kind: "_Kind") -> Accumulated:
         if kind not in self._evaluated:
-            printed = io.StringIO()
             with contextlib.redirect_stdout(io.StringIO()):
                 evaluation = COCOeval(self._ground_truth, self._results(kind), kind)
+                evaluation.params.maxDets = self._limits
                 evaluation.evaluate()
                 evaluation.accumulate()
-                with contextlib.redirect_stdout(printed):
-                    evaluation.summarize()
-            self._evaluated[kind] = evaluation, printed.getvalue().rstrip("\n")
+            self._evaluated[kind] = Accumulated(evaluation)
         return self._evaluated[kind]
 
     def _results(self, kind: "_Kind") -> COCO:
@@ -281,48 +254,9 @@ class CocoEvaluator:
         results.createIndex()
         return results
 
-    def _per_class(self, evaluated: COCOeval) -> list[ClassMetrics]:
-        # Axes: IoU threshold, recall, category, object size (all, small, ...), detections per image (1, 10, 100).
-        precision = evaluated.eval["precision"][:, :, :, 0, -1]
-        thresholds = evaluated.params.iouThrs
-        rows: list[ClassMetrics] = []
-        for category_id, name in zip(self._label_map.category_ids, self._label_map.names, strict=True):
-            if category_id not in evaluated.params.catIds:
-                continue
-            of_class = precision[:, :, list(evaluated.params.catIds).index(category_id)]
-            rows.append(
-                {
-                    "category_id": category_id,
-                    "name": name,
-                    "AP": _mean(of_class),
-                    "AP50": _mean(of_class[np.isclose(thresholds, 0.5)]),
-                    "AP75": _mean(of_class[np.isclose(thresholds, 0.75)]),
-                }
-            )
-        return rows
-
 
 _Kind = Literal["bbox", "segm"]
 
 
-def _class_table(metrics: CocoMetrics) -> str:
-    rows = [row for row in metrics["per_class"] if row["AP"] is not None]
-    width = max([len("category"), *(len(row["name"]) for row in rows)])
-    lines = [f"{'category':<{width}}     AP   AP50   AP75"]
-    for row in rows:
-        numbers = (row["AP"], row["AP50"], row["AP75"])
-        lines.append(f"{row['name']:<{width}}  " + "  ".join(f"{number:5.3f}" for number in numbers))
-    return "\n".join(lines)
-
-
 def _area(row: CocoResult, kind: _Kind) -> float:
     return float(coco_mask.area(row["segmentation"])) if kind == "segm" else row["bbox"][2] * row["bbox"][3]
-
-
-def _mean(precision: Float64[np.ndarray, "thresholds recalls"]) -> float | None:
-    present = precision[precision > -1]
-    return float(present.mean()) if present.size else None
-
-
-def _metric(value: float) -> float | None:
-    return None if value < 0 or math.isnan(value) else float(value)

@@ -153,6 +153,7 @@ def test_tables_show_boxes_and_masks(rng: torch.Generator) -> None:
         "category",
         "cat",
         "dog",
+        "all",
         "masks",
         "category",
         "cat",

@@ -101,6 +101,40 @@ def test_metrics_equal_those_of_pycocotools(rng: torch.Generator) -> None:
     assert sum(present) / len(present) == pytest.approx(metrics["AP50"])
 
 
+def test_more_detections_count_where_asked() -> None:
+    # 300 objects beside each other, all of which are found.
+    rows = [(1, 4, [float(8 * (number % 20)), float(8 * (number // 20)), 6.0, 6.0]) for number in range(300)]
+    boxes = [[left, top, left + width, top + height] for _, _, (left, top, width, height) in rows]
+    found = [detections(boxes, [0.9 - number / 1000 for number in range(300)], [0] * 300)]
+    few, many = (CocoEvaluator(ground_truth(rows, [1]), LABELS, max_detections=limit) for limit in (100, 300))
+    for evaluator in (few, many):
+        evaluator.update(found, [1])
+    assert few.compute()["AP"] == pytest.approx(34 / 101)
+    assert few.compute()["AR100"] == pytest.approx(1 / 3)
+    assert few.compute()["best_f1"] == pytest.approx(2 * 100 / 400)
+    assert many.compute()["AP"] == pytest.approx(1)
+    assert many.compute()["AR100"] == pytest.approx(1 / 3)
+    assert many.compute()["per_class"][0]["AR"] == pytest.approx(1)
+    assert many.compute()["best_f1"] == pytest.approx(1)
+    assert [row["max_detections"] for row in (few.compute(), many.compute())] == [100, 300]
+    assert sum("maxDets=300" in line for line in many.table().splitlines()) == 10
+    with pytest.raises(ValueError, match="max_detections must be at least 100, got 99"):
+        CocoEvaluator(ground_truth(rows, [1]), LABELS, max_detections=99)
+
+
+def test_curves_are_those_of_categories_with_objects(rng: torch.Generator) -> None:
+    truth, found = random_case(rng)
+    evaluator = CocoEvaluator(truth, LABELS)
+    evaluator.update(list(found.values()), list(found))
+    by_name = {row["name"]: row for row in evaluator.compute()["per_class"] if row["AP"] is not None}
+    for iou, key in ((0.5, "AP50"), (0.75, "AP75")):
+        curves = evaluator.curves(iou=iou)
+        assert [name for name, _ in curves] == list(by_name)
+        for name, curve in curves:
+            assert len(curve) == 101
+            assert curve.mean() == pytest.approx(by_name[name][key])
+
+
 def test_perfect_detections_score_one() -> None:
     evaluator = CocoEvaluator(ground_truth(ROWS, [1, 2]), LABELS)
     evaluator.update(PERFECT, [1, 2])
@@ -121,7 +155,15 @@ def test_a_class_without_objects_has_no_precision() -> None:
     by_name = {row["name"]: row["AP"] for row in evaluator.compute()["per_class"]}
     assert by_name == {"cat": pytest.approx(1), "dog": pytest.approx(1), "fish": None}
     assert "fish" not in evaluator.class_table()
-    assert evaluator.class_table().splitlines()[1].split() == ["cat", "1.000", "1.000", "1.000"]
+    assert evaluator.class_table().splitlines()[1].split() == [
+        "cat",
+        "1.000",
+        "1.000",
+        "1.000",
+        "1.000",
+        "0.450",
+        "1.000",
+    ]
 
 
 def test_sizes_without_objects_are_none_and_explained() -> None:

@@ -1,0 +1,57 @@
+"""Draw the pictures of the documentation's pages on evaluation and on seeing inside, from a run of `deformdetr demo`.
+
+deformdetr demo --out runs/demo
+python -m benchmarks.inside runs/demo
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+
+import deformdetr
+from benchmarks.pages import ROOT
+from deformdetr.data import build_dataset
+from deformdetr.engine import RunDirectory, load_run
+from deformdetr.visualize import draw_proposals, draw_refinement, plot_sampling_layers, save_image
+
+OUT = ROOT / "docs" / "images"
+
+
+def draw(run: Path, out: Path, index: int = 15) -> None:
+    """Write the pictures.
+
+    Args:
+        run: A run directory with an evaluation.
+        out: Folder to write to.
+        index: Evaluation image to look at.
+    """
+    dataset = build_dataset(load_run(run)[1].experiment.data, "val")
+    picture, _ = dataset.untransformed(index)
+    model = deformdetr.load(run, device="cpu").model
+    with deformdetr.capture(model) as captured, torch.no_grad():
+        outputs = model([dataset[index][0]])
+
+    best = outputs["pred_logits"][0].amax(-1).topk(3).indices
+    boxes = [of_layer[0, best] for of_layer in captured.boxes]
+    save_image(draw_refinement(picture, boxes, references=captured.references[0, best]), out / "refinement.jpg")
+
+    decoder = [name for name in captured.layers if name.startswith("decoder.")]
+    sampled = [(name, captured.in_image(name, image=0, query=int(best[0]))) for name in decoder]
+    save_image(plot_sampling_layers(picture, sampled), out / "sampling_layers.jpg")
+    proposals = draw_proposals(picture, captured.proposal_boxes[0], captured.proposal_scores[0], count=30)
+    save_image(proposals, out / "proposals.jpg")
+
+    for name in ("precision_recall.png", "confusion.png"):
+        shutil.copyfile(RunDirectory(run).evaluation_files / name, out / name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run directory of `deformdetr demo`")
+    draw(parser.parse_args().run, OUT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""COCO's average precision and recall, the threshold of scores with the highest F1, confusions and errors."""
+
+from deformdetr._coco_types import RunLengths, encode_masks
+from deformdetr.evaluation._evaluator import CocoEvaluator, CocoResult, EvaluatorState, ImageRecord
+from deformdetr.evaluation._matching import ImageErrors, Matches, OperatingPoint
+from deformdetr.evaluation._metrics import ClassMetrics, CocoMetrics
+
+__all__ = [
+    "ClassMetrics",
+    "CocoEvaluator",
+    "CocoMetrics",
+    "CocoResult",
+    "EvaluatorState",
+    "ImageErrors",
+    "ImageRecord",
+    "Matches",
+    "OperatingPoint",
+    "RunLengths",
+    "encode_masks",
+]
