@@ -109,7 +109,8 @@ def test_a_result_is_drawn(detector: Predictor) -> None:
 
 
 def test_a_result_becomes_detections_of_supervision(detector: Predictor) -> None:
-    supervision = pytest.importorskip("supervision")
+    import supervision
+
     result = detector(noise(90, 60), threshold=0.0)
     found = result.to_supervision()
     assert isinstance(found, supervision.Detections)

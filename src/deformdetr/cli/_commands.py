@@ -193,7 +193,7 @@ class Check(BaseModel):
         return 0
 
     def _check(self, experiment: Experiment) -> None:
-        limits = object_limits(experiment.model)
+        limits = object_limits(experiment)
         if not self.decode:
             print(check(experiment.data, masks=experiment.model.masks, limits=limits))
             return

@@ -7,10 +7,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from deformdetr._files import FileError, read_mapping
-from deformdetr.config import DeformableDETRConfig, DETRConfig, preset, preset_names
+from deformdetr.config import DeformableDETRConfig, preset, preset_names
 from deformdetr.data import DataConfig, LabelMap, ObjectLimits
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import ConfigError
+from deformdetr.engine._inference import evaluated_model
 from deformdetr.engine._settings import describe, differences, merge
 
 
@@ -81,17 +82,22 @@ def resolve(experiment: Experiment, label_map: LabelMap) -> Experiment:
     return experiment.replace(model=model, data=data)
 
 
-def object_limits(model: DeformableDETRConfig | DETRConfig) -> ObjectLimits:
-    """Return how many objects per image a model can find, for warnings about its dataset.
+def object_limits(experiment: Experiment) -> ObjectLimits:
+    """Return how many objects per image a model and its evaluation can find, for warnings about its dataset.
 
     Examples:
         >>> from deformdetr import preset
-        >>> from deformdetr.engine import object_limits
-        >>> object_limits(preset("detr_r50")).num_queries
+        >>> from deformdetr.data import ShapesConfig
+        >>> from deformdetr.engine import Experiment, object_limits
+        >>> object_limits(Experiment(model=preset("detr_r50"), data=ShapesConfig())).num_queries
         100
     """
-    max_detections = model.top_k if isinstance(model, DeformableDETRConfig) else None
-    return ObjectLimits(num_queries=model.num_queries, max_detections=max_detections)
+    kept = evaluated_model(experiment)
+    return ObjectLimits(
+        num_queries=kept.num_queries,
+        max_detections=kept.top_k if isinstance(kept, DeformableDETRConfig) else None,
+        max_per_category=experiment.train.max_detections,
+    )
 
 
 # Settings that may change when a run is resumed, with those below them. `check_past` checks the schedule.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from deformdetr.config import DeformableDETRConfig
+from deformdetr.config import DeformableDETRConfig, DETRConfig
 from deformdetr.engine._config import Experiment
 from deformdetr.models import PostProcess
 from deformdetr.structures import Detections, ImageBatch
@@ -17,12 +17,17 @@ COCO_DETECTIONS = 100
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def evaluation_postprocess(experiment: Experiment) -> PostProcess:
-    """Build post-processing with boolean masks that keeps as many detections as evaluation counts."""
+def evaluated_model(experiment: Experiment) -> DeformableDETRConfig | DETRConfig:
+    """Return the model's config with post-processing that keeps as many detections as evaluation counts."""
     config, most = experiment.model, experiment.train.max_detections
     if isinstance(config, DeformableDETRConfig) and config.top_k < most and most > COCO_DETECTIONS:
-        config = config.replace(top_k=most)
-    return config.build_postprocess(mask_threshold=MASK_THRESHOLD)
+        return config.replace(top_k=most)
+    return config
+
+
+def evaluation_postprocess(experiment: Experiment) -> PostProcess:
+    """Build post-processing with boolean masks that keeps as many detections as evaluation counts."""
+    return evaluated_model(experiment).build_postprocess(mask_threshold=MASK_THRESHOLD)
 
 
 def detect(

@@ -87,7 +87,7 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
     )
     datasets = build_datasets(experiment.data, masks=experiment.model.masks)
     experiment = resolve(experiment, datasets.train.label_map)
-    warnings = judge(datasets, limits=object_limits(experiment.model))
+    warnings = judge(datasets, limits=object_limits(experiment))
     checkpoint = run.open(experiment, resume=resume)
     training = _Training(experiment, datasets, processes, run, checkpoint, warnings=warnings)
     processes.wait()
