@@ -45,7 +45,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         "": "is a folder; name a file in it",
         "loop": "loop cannot be read: Too many levels of symbolic links",
         "a" * 300: "cannot be read: File name too long",
-        "a\0b": "cannot be read: embedded null byte",
+        "a\0b": "cannot be read: .*embedded null",
     }.items():
         with pytest.raises(FileError, match=reason):
             check_readable(tmp_path / name)

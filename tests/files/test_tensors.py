@@ -48,7 +48,7 @@ def test_tensors_that_are_not_plain_are_named(tensor, kind, tmp_path):
 def test_a_reason_is_one_line_without_advice_to_run_code(tmp_path):
     torch.save({"a": pathlib.PurePosixPath("/")}, tmp_path / "path.pth")
     (tmp_path / "text.pth").write_text("<html>")
-    for name, reason in (("path", r"it holds a pathlib\.PurePosixPath"), ("text", "Unsupported operand 60")):
+    for name, reason in (("path", r"it holds a pathlib\.(_local\.)?PurePosixPath"), ("text", "Unsupported operand 60")):
         with pytest.raises(FileError, match=rf"{name}\.pth cannot be read: .*{reason}") as caught:
             read_tensor_file(tmp_path / f"{name}.pth")
         assert "\n" not in str(caught.value)

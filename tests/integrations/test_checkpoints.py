@@ -128,7 +128,8 @@ def test_counts_of_trained_batch_norm_are_ignored():
 def test_a_file_with_code_raises_and_is_named(tmp_path):
     path = tmp_path / "path.pth"
     torch.save({"model": to_original(tiny_config().build().state_dict()), "dir": pathlib.PurePosixPath("/")}, path)
-    with pytest.raises(CheckpointError, match=r"path\.pth cannot be read: it holds a pathlib\.PurePosixPath") as error:
+    reason = r"path\.pth cannot be read: it holds a pathlib\.(_local\.)?PurePosixPath"
+    with pytest.raises(CheckpointError, match=reason) as error:
         load_checkpoint(tiny_config().build(), path)
     # PyTorch's own message advises to run the code.
     assert "weights_only" not in str(error.value)
