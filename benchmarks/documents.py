@@ -4,15 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import bccd, compat, convergence, flops, machine_code, transformers_speed
-from benchmarks.cases import DIRECTIONS, KINDS, Direction, Dtype, OperatorSizes, select
+from benchmarks import bccd, convergence, flops, machine_code, transformers_speed
+from benchmarks.cases import DIRECTIONS, KINDS
 from benchmarks.pages import DOCS, README, RESULTS, Parts, digits, markdown
 from benchmarks.pictures import chart
 from benchmarks.results import Results, Row, load_all
 
 PAGE = DOCS / "benchmarks.md"
 
-_NOT_MEASURED = "Not measured."
 _PRODUCTS = ("float32", "bfloat16")
 # The tasks that the README shows.
 _HIGHLIGHTS = {
@@ -22,9 +21,6 @@ _HIGHLIGHTS = {
     "multi_scale_640x800_b1": ("forward", "training_step"),
     "few_b16": ("forward", "forward_backward"),
 }
-_ITEM_SIZE = {"float32": 4, "bfloat16": 2}
-# Bytes per second, reads and writes, of a large copy on an H200.
-_BANDWIDTH = 4.3e12
 
 
 def all_parts(directory: Path = RESULTS) -> Parts:
@@ -34,13 +30,12 @@ def all_parts(directory: Path = RESULTS) -> Parts:
     for device in ("cpu", "cuda"):
         on_device = [each for each in of_kind["operator"] if each.runs[-1]["environment"]["device"] == device]
         parts[PAGE, f"operator {device}"] = _sections(on_device)
-    parts[PAGE, "floors"] = floor_table()
     parts[README, "benchmarks"] = (
         f"{summary_table([each for results in of_kind.values() for each in results])}\n\n"
         "Medians of alternating runs in one process. `docs/benchmarks.md` has commands, versions, spread and all other "
         "comparisons, from the files in `benchmarks/results/`."
     )
-    for module in (bccd, compat, convergence, flops, machine_code, transformers_speed):
+    for module in (bccd, convergence, flops, machine_code, transformers_speed):
         parts |= module.parts()
     return parts
 
@@ -98,46 +93,6 @@ def provenance(run: Mapping[str, Any]) -> str:
     )
 
 
-def floor_table() -> str:
-    """Return lower bounds of the operator's time on a GPU for all cases, in microseconds."""
-    directions: tuple[Direction, ...] = ("forward", "backward")
-    heads = ["case", "dtype", *(f"{direction}{kind}, µs" for kind in ("", " from offsets") for direction in directions)]
-    rows = []
-    for case in select(["operator"]):
-        for dtype in case.cuda:
-            floors = [
-                floor_bytes(case.sizes, dtype, each, fused=fused) for fused in (False, True) for each in directions
-            ]
-            rows.append([case.name, dtype, *(f"{floor / _BANDWIDTH * 1e6:.1f}" for floor in floors)])
-    return markdown(heads, rows, left=2)
-
-
-def floor_bytes(sizes: OperatorSizes, dtype: Dtype, direction: Direction, *, fused: bool = False) -> float:
-    """Count the bytes that have to cross the memory bus: inputs and outputs once, locations in float32.
-
-    Of the value, only those rows (the channels of one head at one pixel) count that are sampled, by their expected
-    number if the corners are uniform in their level. The backward reads what the forward reads and the gradient of the
-    output, and writes all gradients.
-
-    Args:
-        fused: Whether offsets and logits in `dtype`, and one reference point per query and level in float32, are read
-            instead of locations and weights.
-    """
-    item = _ITEM_SIZE[dtype]
-    levels = len(sizes.levels)
-    queries = sizes.batch * sizes.n_queries
-    samples = queries * sizes.heads * levels * sizes.points
-    output = queries * sizes.heads * sizes.channels * item
-    places = samples * 2 * (item if fused else 4) + samples * item
-    references = queries * levels * 2 * 4 if fused else 0
-    corners = 4 * queries * sizes.heads * sizes.points
-    rows = [sizes.batch * sizes.heads * height * width for height, width in sizes.levels]
-    # All corners miss a row with probability (1 - 1 / rows)^corners.
-    sampled = sum(number * (1 - (1 - 1 / number) ** corners) for number in rows)
-    forward = sampled * sizes.channels * item + places + references + output
-    return forward if direction == "forward" else forward + sum(rows) * sizes.channels * item + places
-
-
 def _sections(all_results: Sequence[Results]) -> str:
     """Return chart, provenance and table of every file of results."""
     sections = []
@@ -145,7 +100,7 @@ def _sections(all_results: Sequence[Results]) -> str:
         name = chart(results)
         sections += [f"![Times on {results.place}](images/{name})"] if name else []
         sections += [*map(provenance, results.runs), long_table(results)]
-    return "\n\n".join(sections) or _NOT_MEASURED
+    return "\n\n".join(sections) or "Not measured."
 
 
 def _operations(rows: Sequence[Row]) -> str:
@@ -160,16 +115,15 @@ def _operations(rows: Sequence[Row]) -> str:
 
 def _absent(rows: Sequence[Row]) -> str:
     """Return the providers that could not run and why, with their cases unless they are all."""
-    all_cases = {row.case for row in rows}
-    cases: dict[tuple[str, str], list[str]] = {}
+    cases: dict[str, set[str]] = {}
     for row in rows:
         if row.status == "unavailable":
-            cases.setdefault((row.provider, row.reason), []).append(row.case)
-    providers: dict[tuple[str, str], list[str]] = {}
-    for (provider, reason), where in cases.items():
-        only = "" if set(where) == all_cases else f" in {', '.join(dict.fromkeys(where))}"
-        providers.setdefault((only, reason), []).append(f"`{provider}`")
-    return "; ".join(f"{', '.join(names)}{only} ({reason})" for (only, reason), names in providers.items())
+            cases.setdefault(f"`{row.provider}` ({row.reason})", set()).add(row.case)
+    all_cases = {row.case for row in rows}
+    return "; ".join(
+        provider if where == all_cases else f"{provider} in {', '.join(sorted(where))}"
+        for provider, where in cases.items()
+    )
 
 
 def _time(row: Row, scale: float) -> str:

@@ -8,6 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
 
 from benchmarks.cases import MatchingSizes
 from benchmarks.problem import TOLERANCES, Contender, Outputs, Problem
@@ -156,15 +157,12 @@ def _losses(layer: LayerPredictions, targets: Sequence[Target], pairs: Pairs) ->
     classes = torch.full(logits.shape[:2], logits.shape[2], dtype=torch.int64, device=logits.device)
     classes[image, query] = labels
     one_hot = F.one_hot(classes, logits.shape[2] + 1)[..., :-1].to(logits.dtype)
-    probability = logits.sigmoid()
-    wrong = probability * (1 - one_hot) + (1 - probability) * one_hot
-    weight = _ALPHA * one_hot + (1 - _ALPHA) * (1 - one_hot)
-    focal = weight * wrong**_GAMMA * F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none")
+    focal = sigmoid_focal_loss(logits, one_hot, alpha=_ALPHA, gamma=_GAMMA, reduction="sum")
 
     found = boxes[image, query]
     overlap = torch.diag(generalized_box_iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(target_boxes)))
     distance = F.l1_loss(found, target_boxes, reduction="sum")
-    return _CLASS * focal.sum() + _BBOX * distance + _GIOU * (1 - overlap).sum()
+    return _CLASS * focal + _BBOX * distance + _GIOU * (1 - overlap).sum()
 
 
 def _without_classes(targets: Sequence[Target]) -> list[Target]:
