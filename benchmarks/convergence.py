@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 
 from benchmarks.environment import ROOT, describe_source
@@ -108,17 +107,12 @@ def run(name: str, runs: Path, epochs: int = EPOCHS) -> None:
 
 
 def collect(runs: Path) -> dict[str, Any]:
-    """Read all runs, finished or not. Versions and threads are those of the first."""
+    """Read all runs, finished or not. Versions are those of the first."""
     directories = [RunDirectory(path) for path in sorted(runs.iterdir())]
     environment = json.loads(directories[0].environment.read_text(encoding="utf-8"))
-    annotations = build_dataset(DATA, "val").coco_ground_truth().anns.values()
-    # By COCO's sizes.
-    counts, _ = np.histogram([each["area"] for each in annotations], bins=[0, 32**2, 96**2, np.inf])
     return {
         **describe_source("python -m benchmarks.convergence --run"),
         "versions": {name: environment[name] for name in ("torch", "python", "deformdetr")},
-        "threads": environment["threads"],
-        "objects": dict(zip(("small", "medium", "large"), counts.tolist(), strict=True)),
         "runs": [_read(directory) for directory in directories if any("AP" in row for row in directory.read_metrics())],
     }
 
@@ -158,15 +152,9 @@ def _read(directory: RunDirectory) -> dict[str, Any]:
 def parts() -> Parts:
     """Return the generated parts of the page."""
     results = read(STORED)
-    page, objects = DOCS / "convergence.md", results["objects"]
-    note = (
-        f"Of the {sum(objects.values()):,} objects in the validation pictures {objects['small']:,} are small and "
-        f"{objects['medium']:,} medium. One seed, {results['threads']} thread of a busy x86-64 CPU, so that seconds "
-        f"are an upper bound; some runs were continued with `--epochs`. {source(STORED)}"
-    )
     return {
-        (page, "summary"): _summary(_curves(results)),
-        (page, "table"): f"{_table(results)}\n\n{note}",
+        (DOCS / "convergence.md", "summary"): _summary(_curves(results)),
+        (DOCS / "convergence.md", "table"): f"{_table(results)}\n\n{source(STORED)}",
     }
 
 

@@ -30,11 +30,7 @@ def all_parts(directory: Path = RESULTS) -> Parts:
     for device in ("cpu", "cuda"):
         on_device = [each for each in of_kind["operator"] if each.runs[-1]["environment"]["device"] == device]
         parts[PAGE, f"operator {device}"] = _sections(on_device)
-    parts[README, "benchmarks"] = (
-        f"{summary_table([each for results in of_kind.values() for each in results])}\n\n"
-        "Medians of alternating runs in one process. `docs/benchmarks.md` has commands, versions, spread and all other "
-        "comparisons, from the files in `benchmarks/results/`."
-    )
+    parts[README, "benchmarks"] = summary_table([each for results in of_kind.values() for each in results])
     for module in (bccd, convergence, flops, machine_code, transformers_speed):
         parts |= module.parts()
     return parts

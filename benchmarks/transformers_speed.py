@@ -3,7 +3,6 @@
 `python -m benchmarks.transformers_speed` measures, and writes the table of `docs/existing_code.md`.
 """
 
-import platform
 from collections.abc import Mapping
 from statistics import median
 from typing import Any
@@ -71,24 +70,18 @@ def collect() -> dict[str, Any]:
             rows.append({"model": name, "backward": backward, **measure(model, images, backward=backward)})
             print(rows[-1], flush=True)
     origin = describe_source("python -m benchmarks.transformers_speed", packages=("torch", "transformers"))
-    return {**origin, "machine": platform.machine(), "image": SIZE, "rounds": ROUNDS, "rows": rows}
+    return {**origin, "image": SIZE, "rounds": ROUNDS, "rows": rows}
 
 
 def parts() -> Parts:
-    """Return the table of the page, and how the models were timed."""
+    """Return the table of the page."""
     results = read(STORED)
     cells: dict[str, list[str]] = {}
     for row in sorted(results["rows"], key=lambda row: row["backward"]):
         numbers = [f"{row['seconds']:.2f} s", f"{row['seconds_accelerated']:.2f} s", f"{row['speed_up']:.2f} ×"]
         cells.setdefault(row["model"], [f"`{row['model']}`"]).extend(numbers)
     heads = ["model", "forward", "accelerated", "speed-up", "with backward", "accelerated", "speed-up"]
-    height, width = results["image"]
-    note = (
-        f"One image of {height} × {width} in float32, models of their default sizes with random weights, one thread on "
-        f"a shared {results['machine']} CPU: the shortest processor time of {results['rounds']} alternating rounds, "
-        f"and the median of their ratios. {source(STORED)}"
-    )
-    return {(DOCS / "existing_code.md", ""): f"{markdown(heads, cells.values())}\n\n{note}"}
+    return {(DOCS / "existing_code.md", ""): f"{markdown(heads, cells.values())}\n\n{source(STORED)}"}
 
 
 if __name__ == "__main__":

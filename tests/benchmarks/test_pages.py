@@ -26,12 +26,10 @@ def test_training_on_blood_cells_lowered_the_loss_and_raised_precision():
 
 def test_published_numbers_are_met_at_the_size_that_fits_best():
     results = pages.read(flops.STORED)
-    deviation, best = flops.best_match(results)
-    assert deviation < 0.02
     for name, published in results["published_giga_multiply_adds"].items():
-        total = results["counts"][name][best]["total"] / 1e9
+        total = results["counts"][name]["800x1104"]["total"] / 1e9
         # DETR's numbers come from another publication, with other images.
-        assert total == pytest.approx(published, rel=0.05 if name.startswith("detr") else 0.02), name
+        assert total == pytest.approx(published, rel=0.05 if name.startswith("detr") else 0.0135), name
 
 
 def test_parts_of_a_page_have_names(tmp_path):

@@ -82,14 +82,12 @@ def test_batch_norm_counts_every_batch_once(rng):
 
 
 def test_checkpointing_takes_less_memory():
-    config = tiny_config(num_encoder_layers=6)
-    peaks = []
-    for checkpointing in (False, True):
+    config, images = tiny_config(num_encoder_layers=6), torch.randn(2, 3, 128, 160)
+
+    def peak(checkpointing):
         model = config.build().train()
         if checkpointing:
             enable_gradient_checkpointing(model)
-        images = torch.randn(2, 3, 128, 160)
-        peaks.append(
-            peak_bytes(lambda model=model, images=images: model(images)["pred_logits"].sum().backward(), "cpu")
-        )
-    assert 0 < peaks[1] < 0.7 * peaks[0]
+        return peak_bytes(lambda: model(images)["pred_logits"].sum().backward(), "cpu")
+
+    assert 0 < peak(True) < 0.7 * peak(False)
