@@ -24,6 +24,7 @@ Layers: TypeAlias = Sequence[LayerPredictions]
 
 _CLASS, _BBOX, _GIOU = 2.0, 5.0, 2.0
 _ALPHA, _GAMMA, _EPS = 0.25, 2.0, 1e-8
+_NOISE = torch.tensor([0.01, 0.01, 0.005, 0.005])
 
 
 def draw_targets(counts: Sequence[int], classes: int, rng: torch.Generator) -> list[Target]:
@@ -48,8 +49,10 @@ def draw_predictions(sizes: MatchingSizes, device: str, seed: int) -> tuple[list
         for image, target in enumerate(targets):
             count = len(target["labels"])
             found = torch.randperm(queries, generator=rng, device=device)[:count]
-            noise = 0.01 * torch.randn(count, 4, generator=rng, device=device)
-            boxes[image, found] = (target["boxes"] + noise).clamp(0.01, 0.99)
+            # Differs in centers by more than in sizes: gradients jump where boxes share a size, a center or an edge.
+            signs = torch.randint(2, (count, 4), generator=rng, device=device) * 2 - 1
+            change = _NOISE.to(device) * (1 + torch.rand(count, 4, generator=rng, device=device))
+            boxes[image, found] = target["boxes"] + signs * change
             logits[image, found, target["labels"]] += 5
         layers.append(LayerPredictions(pred_logits=logits, pred_boxes=boxes))
     return layers, targets
