@@ -6,13 +6,13 @@ from typing import Any
 
 from benchmarks import bccd, convergence, flops, machine_code, transformers_speed
 from benchmarks.cases import DIRECTIONS, KINDS
+from benchmarks.measure import PRODUCT_DTYPES
 from benchmarks.pages import DOCS, README, RESULTS, Parts, digits, markdown
 from benchmarks.pictures import chart
-from benchmarks.results import Results, Row, load_all
+from benchmarks.results import Results, Row, Spread, load_all
 
 PAGE = DOCS / "benchmarks.md"
 
-_PRODUCTS = ("float32", "bfloat16")
 # The tasks that the README shows.
 _HIGHLIGHTS = {
     "encoder_480x640_b1": ("forward", "forward_backward"),
@@ -50,7 +50,7 @@ def long_table(results: Results) -> str:
     tasks = [f"{row.case}, {row.dtype}, {DIRECTIONS[row.direction]}" for row in rows]
     cells = {"case": ["" if index and tasks[index - 1] == task else task for index, task in enumerate(tasks)]}
     cells |= {head: [cell(row) for row in rows] for head, cell in columns.items()}
-    for dtype in _PRODUCTS:
+    for dtype in PRODUCT_DTYPES:
         shares = [_share_of_products(row, dtype) for row in rows]
         cells |= {f"share of {dtype} products": shares} if any(shares) else {}
     absent = _absent(results.rows)
@@ -101,12 +101,14 @@ def _sections(all_results: Sequence[Results]) -> str:
 
 def _operations(rows: Sequence[Row]) -> str:
     """Return the floating-point operations of every call, and those per second of the matrix products beside it."""
-    counts = {f"{row.case} {DIRECTIONS[row.direction]} {row.flops / 1e9:,.0f}": None for row in rows if row.flops}
-    speeds = {
-        dtype: [row.product_flops[dtype] / 1e9 for row in rows if dtype in row.product_flops] for dtype in _PRODUCTS
-    }
-    reached = " and ".join(f"{min(all_):,.0f} to {max(all_):,.0f} in {dtype}" for dtype, all_ in speeds.items() if all_)
-    return f"GFLOP of a call: {', '.join(counts)}. GFLOP/s of the best matrix products: {reached}" if counts else ""
+    counted = [row for row in rows if row.flops]
+    counts = dict.fromkeys(f"{row.case} {DIRECTIONS[row.direction]} {(row.flops or 0) / 1e9:,.0f}" for row in counted)
+    reached = []
+    for dtype in PRODUCT_DTYPES if counted else ():
+        speeds = [row.product_flops[dtype] / 1e9 for row in counted]
+        reached.append(f"{min(speeds):,.0f} to {max(speeds):,.0f} in {dtype}")
+    products = " and ".join(reached)
+    return f"GFLOP of a call: {', '.join(counts)}. GFLOP/s of the best matrix products: {products}" if counted else ""
 
 
 def _absent(rows: Sequence[Row]) -> str:
@@ -123,18 +125,18 @@ def _absent(rows: Sequence[Row]) -> str:
 
 
 def _time(row: Row, scale: float) -> str:
-    if row.time is None:
-        return f"{row.status}: {row.reason}"
-    lower, upper = digits(row.time.lower_quartile * scale), digits(row.time.upper_quartile * scale)
-    return f"{digits(row.time.median * scale)} ({lower} to {upper})"
+    return _spread(row.time, lambda seconds: digits(seconds * scale)) if row.time else f"{row.status}: {row.reason}"
 
 
 def _speedup(row: Row) -> str:
-    if row.speedup is None:
-        return ""
-    if row.provider == row.baseline:
+    if row.provider == row.baseline and row.speedup:
         return "1"
-    return f"{row.speedup.median:.2f} ({row.speedup.lower_quartile:.2f} to {row.speedup.upper_quartile:.2f})"
+    return _spread(row.speedup, "{:.2f}".format) if row.speedup else ""
+
+
+def _spread(spread: Spread, write: Callable[[float], str]) -> str:
+    """Return the median and, in parentheses, the quartiles."""
+    return f"{write(spread.median)} ({write(spread.lower_quartile)} to {write(spread.upper_quartile)})"
 
 
 def _share_of_products(row: Row, dtype: str) -> str:

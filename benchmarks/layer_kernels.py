@@ -5,6 +5,7 @@ training step.
 """
 
 import argparse
+from operator import truediv
 from statistics import median
 from typing import get_args
 
@@ -30,10 +31,7 @@ def measure(sizes: ModelSizes, direction: Direction, rounds: int) -> dict[str, f
     calls = {name: lambda name=name: call_with(*(set(KERNELS) - {name})) for name in KERNELS}
     times = processor_times({"": lambda: call_with(*KERNELS), **calls, "all": call_with}, rounds)
     with_all = times.pop("")
-    return {
-        name: median(without / with_ for without, with_ in zip(taken, with_all, strict=True))
-        for name, taken in times.items()
-    }
+    return {name: median(map(truediv, without, with_all)) for name, without in times.items()}
 
 
 if __name__ == "__main__":

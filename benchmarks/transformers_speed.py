@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping
+from operator import truediv
 from statistics import median
 from typing import Any
 
@@ -55,8 +56,8 @@ def measure(model: nn.Module, images: Tensor, *, backward: bool, rounds: int = R
             call()
 
     before, after = processor_times({"before": call, "after": call_accelerated}, rounds).values()
-    ratios = [slow / fast for slow, fast in zip(before, after, strict=True)]
-    return {"seconds": min(before), "seconds_accelerated": min(after), "speed_up": median(ratios)}
+    speed_up = median(map(truediv, before, after))
+    return {"seconds": min(before), "seconds_accelerated": min(after), "speed_up": speed_up}
 
 
 def collect() -> dict[str, Any]:
