@@ -70,8 +70,7 @@ def prepare_matcher(
         return {f"{n}, {i}": query[index.argsort()] for n, pairs in matches for i, (query, index) in enumerate(pairs)}
 
     matchers = {"ours": ours or HungarianMatcher().match_layers, BASELINE: match_plainly}
-    calls = {name: partial(match, layers, of_layers) for name, match in matchers.items()}
-    return _problem(calls, matchers, results, layers)
+    return _problem(matchers, lambda match, layers: match(layers, of_layers), results, layers)
 
 
 def prepare_criterion(
@@ -93,20 +92,19 @@ def prepare_criterion(
         return {"loss": loss.detach()} | dict(zip(leaves, gradients, strict=True))
 
     losses = {"ours": ours or (lambda *given: criterion.total(criterion(*given))), BASELINE: plain_loss}
-    calls = {name: partial(differentiate, total_loss, layers) for name, total_loss in losses.items()}
-    return _problem(calls, losses, differentiate, layers)
+    return _problem(losses, differentiate, differentiate, layers)
 
 
 def _problem(
-    calls: Mapping[str, Callable[[], object]],
     functions: Mapping[str, Callable[..., Any]],
+    call: Callable[..., object],
     results: Callable[..., Outputs],
     layers: Layers,
 ) -> Problem:
-    """Compare the results of functions with those of the baseline for the layers in float64."""
+    """Time calls of functions, and compare their results with those of the baseline for the layers in float64."""
     right = cache(partial(results, functions[BASELINE], [_map(layer, Tensor.double) for layer in layers]))
     candidates = {
-        name: partial(Contender, calls[name], partial(results, function, layers), right)
+        name: partial(Contender, partial(call, function, layers), partial(results, function, layers), right)
         for name, function in functions.items()
     }
     return Problem(candidates, BASELINE, TOLERANCES["float32"], clock="wall")
