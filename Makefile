@@ -55,7 +55,7 @@ test-gpu: $(READY) ## Run the tests that need a GPU.
 	JAXTYPING_DISABLE=1 $(RUN) pytest -m gpu
 
 compat: $(READY) ## Run the fast tests with old and new releases of Python, PyTorch, NumPy, Numba (hours, 20 GB of disk).
-	$(RUN) benchmarks.compat
+	$(RUN) tools.compat
 
 lint: $(READY) ## Check style and formatting.
 	$(RUN) ruff check .

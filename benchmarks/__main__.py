@@ -16,10 +16,11 @@ import torch
 from benchmarks import convergence, pages
 from benchmarks.cases import KINDS, Device, Task, select, tasks
 from benchmarks.documents import all_parts
+from benchmarks.environment import describe_environment, today
 from benchmarks.pages import RESULTS, digits
 from benchmarks.pictures import IMAGES, chart, draw_times
 from benchmarks.providers import PROVIDERS
-from benchmarks.results import Results, Row, compare, describe_environment, file_name, load, load_all, today
+from benchmarks.results import Results, Row, compare, file_name, load, load_all
 from benchmarks.runner import Settings, run_task
 
 
@@ -65,12 +66,6 @@ def _parser() -> argparse.ArgumentParser:
     comparison.add_argument("before", type=Path)
     comparison.add_argument("after", type=Path)
     comparison.add_argument("--tolerance", type=float, default=0.1, help="fraction (default: %(default)s)")
-    comparison.add_argument(
-        "--by",
-        choices=("speedup", "time"),
-        default="speedup",
-        help="speedup: relative to each run's baseline, however busy the machine (default); time: absolute",
-    )
     commands.add_parser("plot", help="draw all charts into docs/images and write all tables of docs and README")
     return parser
 
@@ -137,7 +132,7 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
         parser.error(str(error))
     if before.kind != after.kind:
         parser.error(f"{options.before} holds results of the {before.kind}, {options.after} of the {after.kind}")
-    changes = compare(before, after, tolerance=options.tolerance, by=options.by)
+    changes = compare(before, after, tolerance=options.tolerance)
     print(*(f"{verdict:>10}  {text}" for verdict, text in changes), sep="\n")
     worse = sum(verdict.isupper() for verdict, _ in changes)
     print(f"\n{worse} of our rows got slower by more than {options.tolerance:.0%}, or are gone")

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import DOCS, README, Parts, markdown, read, store, write
-from benchmarks.results import describe_environment
+from benchmarks.environment import describe_source
+from benchmarks.pages import DOCS, README, Parts, markdown, read, source, store, write
 from deformdetr.engine import RunDirectory
 
 STORED = "bccd_cpu.json"
@@ -23,10 +23,11 @@ def collect(run: RunDirectory) -> dict[str, Any]:
     """Read the files of a run, without those entries that depend on where it was stored."""
     environment = json.loads(run.environment.read_text(encoding="utf-8"))
     evaluation = json.loads(run.evaluation.read_text(encoding="utf-8"))
+    versions = {name: environment[name] for name in ("torch", "torchvision", "python", "deformdetr")}
     return {
-        "commands": COMMANDS,
-        "commit": describe_environment()["commit"],
-        "environment": {name: value for name, value in environment.items() if name not in ("command", "platform")},
+        **describe_source(*COMMANDS),
+        "versions": versions,
+        "threads": environment["threads"],
         "epochs": run.read_metrics(),
         "evaluation": {name: value for name, value in evaluation.items() if name != "data"},
     }
@@ -35,17 +36,14 @@ def collect(run: RunDirectory) -> dict[str, Any]:
 def parts() -> Parts:
     """Return a summary for the README and, with loss and precision over the epochs, for the guide."""
     results = read(STORED)
-    epochs, environment, metrics = results["epochs"], results["environment"], results["evaluation"]
+    epochs, metrics = results["epochs"], results["evaluation"]
     minutes = sum(row["seconds"] for row in epochs) / 60
     summary = (
         "A two-stage Deformable DETR of 1.3 million parameters, trained from scratch on the 205 photographs of BCCD, a "
         f"dataset of blood cells: AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f} on its 87 validation photographs "
         f"(pycocotools, best checkpoint, epoch {metrics['epoch']}). The {len(epochs)} epochs took {minutes:.0f} "
-        f"minutes in all on {environment['threads']} thread of a shared x86-64 CPU, and the loss fell from "
-        f"{epochs[0]['loss']:.2f} to {epochs[-1]['loss']:.2f}. "
-        f"{' and '.join(f'`{command}`' for command in results['commands'])}, torch "
-        f"{environment['torch'].split('+')[0]}, commit {results['commit']}; every epoch is in "
-        f"`benchmarks/results/{STORED}`."
+        f"minutes in all on {results['threads']} thread of a shared x86-64 CPU, and the loss fell from "
+        f"{epochs[0]['loss']:.2f} to {epochs[-1]['loss']:.2f}. {source(STORED)}"
     )
     names = ("AP", "AP50", "AP75")
     rows = (

@@ -1,8 +1,7 @@
 """Measure how many epochs DETR and Deformable DETR take to learn the same task: finding shapes, many of them small.
 
-`python -m benchmarks.convergence --tune` tries learning rates, and `--run` trains every variant from scratch, on the
-same data and in the same way. Both resume interrupted runs and, once there are all, write the chart and the tables of
-`docs/convergence.md`.
+`python -m benchmarks.convergence --run` trains every variant from scratch, on the same data and in the same way. It
+resumes interrupted runs and, once there are all, writes the chart and the table of `docs/convergence.md`.
 """
 
 import argparse
@@ -12,24 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 
-from benchmarks.pages import DOCS, ROOT, Parts, markdown, read, store, write
+from benchmarks.environment import ROOT, describe_source
+from benchmarks.pages import DOCS, Parts, markdown, read, source, store, write
 from benchmarks.pictures import IMAGES, draw_curves
-from benchmarks.results import describe_environment
+from deformdetr import engine
 from deformdetr.config import ConvBackboneConfig, DeformableDETRConfig, DETRConfig, FocalCriterionConfig, preset
 from deformdetr.data import ShapesConfig, build_dataset
-from deformdetr.engine import (
-    Experiment,
-    Processes,
-    RunDirectory,
-    StepSchedule,
-    TrainConfig,
-    evaluate,
-    load_run,
-    train,
-)
+from deformdetr.engine import Experiment, RunDirectory, StepSchedule, TrainConfig
 
 STORED = "convergence_cpu.json"
 CHART = IMAGES / "convergence_cpu.svg"
@@ -97,97 +87,74 @@ VARIANTS: Mapping[str, Variant] = {
     "deformable_detr_more": Variant("Deformable DETR, 8,000 pictures", _DEFORMABLE, 1e-3, times_pictures=4),
 }
 BASELINES = ("detr", "detr_dc5", "detr_dc5_plus", "detr_dc5_more")
-# The variants whose learning rate is chosen from `RATES`, by the epochs of a trial; the others use the same rates.
-TUNED: Mapping[str, int] = {"detr_dc5": 10, "deformable_detr": 4}
-RATES = (1e-4, 3e-4, 1e-3)
 METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium")
 
 
-def experiment(name: str, *, lr: float | None = None, epochs: int = EPOCHS) -> Experiment:
-    """Return the config of a run, by default with the variant's own learning rate."""
+def experiment(name: str, epochs: int = EPOCHS) -> Experiment:
+    """Return the config of a run."""
     variant = VARIANTS[name]
-    settings = TRAIN.replace(lr=lr or variant.lr, epochs=epochs // variant.times_pictures)
+    settings = TRAIN.replace(lr=variant.lr, epochs=epochs // variant.times_pictures)
     if variant.times_pictures > 1:
         settings = settings.replace(eval_every=1, save_every=1)
     data = DATA.replace(num_train=DATA.num_train * variant.times_pictures)
     return Experiment(model=variant.model, data=data, train=settings)
 
 
-def run(name: str, runs: Path, *, lr: float | None = None, epochs: int = EPOCHS) -> None:
+def run(name: str, runs: Path, epochs: int = EPOCHS) -> None:
     """Train a variant, or resume its run."""
-    described = experiment(name, lr=lr, epochs=epochs)
-    print(f"== {VARIANTS[name].label}, learning rate {described.train.lr:g}")
-    train(described, runs / f"{name}-lr{described.train.lr:g}-seed0", resume=True)
+    print(f"== {VARIANTS[name].label}")
+    engine.train(experiment(name, epochs), runs / f"{name}-lr{VARIANTS[name].lr:g}-seed0", resume=True)
 
 
 def collect(runs: Path) -> dict[str, Any]:
-    """Read all runs, finished or not."""
+    """Read all runs, finished or not. Versions are those of the first."""
     directories = [RunDirectory(path) for path in sorted(runs.iterdir())]
-    annotations = build_dataset(DATA, "val").coco_ground_truth().anns.values()
-    # By COCO's sizes.
-    counts, _ = np.histogram([each["area"] for each in annotations], bins=[0, 32**2, 96**2, np.inf])
+    environment = json.loads(directories[0].environment.read_text(encoding="utf-8"))
     return {
-        "commands": ["python -m benchmarks.convergence --tune", "python -m benchmarks.convergence --run"],
-        "commit": describe_environment()["commit"],
-        "objects": dict(zip(("small", "medium", "large"), counts.tolist(), strict=True)),
+        **describe_source("python -m benchmarks.convergence --run"),
+        "versions": {name: environment[name] for name in ("torch", "python", "deformdetr")},
         "runs": [_read(directory) for directory in directories if any("AP" in row for row in directory.read_metrics())],
     }
 
 
-def missing(results: Mapping[str, Any]) -> list[str]:
-    """Return which runs the page needs that there are none of: all variants, and all rates of those that are tuned."""
-    needed = [(name, variant.lr) for name, variant in VARIANTS.items()]
-    needed += [(name, lr) for name in TUNED for lr in RATES]
-    found = {(run["variant"], run["lr"]) for run in results["runs"]}
-    return [f"{name} with a learning rate of {lr:g}" for name, lr in dict.fromkeys(needed) if (name, lr) not in found]
+def missing(results: Mapping[str, Any]) -> set[str]:
+    """Return the variants that have no run."""
+    return set(VARIANTS) - {run["variant"] for run in results["runs"]}
 
 
 def _read(directory: RunDirectory) -> dict[str, Any]:
-    _, checkpoint = load_run(directory.path, prefer=("last.pt",))
-    data: Any = checkpoint.experiment.data
-    environment = json.loads(directory.environment.read_text(encoding="utf-8"))
+    _, checkpoint = engine.load_run(directory.path, prefer=("last.pt",))
+    settings = checkpoint.experiment
+    data: Any = settings.data
     rows = directory.read_metrics()
     model = checkpoint.build()
     # As many training pictures as there are validation pictures.
     seen = data.replace(num_train=min(data.num_train, DATA.num_val), augment=data.augment.replace(flip=0.0))
-    evaluation = evaluate(
+    fitted: dict[str, Any] = engine.evaluate(
         model,
-        checkpoint.experiment.model.build_postprocess(),
+        settings.model.build_postprocess(),
         build_dataset(seen, "train"),
-        Processes(),
-        batch_size=checkpoint.experiment.train.batch_size,
-    )
-    metrics: dict[str, Any] = dict(evaluation.metrics)
+        engine.Processes(),
+        batch_size=settings.train.batch_size,
+    ).metrics
     return {
         "variant": directory.path.name.partition("-lr")[0],
-        "lr": checkpoint.experiment.train.lr,
-        "seed": checkpoint.experiment.train.seed,
+        "lr": settings.train.lr,
+        "seed": settings.train.seed,
         "num_train": data.num_train,
         "parameters": sum(each.numel() for each in model.parameters()),
         "seconds_per_epoch": statistics.median(row["seconds"] for row in rows),
-        # Without the command and the platform, which describe the machine.
-        "environment": {name: environment[name] for name in ("deformdetr", "torch", "python", "device", "threads")},
         "curve": [{name: row[name] for name in ("epoch", "loss", *METRICS)} for row in rows if "AP" in row],
-        "on_training_pictures": {"epoch": checkpoint.epoch, **{name: metrics[name] for name in METRICS}},
+        "on_training_pictures": {"epoch": checkpoint.epoch, **{name: fitted[name] for name in METRICS}},
     }
 
 
 def parts() -> Parts:
     """Return the generated parts of the page."""
     results = read(STORED)
-    page = DOCS / "convergence.md"
-    objects, environment = results["objects"], results["runs"][0]["environment"]
-    provenance = (
-        f"Of the {sum(objects.values()):,} objects in the validation pictures {objects['small']:,} are small and "
-        f"{objects['medium']:,} medium. {' and '.join(f'`{each}`' for each in results['commands'])}, some continued "
-        f"with `--epochs`; torch {environment['torch'].split('+')[0]}, deformdetr {environment['deformdetr']}, commit "
-        f"{results['commit']}, {environment['threads']} thread of a busy x86-64 CPU, so that seconds are an upper "
-        f"bound; one seed. `benchmarks/results/{STORED}` has every evaluation."
-    )
     return {
-        (page, "summary"): _summary(_curves(results)),
-        (page, "table"): f"{_table(results)}\n\n{provenance}",
-        (page, "tuning"): _tuning_table(results),
+        (DOCS / "convergence.md", "summary"): _summary(_curves(results)),
+        (DOCS / "convergence.md", "table"): f"{_table(results)}\n\n{source(STORED)}",
     }
 
 
@@ -202,17 +169,18 @@ def draw(path: Path) -> None:
     draw_curves({VARIANTS[name].label: curve for name, curve in found.items()}, panels, title, path)
 
 
+def _runs(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the runs of the variants with their learning rates; the file has others, too."""
+    found = {(run["variant"], run["lr"]): run for run in results["runs"]}
+    return {name: found[name, variant.lr] for name, variant in VARIANTS.items()}
+
+
 def _curves(results: Mapping[str, Any]) -> dict[str, Curve]:
-    """Return the curve of every variant with its own learning rate."""
+    """Return the metrics of all variants by epochs of the same length."""
     return {
-        name: {point["epoch"] * variant.times_pictures: point for point in _run(results, name, variant.lr)["curve"]}
-        for name, variant in VARIANTS.items()
+        name: {point["epoch"] * VARIANTS[name].times_pictures: point for point in run["curve"]}
+        for name, run in _runs(results).items()
     }
-
-
-def _run(results: Mapping[str, Any], name: str, lr: float) -> dict[str, Any]:
-    """Return the run of a variant with a learning rate."""
-    return next(run for run in results["runs"] if run["variant"] == name and run["lr"] == lr)
 
 
 def _highest(curve: Curve, metric: str = "AP", *, last: int | None = None) -> float:
@@ -246,15 +214,15 @@ def _summary(found: Mapping[str, Curve]) -> str:
 
 def _table(results: Mapping[str, Any]) -> str:
     """Return precision over the epochs, and the epochs after which each variant reaches every DETR's best."""
-    found = _curves(results)
+    found, runs = _curves(results), _runs(results)
     last = max(max(curve) for curve in found.values())
     epochs = [epoch for epoch in (4, 8, 12, 20, 40, EPOCHS, 2 * EPOCHS, 200) if epoch <= last]
     heads = ["", "parameters", "seconds per epoch", *(f"epoch {epoch}" for epoch in epochs), "on training pictures"]
     heads += [f"epochs to the best of {VARIANTS[name].label} in {EPOCHS}" for name in BASELINES]
     rows = []
     for name, curve in found.items():
-        label, _, lr, times = VARIANTS[name]
-        own = _run(results, name, lr)
+        label, _, _, times = VARIANTS[name]
+        own = runs[name]
         fitted = own["on_training_pictures"]
         row = [label, f"{own['parameters']:,}", f"{own['seconds_per_epoch'] / times:.1f}"]
         row += [_with_small(curve[epoch]) if epoch in curve else "" for epoch in epochs]
@@ -267,34 +235,19 @@ def _table(results: Mapping[str, Any]) -> str:
     return markdown(heads, rows)
 
 
-def _tuning_table(results: Mapping[str, Any]) -> str:
-    """Return precision by learning rate."""
-    rows = []
-    for name, epochs in TUNED.items():
-        curves = [{point["epoch"]: point for point in _run(results, name, lr)["curve"]} for lr in RATES]
-        rows.append([f"{VARIANTS[name].label}, epoch {epochs}", *(_with_small(curve[epochs]) for curve in curves)])
-    return markdown(["AP", *(f"learning rate {lr:g}" for lr in RATES)], rows)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tune", action="store_true", help="try learning rates")
-    parser.add_argument("--run", action="store_true", help="train")
+    parser.add_argument("--run", action="store_true", required=True, help="train, which takes hours")
     parser.add_argument("--only", choices=VARIANTS, action="append", help="only this variant; repeatable")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="total; more continue a run (default: %(default)s)")
     options = parser.parse_args()
-    if not (options.tune or options.run):
-        parser.error("give --tune, --run or both")
     # Tensors this small gain little from a second thread, and lose much where the other core is busy.
     torch.set_num_threads(1)
     for name in options.only or VARIANTS:
-        for lr in RATES if options.tune and name in TUNED else ():
-            run(name, RUNS, lr=lr, epochs=TUNED[name])
-        if options.run:
-            run(name, RUNS, epochs=options.epochs)
+        run(name, RUNS, options.epochs)
     results = collect(RUNS)
     if absent := missing(results):
-        print(f"the tables need these runs as well: {', '.join(absent)}")
+        print(f"the table needs these variants as well: {', '.join(sorted(absent))}")
     else:
         store(STORED, results)
         draw(CHART)

@@ -4,16 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import bccd, compat, convergence, flops, machine_code, transformers_speed
-from benchmarks.cases import DIRECTIONS, KINDS, Direction, Dtype, OperatorSizes, select
+from benchmarks import bccd, convergence, flops, machine_code, transformers_speed
+from benchmarks.cases import DIRECTIONS, KINDS
+from benchmarks.measure import PRODUCT_DTYPES
 from benchmarks.pages import DOCS, README, RESULTS, Parts, digits, markdown
 from benchmarks.pictures import chart
-from benchmarks.results import Results, Row, load_all
+from benchmarks.results import Results, Row, Spread, load_all
 
 PAGE = DOCS / "benchmarks.md"
 
-_NOT_MEASURED = "Not measured."
-_PRODUCTS = ("float32", "bfloat16")
 # The tasks that the README shows.
 _HIGHLIGHTS = {
     "encoder_480x640_b1": ("forward", "forward_backward"),
@@ -22,9 +21,6 @@ _HIGHLIGHTS = {
     "multi_scale_640x800_b1": ("forward", "training_step"),
     "few_b16": ("forward", "forward_backward"),
 }
-_ITEM_SIZE = {"float32": 4, "bfloat16": 2}
-# Bytes per second, reads and writes, of a large copy on an H200.
-_BANDWIDTH = 4.3e12
 
 
 def all_parts(directory: Path = RESULTS) -> Parts:
@@ -34,13 +30,8 @@ def all_parts(directory: Path = RESULTS) -> Parts:
     for device in ("cpu", "cuda"):
         on_device = [each for each in of_kind["operator"] if each.runs[-1]["environment"]["device"] == device]
         parts[PAGE, f"operator {device}"] = _sections(on_device)
-    parts[PAGE, "floors"] = floor_table()
-    parts[README, "benchmarks"] = (
-        f"{summary_table([each for results in of_kind.values() for each in results])}\n\n"
-        "Medians of alternating runs in one process. `docs/benchmarks.md` has commands, versions, spread and all other "
-        "comparisons, from the files in `benchmarks/results/`."
-    )
-    for module in (bccd, compat, convergence, flops, machine_code, transformers_speed):
+    parts[README, "benchmarks"] = summary_table([each for results in of_kind.values() for each in results])
+    for module in (bccd, convergence, flops, machine_code, transformers_speed):
         parts |= module.parts()
     return parts
 
@@ -59,7 +50,7 @@ def long_table(results: Results) -> str:
     tasks = [f"{row.case}, {row.dtype}, {DIRECTIONS[row.direction]}" for row in rows]
     cells = {"case": ["" if index and tasks[index - 1] == task else task for index, task in enumerate(tasks)]}
     cells |= {head: [cell(row) for row in rows] for head, cell in columns.items()}
-    for dtype in _PRODUCTS:
+    for dtype in PRODUCT_DTYPES:
         shares = [_share_of_products(row, dtype) for row in rows]
         cells |= {f"share of {dtype} products": shares} if any(shares) else {}
     absent = _absent(results.rows)
@@ -98,46 +89,6 @@ def provenance(run: Mapping[str, Any]) -> str:
     )
 
 
-def floor_table() -> str:
-    """Return lower bounds of the operator's time on a GPU for all cases, in microseconds."""
-    directions: tuple[Direction, ...] = ("forward", "backward")
-    heads = ["case", "dtype", *(f"{direction}{kind}, µs" for kind in ("", " from offsets") for direction in directions)]
-    rows = []
-    for case in select(["operator"]):
-        for dtype in case.cuda:
-            floors = [
-                floor_bytes(case.sizes, dtype, each, fused=fused) for fused in (False, True) for each in directions
-            ]
-            rows.append([case.name, dtype, *(f"{floor / _BANDWIDTH * 1e6:.1f}" for floor in floors)])
-    return markdown(heads, rows, left=2)
-
-
-def floor_bytes(sizes: OperatorSizes, dtype: Dtype, direction: Direction, *, fused: bool = False) -> float:
-    """Count the bytes that have to cross the memory bus: inputs and outputs once, locations in float32.
-
-    Of the value, only those rows (the channels of one head at one pixel) count that are sampled, by their expected
-    number if the corners are uniform in their level. The backward reads what the forward reads and the gradient of the
-    output, and writes all gradients.
-
-    Args:
-        fused: Whether offsets and logits in `dtype`, and one reference point per query and level in float32, are read
-            instead of locations and weights.
-    """
-    item = _ITEM_SIZE[dtype]
-    levels = len(sizes.levels)
-    queries = sizes.batch * sizes.n_queries
-    samples = queries * sizes.heads * levels * sizes.points
-    output = queries * sizes.heads * sizes.channels * item
-    places = samples * 2 * (item if fused else 4) + samples * item
-    references = queries * levels * 2 * 4 if fused else 0
-    corners = 4 * queries * sizes.heads * sizes.points
-    rows = [sizes.batch * sizes.heads * height * width for height, width in sizes.levels]
-    # All corners miss a row with probability (1 - 1 / rows)^corners.
-    sampled = sum(number * (1 - (1 - 1 / number) ** corners) for number in rows)
-    forward = sampled * sizes.channels * item + places + references + output
-    return forward if direction == "forward" else forward + sum(rows) * sizes.channels * item + places
-
-
 def _sections(all_results: Sequence[Results]) -> str:
     """Return chart, provenance and table of every file of results."""
     sections = []
@@ -145,46 +96,47 @@ def _sections(all_results: Sequence[Results]) -> str:
         name = chart(results)
         sections += [f"![Times on {results.place}](images/{name})"] if name else []
         sections += [*map(provenance, results.runs), long_table(results)]
-    return "\n\n".join(sections) or _NOT_MEASURED
+    return "\n\n".join(sections) or "Not measured."
 
 
 def _operations(rows: Sequence[Row]) -> str:
     """Return the floating-point operations of every call, and those per second of the matrix products beside it."""
-    counts = {f"{row.case} {DIRECTIONS[row.direction]} {row.flops / 1e9:,.0f}": None for row in rows if row.flops}
-    speeds = {
-        dtype: [row.product_flops[dtype] / 1e9 for row in rows if dtype in row.product_flops] for dtype in _PRODUCTS
-    }
-    reached = " and ".join(f"{min(all_):,.0f} to {max(all_):,.0f} in {dtype}" for dtype, all_ in speeds.items() if all_)
-    return f"GFLOP of a call: {', '.join(counts)}. GFLOP/s of the best matrix products: {reached}" if counts else ""
+    counted = [row for row in rows if row.flops]
+    counts = dict.fromkeys(f"{row.case} {DIRECTIONS[row.direction]} {(row.flops or 0) / 1e9:,.0f}" for row in counted)
+    reached = []
+    for dtype in PRODUCT_DTYPES if counted else ():
+        speeds = [row.product_flops[dtype] / 1e9 for row in counted]
+        reached.append(f"{min(speeds):,.0f} to {max(speeds):,.0f} in {dtype}")
+    products = " and ".join(reached)
+    return f"GFLOP of a call: {', '.join(counts)}. GFLOP/s of the best matrix products: {products}" if counted else ""
 
 
 def _absent(rows: Sequence[Row]) -> str:
     """Return the providers that could not run and why, with their cases unless they are all."""
-    all_cases = {row.case for row in rows}
-    cases: dict[tuple[str, str], list[str]] = {}
+    cases: dict[str, set[str]] = {}
     for row in rows:
         if row.status == "unavailable":
-            cases.setdefault((row.provider, row.reason), []).append(row.case)
-    providers: dict[tuple[str, str], list[str]] = {}
-    for (provider, reason), where in cases.items():
-        only = "" if set(where) == all_cases else f" in {', '.join(dict.fromkeys(where))}"
-        providers.setdefault((only, reason), []).append(f"`{provider}`")
-    return "; ".join(f"{', '.join(names)}{only} ({reason})" for (only, reason), names in providers.items())
+            cases.setdefault(f"`{row.provider}` ({row.reason})", set()).add(row.case)
+    all_cases = {row.case for row in rows}
+    return "; ".join(
+        provider if where == all_cases else f"{provider} in {', '.join(sorted(where))}"
+        for provider, where in cases.items()
+    )
 
 
 def _time(row: Row, scale: float) -> str:
-    if row.time is None:
-        return f"{row.status}: {row.reason}"
-    lower, upper = digits(row.time.lower_quartile * scale), digits(row.time.upper_quartile * scale)
-    return f"{digits(row.time.median * scale)} ({lower} to {upper})"
+    return _spread(row.time, lambda seconds: digits(seconds * scale)) if row.time else f"{row.status}: {row.reason}"
 
 
 def _speedup(row: Row) -> str:
-    if row.speedup is None:
-        return ""
-    if row.provider == row.baseline:
+    if row.provider == row.baseline and row.speedup:
         return "1"
-    return f"{row.speedup.median:.2f} ({row.speedup.lower_quartile:.2f} to {row.speedup.upper_quartile:.2f})"
+    return _spread(row.speedup, "{:.2f}".format) if row.speedup else ""
+
+
+def _spread(spread: Spread, write: Callable[[float], str]) -> str:
+    """Return the median and, in parentheses, the quartiles."""
+    return f"{write(spread.median)} ({write(spread.lower_quartile)} to {write(spread.upper_quartile)})"
 
 
 def _share_of_products(row: Row, dtype: str) -> str:

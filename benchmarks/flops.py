@@ -10,7 +10,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.pages import DOCS, Parts, markdown, read, store, write
+from benchmarks.environment import describe_source
+from benchmarks.pages import DOCS, Parts, markdown, read, source, store, write
 from deformdetr import PRESETS
 from deformdetr.config import DeformableDETRConfig, DETRConfig
 from deformdetr.kernels import register_flop_formulas
@@ -27,8 +28,8 @@ PUBLISHED = {
     "detr_r50_dc5": 187,
 }
 # Images are resized to a shorter side of 800 pixels and a longer one of at most 1333. Most of COCO's are 4:3 or 3:2.
-WIDTHS = (1066, 1200, 1333)
-TRIED_WIDTHS = range(1056, 1145, 8)
+# A width of 1104 fits the published numbers best.
+HEIGHT, WIDTHS = 800, (1066, 1104, 1200, 1333)
 
 
 def count_flops(
@@ -56,7 +57,7 @@ def count_flops(
     return {str(operator).split(".")[1]: int(n) for operator, n in counter.get_flop_counts()["Global"].items()}
 
 
-def count(name: str, width: int, height: int = 800) -> dict[str, int]:
+def count(name: str, width: int, height: int = HEIGHT) -> dict[str, int]:
     """Count a preset's parameters, and the multiply-adds of one image without padding.
 
     `sampling` is the operator of deformable attention: four multiply-adds for every sample and channel.
@@ -80,46 +81,26 @@ def count(name: str, width: int, height: int = 800) -> dict[str, int]:
 
 
 def measure() -> dict[str, Any]:
-    """Count all presets at all widths, and at the width that fits the published numbers best."""
-    # Three published numbers differ; the original's table repeats the third for its variants.
-    distinct = list(PUBLISHED)[:3]
-
-    def worst(width: int) -> float:
-        return max(abs(count(name, width)["total"] / 1e9 / PUBLISHED[name] - 1) for name in distinct)
-
-    deviation, best = min((worst(width), width) for width in TRIED_WIDTHS)
+    """Count all presets at all widths."""
     return {
-        "command": "python -m benchmarks.flops",
-        "torch": torch.__version__.split("+")[0],
+        **describe_source("python -m benchmarks.flops"),
         "published_giga_multiply_adds": PUBLISHED,
-        "best_match": {"height": 800, "width": best, "worst_relative_deviation": deviation},
-        "counts": {name: {f"800x{w}": count(name, w) for w in sorted({*WIDTHS, best})} for name in PUBLISHED},
+        "counts": {name: {f"{HEIGHT}x{width}": count(name, width) for width in WIDTHS} for name in PUBLISHED},
     }
 
 
 def parts() -> Parts:
-    """Return the table of the page, and what it shows."""
+    """Return the table of the page."""
     results = read(STORED)
-    counts, published, best = results["counts"], results["published_giga_multiply_adds"], results["best_match"]
-    sizes = list(next(iter(counts.values())))
+    counts = results["counts"]
+    sizes = list(counts["deformable_detr_r50"])
     heads = ["preset", "parameters", "trainable", *(f"{size} (G)".replace("x", " × ") for size in sizes)]
     rows = []
-    for name, by_size in counts.items():
-        parameters = [f"{by_size[sizes[0]][each]:,}" for each in ("parameters", "trainable")]
-        numbers = [f"{by_size[size]['total'] / 1e9:.1f}" for size in sizes]
-        rows.append([f"`{name}`", *parameters, *numbers, str(published[name])])
-    multi_scale = counts["deformable_detr_r50"][f"800x{best['width']}"]
-    note = (
-        "Billions of multiply-adds for one image of the given height and width, counted by PyTorch "
-        f"{results['torch']} with `{results['command']}`, which writes `benchmarks/results/{STORED}`. The published "
-        f"numbers do not state the size of the input, and no single width gives all of them: 800 × {best['width']} "
-        f"fits best, within {best['worst_relative_deviation']:.1%} of the three distinct numbers. "
-        f"At that size, `deformable_detr_r50` spends {multi_scale['sampling'] / 1e9:.2f} G on the sampling of "
-        f"deformable attention and {multi_scale['self_attention'] / 1e9:.2f} G on the matrix products of the decoder's "
-        "self-attention, too little to explain the differences. The published table has one number for all multi-scale "
-        "variants; ours includes the heads of the two-stage model, which classify every pixel."
-    )
-    return {(DOCS / "models.md", ""): f"{markdown([*heads, 'published (G)'], rows)}\n\n{note}"}
+    for name, published in results["published_giga_multiply_adds"].items():
+        parameters = [f"{counts[name][sizes[0]][each]:,}" for each in ("parameters", "trainable")]
+        numbers = [f"{counts[name][size]['total'] / 1e9:.1f}" for size in sizes]
+        rows.append([f"`{name}`", *parameters, *numbers, str(published)])
+    return {(DOCS / "models.md", ""): f"{markdown([*heads, 'published (G)'], rows)}\n\n{source(STORED)}"}
 
 
 if __name__ == "__main__":

@@ -5,17 +5,14 @@ training step.
 """
 
 import argparse
-import operator
-import time
-from collections.abc import Callable
-from functools import partial
+from operator import truediv
 from statistics import median
 from typing import get_args
 
 import torch
 
 from benchmarks.cases import Direction, ModelSizes
-from benchmarks.measure import interleave
+from benchmarks.measure import processor_times
 from benchmarks.model import prepare_model
 from benchmarks.pages import markdown
 from deformdetr.kernels import LayerKernel, set_layer_kernels
@@ -26,20 +23,15 @@ KERNELS: tuple[LayerKernel, ...] = get_args(LayerKernel)
 def measure(sizes: ModelSizes, direction: Direction, rounds: int) -> dict[str, float]:
     """Return for each kernel, and for all, the time without it over the time with all."""
     call = prepare_model(sizes, direction, "cpu", seed=0).candidates["ours"]().call
-    selections = {"": KERNELS, **{name: tuple(set(KERNELS) - {name}) for name in KERNELS}, "all": ()}
-    samples = {name: partial(_sample, call, selection) for name, selection in selections.items()}
-    # The first round warms up.
-    times = {name: taken[1:] for name, taken in interleave(samples, rounds + 1).items()}
+
+    def call_with(*kernels: LayerKernel) -> None:
+        with set_layer_kernels(kernels):
+            call()
+
+    calls = {name: lambda name=name: call_with(*(set(KERNELS) - {name})) for name in KERNELS}
+    times = processor_times({"": lambda: call_with(*KERNELS), **calls, "all": call_with}, rounds)
     with_all = times.pop("")
-    return {name: median(map(operator.truediv, without, with_all)) for name, without in times.items()}
-
-
-def _sample(call: Callable[[], object], selection: tuple[LayerKernel, ...]) -> float:
-    with set_layer_kernels(selection):
-        # Processor time, which other work on the machine distorts less than wall time.
-        started = time.process_time()
-        call()
-        return time.process_time() - started
+    return {name: median(map(truediv, without, with_all)) for name, without in times.items()}
 
 
 if __name__ == "__main__":

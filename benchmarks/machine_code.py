@@ -19,7 +19,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.pages import DOCS, Parts, markdown, read, store, write
+from benchmarks.environment import describe_source
+from benchmarks.pages import DOCS, Parts, markdown, read, source, store, write
 from deformdetr.kernels._triton import _backward, _forward
 from deformdetr.kernels._triton import _launch_table as _launch
 
@@ -149,8 +150,8 @@ def measure() -> dict[str, Any]:
             found = dict(re.findall(r"\.(vgpr_count|vgpr_spill_count):\s+(\d+)", compiled.asm["amdgcn"]))
             row |= {"registers": int(found["vgpr_count"]), "spilled": int(found["vgpr_spill_count"])}
         rows.append(row)
-    command = "TRITON_ALWAYS_COMPILE=1 python -m benchmarks.machine_code"
-    return {"command": command, "triton": triton.__version__, "rows": rows}
+    origin = describe_source("TRITON_ALWAYS_COMPILE=1 python -m benchmarks.machine_code", packages=("triton",))
+    return {**origin, "rows": rows}
 
 
 def rows_per_warp(direction: str, dtype: str) -> int:
@@ -168,8 +169,7 @@ def parts() -> Parts:
         + [str(row.get(name, "")) for name in ("instructions", "registers", "spilled", "seconds")]
         for row in results["rows"]
     )
-    note = f"Written by `{results['command']}` with Triton {results['triton']}, on two shared CPU cores."
-    return {(DOCS / "gpu.md", ""): f"{markdown(heads, rows, left=3)}\n\n{note}"}
+    return {(DOCS / "gpu.md", ""): f"{markdown(heads, rows, left=3)}\n\n{source(STORED)} Two shared CPU cores."}
 
 
 if __name__ == "__main__":

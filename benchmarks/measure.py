@@ -1,6 +1,7 @@
 """Clocks, turns and peak memory."""
 
 import gc
+import itertools
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ SLOW = 1.0
 FLUSH_BYTES = 2**30
 # Rows and columns of the square matrices whose products show what a device can do.
 PRODUCT_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
+PRODUCT_DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
 
 
 class WallClock:
@@ -103,45 +105,55 @@ class DeviceClock:
         return float(milliseconds) / 1e3 / (self._replays * self._calls_per_replay)
 
 
-def interleave(samples: Mapping[str, Callable[[], float]], rounds: Mapping[str, int] | int) -> dict[str, list[float]]:
-    """Take samples in turns; contenders with fewer rounds take part in the first ones.
+def interleave(samples: Mapping[str, Callable[[], float]], rounds: Mapping[str, int]) -> dict[str, list[float]]:
+    """Take samples in turns; contenders with fewer rounds take part in the first ones, those without a number in all.
 
     Every round has an order of its own: in a fixed one, each contender would always find the caches and the memory that
     the same other one left.
-
-    Args:
-        samples: Functions that return one sample, by contender.
-        rounds: Number of rounds, of all contenders or of each.
     """
-    if isinstance(rounds, int):
-        rounds = dict.fromkeys(samples, rounds)
     taken: dict[str, list[float]] = {name: [] for name in samples}
+    most = max(rounds.values())
     gc.collect()
     gc.disable()
     try:
-        for index in range(max(rounds.values())):
+        for index in range(most):
             for name in random.sample(list(samples), len(samples)):
-                if index < rounds[name]:
+                if index < rounds.get(name, most):
                     taken[name].append(samples[name]())
     finally:
         gc.enable()
     return taken
 
 
-def matrix_products(device: str) -> list[tuple[Dtype, int, Call]]:
-    """Return large matrix products with their dtype and their number of floating-point operations.
+def processor_times(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
+    """Run calls in turns, and return the processor seconds of every round but a first one, which warms up.
 
-    Each product comes twice, as a linear layer and as a 1x1 convolution: on CPUs, PyTorch computes them by different
-    libraries.
+    Other work on the machine distorts the processor time of this process less than wall time.
     """
-    dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
-    products: list[tuple[Dtype, int, Call]] = []
-    for dtype in dtypes:
-        for size in PRODUCT_SIZES[device]:
-            a, b = (torch.randn(size, size, dtype=getattr(torch, dtype), device=device) for _ in range(2))
-            products.append((dtype, 2 * size**3, lambda a=a, b=b: F.linear(a, b)))
-            image, kernel = a.view(1, size, 32, size // 32), b.view(size, size, 1, 1)
-            products.append((dtype, 2 * size**3, lambda image=image, kernel=kernel: F.conv2d(image, kernel)))
+
+    def sample(call: Call) -> float:
+        started = time.process_time()
+        call()
+        return time.process_time() - started
+
+    samples = {name: partial(sample, call) for name, call in calls.items()}
+    return {name: taken[1:] for name, taken in interleave(samples, dict.fromkeys(samples, rounds + 1)).items()}
+
+
+def matrix_products(device: str) -> dict[str, Callable[[], float]]:
+    """Return functions that compute a large matrix product, and return its floating-point operations per second.
+
+    Names start with the dtype. Each product comes twice, as a linear layer and as a 1x1 convolution: on CPUs, PyTorch
+    computes them by different libraries.
+    """
+    products: dict[str, Callable[[], float]] = {}
+    for dtype, size in itertools.product(PRODUCT_DTYPES, PRODUCT_SIZES[device]):
+        a, b = (torch.randn(size, size, dtype=getattr(torch, dtype), device=device) for _ in range(2))
+        image, kernel = a.view(1, size, 32, size // 32), b.view(size, size, 1, 1)
+        for call in (partial(F.linear, a, b), partial(F.conv2d, image, kernel)):
+            call()
+            clock = WallClock(call, device)
+            products[f"{dtype} product {len(products)}"] = lambda clock=clock, size=size: 2 * size**3 / clock.sample()
     return products
 
 

@@ -1,12 +1,11 @@
 """Whole models: ours and that of transformers, with the same random weights."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from benchmarks.cases import Direction, ModelSizes
@@ -25,30 +24,16 @@ _LEARNING_RATE = 1e-5
 _LARGEST_GRADIENT = 0.1
 
 
-class Batch(NamedTuple):
-    """Images without padding, and their targets."""
-
-    images: Float[Tensor, "batch 3 height width"]
-    targets: list[Target]
-
-    def shrunk(self, dtype: torch.dtype) -> "Batch":
-        """Return the batch at a quarter of its height and width, in another dtype."""
-        images = nn.functional.avg_pool2d(self.images, 4).to(dtype)
-        return Batch(images, [{"boxes": each["boxes"].to(dtype), "labels": each["labels"]} for each in self.targets])
-
-
 class Model(NamedTuple):
     """A model on a device, in evaluation mode.
 
     Attributes:
-        predict: Returns the logits and boxes of the last layer.
-        loss: Returns the sum of all layers' losses.
-        by_our_names: Renames its state or its gradients to those of our model.
+        run: Returns logits and boxes of the last layer for images and, with targets, the sum of all layers' losses.
+        by_our_names: Renames its gradients to those of our model.
     """
 
     module: nn.Module
-    predict: Callable[[Batch], list[Tensor]]
-    loss: Callable[[Batch], Tensor]
+    run: Callable[..., tuple[Tensor, Tensor, Any]]
     by_our_names: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
 
 
@@ -57,14 +42,12 @@ def build_ours(config: DeformableDETRConfig, device: str, seed: int) -> Model:
     module = _with_random_weights(config, seed).to(device).eval()
     criterion = config.build_criterion()
 
-    def predict(batch: Batch) -> list[Tensor]:
-        outputs = module(batch.images)
-        return [outputs["pred_logits"], outputs["pred_boxes"]]
+    def run(images: Tensor, targets: Sequence[Target] = ()) -> tuple[Tensor, Tensor, Any]:
+        outputs = module(images)
+        loss = criterion.total(criterion(outputs, targets)) if targets else None
+        return outputs["pred_logits"], outputs["pred_boxes"], loss
 
-    def loss(batch: Batch) -> Tensor:
-        return criterion.total(criterion(module(batch.images), batch.targets))
-
-    return Model(module, predict, loss)
+    return Model(module, run)
 
 
 def build_hugging_face(config: DeformableDETRConfig, device: str, seed: int) -> Model:
@@ -84,18 +67,13 @@ def build_hugging_face(config: DeformableDETRConfig, device: str, seed: int) -> 
         parameter.requires_grad_(bool(trains[name].all()))
     module = theirs.to(device).eval()
 
-    def run(batch: Batch, **options: Any) -> Any:
-        return module(batch.images, pixel_mask=torch.ones_like(batch.images[:, 0], dtype=torch.int64), **options)
+    def run(images: Tensor, targets: Sequence[Target] = ()) -> tuple[Tensor, Tensor, Any]:
+        labels = [{"boxes": each["boxes"], "class_labels": each["labels"]} for each in targets]
+        mask = torch.ones_like(images[:, 0], dtype=torch.int64)
+        outputs = module(images, pixel_mask=mask, labels=labels or None)
+        return outputs.logits, outputs.pred_boxes, outputs.loss
 
-    def predict(batch: Batch) -> list[Tensor]:
-        outputs = run(batch)
-        return [outputs.logits, outputs.pred_boxes]
-
-    def loss(batch: Batch) -> Any:
-        labels = [{"boxes": each["boxes"], "class_labels": each["labels"]} for each in batch.targets]
-        return run(batch, labels=labels).loss
-
-    return Model(module, predict, loss, from_hugging_face)
+    return Model(module, run, from_hugging_face)
 
 
 MODELS: Mapping[str, Callable[..., Model]] = {"ours": build_ours, BASELINE: build_hugging_face}
@@ -123,23 +101,26 @@ def prepare_model(
     )
     rng = torch.Generator(device).manual_seed(seed)
     images = torch.randn(1, 3, sizes.height, sizes.width, generator=rng, device=device)
-    batch = Batch(images, draw_targets([sizes.targets], config.num_classes, rng))
+    targets = draw_targets([sizes.targets], config.num_classes, rng)
+    small = nn.functional.avg_pool2d(images, 4)
 
     @cache
     def expected() -> Outputs:
         model = build_ours(config, device, seed)
         model.module.double()
-        return _results(model, batch.shrunk(torch.float64), direction)
+        doubled: list[Target] = [{"boxes": each["boxes"].double(), "labels": each["labels"]} for each in targets]
+        return _results(model, small.double(), doubled, direction)
 
     def prepare(make: Callable[..., Model]) -> Contender:
         model = make(config, device, seed)
 
         def outputs() -> Outputs:
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                return _results(model, batch.shrunk(torch.float32), direction)
+                return _results(model, small, targets, direction)
 
-        timed = torch.no_grad()(model.predict) if direction == "forward" else _training_step(model)
-        return Contender(partial(timed, batch), outputs, expected)
+        if direction == "forward":
+            return Contender(partial(torch.no_grad()(model.run), images), outputs, expected)
+        return Contender(partial(_training_step(model), images, targets), outputs, expected)
 
     def count() -> int:
         is_training = direction == "training_step"
@@ -149,14 +130,14 @@ def prepare_model(
     return Problem(candidates, BASELINE, TOLERANCES[direction], clock="wall", count_flops=count)
 
 
-def _training_step(model: Model) -> Callable[[Batch], None]:
+def _training_step(model: Model) -> Callable[..., None]:
     """Return predictions with dropout, losses, gradients, clipping and a step of AdamW."""
     trained = [each for each in model.module.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=_LEARNING_RATE)
 
-    def step(batch: Batch) -> None:
+    def step(images: Tensor, targets: Sequence[Target]) -> None:
         model.module.train()
-        model.loss(batch).backward()
+        model.run(images, targets)[-1].backward()
         nn.utils.clip_grad_norm_(trained, _LARGEST_GRADIENT)
         optimizer.step()
         optimizer.zero_grad()
@@ -164,13 +145,13 @@ def _training_step(model: Model) -> Callable[[Batch], None]:
     return step
 
 
-def _results(model: Model, batch: Batch, direction: Direction) -> Outputs:
+def _results(model: Model, images: Tensor, targets: Sequence[Target], direction: Direction) -> Outputs:
     if direction == "forward":
         with torch.no_grad():
-            logits, boxes = model.predict(batch)
+            logits, boxes, _ = model.run(images)
         # Sorted, because rounding may swap two-stage queries of similar scores.
         return {"logits": logits.sort(dim=1).values, "boxes": boxes.sort(dim=1).values}
-    loss = model.loss(batch)
+    loss = model.run(images, targets)[-1]
     trained = {name: each for name, each in model.module.named_parameters() if each.requires_grad}
     found = zip(trained, torch.autograd.grad(loss, list(trained.values()), allow_unused=True), strict=True)
     gradients = {name: gradient for name, gradient in found if gradient is not None}

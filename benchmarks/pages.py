@@ -5,7 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.environment import ROOT
+from deformdetr._files import write_text
+
 RESULTS = Path(__file__).parent / "results"
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
@@ -21,7 +23,17 @@ def read(name: str) -> Any:
 
 def store(name: str, results: Any) -> None:
     """Write results that `read` returns."""
-    (RESULTS / name).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_text(RESULTS / name, json.dumps(results, indent=1) + "\n")
+
+
+def source(name: str) -> str:
+    """Return a sentence on where stored results come from, which have the entries of `describe_source`."""
+    results = read(name)
+    commands = " and ".join(f"`{command}`" for command in results["commands"])
+    versions = ", ".join(f"{package} {number.split('+')[0]}" for package, number in results["versions"].items())
+    # The oldest files have none.
+    commit = f"; commit {results['commit']}" if "commit" in results else ""
+    return f"By {commands}; {versions}{commit}; stored in `benchmarks/results/{name}`."
 
 
 def write(parts: Parts) -> None:

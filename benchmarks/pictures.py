@@ -7,14 +7,13 @@ from typing import Any
 
 from benchmarks.cases import DIRECTIONS, Kind
 from benchmarks.pages import DOCS, digits
-from benchmarks.results import Results, Row, file_name
+from benchmarks.results import Results, file_name
 
 IMAGES = DOCS / "images"
 
-# Of providers: ours in color, all others in gray.
-_OURS = ("#3f51b5", "#7986cb", "#9fa8da", "#b3bce6", "#c5cae9")
-_OTHERS = ("#616161", "#8d8d8d", "#ababab", "#c4c4c4")
-_LINE, _GAP = 0.17, 0.2
+_OURS, _OTHERS = "#3f51b5", "#8d8d8d"
+# Inches, of a row and between tasks.
+_LINE, _GAP = 0.2, 0.12
 _TITLES: Mapping[Kind, str] = {
     "operator": "Multi-scale deformable attention",
     "model": "Whole model",
@@ -30,29 +29,28 @@ def chart(results: Results) -> str | None:
 
 
 def draw_times(results: Results, path: Path) -> None:
-    """Draw median times as points, grouped by task, with quartiles as whiskers."""
-    groups: dict[str, list[Row]] = {}
-    for row in results.rows:
-        if row.time:
-            dtype = "" if row.dtype == "float32" else f", {row.dtype}"
-            groups.setdefault(f"{row.case}{dtype}\n{DIRECTIONS[row.direction]}", []).append(row)
-    providers = dict.fromkeys(row.provider for group in groups.values() for row in group)
-    ours, others = cycle(_OURS), cycle(_OTHERS)
-    colors = {name: next(ours if name.startswith("ours") else others) for name in providers}
-    height = sum(len(group) * _LINE + _GAP for group in groups.values())
-    figure, (axes,) = _figure(9, 1.4 + 1.2 * height)
-    ticks = []
-    top = 0.0
-    for group in groups.values():
-        for index, row in enumerate(group):
-            _draw_point(axes, top + index * _LINE, row, colors[row.provider])
-        ticks.append(top + (len(group) - 1) * _LINE / 2)
-        top += len(group) * _LINE + _GAP
-    axes.set_yticks(ticks, groups.keys())
-    axes.set_ylim(top - _GAP, -_LINE)
-    low, high = axes.get_xlim()
-    # Leaves space for the labels of the slowest.
-    axes.set_xlim(low, high * (high / low) ** 0.25)
+    """Draw median times as points, with quartiles as whiskers; the first provider of a task is labeled with it, too."""
+    measured = [(row, row.time) for row in results.rows if row.time]
+    starts = [index for index, (row, _) in enumerate(measured) if not index or row.task != measured[index - 1][0].task]
+    height = len(measured) * _LINE + len(starts) * _GAP
+    figure, (axes,) = _figure(9, height + 0.8)
+    position = 0.0
+    ticks: dict[float, str] = {}
+    for index, (row, time) in enumerate(measured):
+        position += _LINE + (_GAP if index in starts else 0)
+        task = f"{row.case}, {row.dtype}, {DIRECTIONS[row.direction]}:  " if index in starts else ""
+        ticks[position] = f"{task}{row.provider}"
+        low, median, high = (1e3 * each for each in (time.lower_quartile, time.median, time.upper_quartile))
+        color = _OURS if row.provider.startswith("ours") else _OTHERS
+        whiskers = [[median - low], [high - median]]
+        axes.errorbar(median, position, xerr=whiskers, color=color, marker="o", markersize=4, capsize=2)
+        factor = f" ({row.speedup.median:.2g} ×)" if row.speedup and row.provider != row.baseline else ""
+        place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+        axes.annotate(f"{digits(median)}{factor}", (high, position), **place)
+    axes.set_yticks(list(ticks), ticks.values(), fontsize=8)
+    axes.set_ylim(position + _LINE, 0)
+    # Leaves space for the annotations of the slowest.
+    axes.margins(x=0.15)
     axes.set(xlabel=f"milliseconds, with quartiles (×: times as fast as {results.rows[0].baseline})")
     _save(figure, f"{_TITLES[results.kind]} on {results.place}", path)
 
@@ -84,18 +82,9 @@ def draw_curves(
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", alpha=0.3)
         axes.set(xlabel="epochs", title=label)
+    labels = all_axes[0].get_legend_handles_labels()
+    figure.legend(*labels, loc="outside lower center", ncols=4, frameon=False)
     _save(figure, title, path)
-
-
-def _draw_point(axes: Any, position: float, row: Row, color: str) -> None:
-    if row.time is None:
-        raise ValueError(f"{row.provider} has no time in {row.case}")
-    median, lower, upper = (each * 1e3 for each in (row.time.median, row.time.lower_quartile, row.time.upper_quartile))
-    whiskers = [[median - lower], [upper - median]]
-    axes.errorbar(median, position, xerr=whiskers, color=color, marker="o", capsize=3, label=row.provider)
-    factor = f" ({row.speedup.median:.2g} ×)" if row.speedup and row.provider != row.baseline else ""
-    text, place = f"{digits(median)}{factor}", (max(median, upper), position)
-    axes.annotate(text, place, xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
 
 
 def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Sequence[Any]]:
@@ -113,12 +102,9 @@ def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Sequence
 
 
 def _save(figure: Any, title: str, path: Path) -> None:
-    """Add a title and one legend for all panels, and write the file."""
+    """Add a title, and write the file."""
     import matplotlib as mpl
 
-    handles, names = figure.axes[0].get_legend_handles_labels()
-    by_name = dict(zip(names, handles, strict=True))
-    figure.legend(by_name.values(), by_name.keys(), loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(title, x=0.01, ha="left")
     path.parent.mkdir(parents=True, exist_ok=True)
     # The same numbers give the same file, to the byte.

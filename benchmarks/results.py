@@ -1,23 +1,15 @@
 """Results of a run, as they are stored, and the comparison of two files of them."""
 
-import os
-import platform
 import re
 import statistics
-import subprocess
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
-from benchmarks.cases import Device, Direction, Kind
-from benchmarks.pages import ROOT
-
-_PACKAGES = ("torch", "numba", "triton", "transformers", "deformdetr")
+from benchmarks.cases import Direction, Kind
+from deformdetr._files import write_text
 
 
 class _Record(BaseModel):
@@ -73,8 +65,12 @@ class Row(_Record):
     run: int = 0
 
     @property
+    def task(self) -> tuple[str, str, str]:
+        return self.case, self.dtype, self.direction
+
+    @property
     def key(self) -> tuple[str, str, str, str]:
-        return self.case, self.dtype, self.direction, self.provider
+        return *self.task, self.provider
 
 
 class Results(_Record):
@@ -93,8 +89,8 @@ class Results(_Record):
 
     def followed_by(self, run: dict[str, Any], rows: Sequence[Row]) -> "Results":
         """Add a run. Its rows replace those of the same tasks, and runs that have no rows left are dropped."""
-        measured = {row.key[:3] for row in rows}
-        kept = [row for row in self.rows if row.key[:3] not in measured]
+        measured = {row.task for row in rows}
+        kept = [row for row in self.rows if row.task not in measured]
         numbers = sorted({row.run for row in kept})
         renumbered = [row.model_copy(update={"run": numbers.index(row.run)}) for row in kept]
         added = [row.model_copy(update={"run": len(numbers)}) for row in rows]
@@ -104,9 +100,7 @@ class Results(_Record):
     def save(self, path: Path) -> None:
         """Write results, replacing an existing file in one step."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(self.model_dump_json(indent=1, exclude_defaults=True) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_text(path, self.model_dump_json(indent=1, exclude_defaults=True) + "\n")
 
 
 def load(path: Path) -> Results:
@@ -133,42 +127,20 @@ def file_name(kind: Kind, environment: Mapping[str, Any]) -> str:
     return f"{kind}_{'cpu_' if environment['device'] == 'cpu' else ''}{slug}"
 
 
-def describe_environment(device: Device = "cpu", commit: str | None = None) -> dict[str, Any]:
-    """Return the machine's name, the versions of the packages, and the commit.
-
-    `dirty` says whether files differed from the commit, and is `None` without git, where `commit` has to be given.
-    """
-    found, dirty = _commit()
-    return {
-        "device": device,
-        "device_name": torch.cuda.get_device_name() if device == "cuda" else _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
-        "commit": commit or found,
-        "dirty": None if commit else dirty,
-    }
-
-
-def today() -> str:
-    """Return the date, in UTC."""
-    return datetime.now(UTC).strftime("%Y-%m-%d")
-
-
-def compare(before: Results, after: Results, *, tolerance: float = 0.1, by: str = "speedup") -> list[tuple[str, str]]:
+def compare(before: Results, after: Results, *, tolerance: float = 0.1) -> list[tuple[str, str]]:
     """Compare two files row by row, and return verdicts and what they are about.
 
-    By `speedup`, times are relative to each run's baseline, so that a machine that was busier in one of them does not
-    matter; by `time`, they are absolute, as are those of baselines and of rows without one. A row is slower or faster
-    if the ratio of the medians exceeds 1 by more than `tolerance`, a fraction, and the quartiles of the two runs do not
-    overlap. The verdict of a row of ours that is slower or no longer measured is in capitals.
+    Times are relative to each run's baseline, so that a machine that was busier in one of them does not matter; those
+    of baselines, and of rows without one, are absolute. A row is slower or faster if the ratio of the medians exceeds 1
+    by more than `tolerance`, a fraction, and the quartiles of the two runs do not overlap. The verdict of a row of ours
+    that is slower or no longer measured is in capitals.
     """
     rows_before, rows_after = ({row.key: row for row in results.rows} for results in (before, after))
     keys = dict.fromkeys([*rows_before, *rows_after])
-    return [_compare(key, rows_before.get(key), rows_after.get(key), tolerance, by) for key in keys]
+    return [_compare(key, rows_before.get(key), rows_after.get(key), tolerance) for key in keys]
 
 
-def _compare(key: Sequence[str], before: Row | None, after: Row | None, tolerance: float, by: str) -> tuple[str, str]:
+def _compare(key: Sequence[str], before: Row | None, after: Row | None, tolerance: float) -> tuple[str, str]:
     name = f"{' '.join(key[:3])}: {key[3]}"
     reason = f" ({after.reason})" if after and after.reason else ""
     is_ours = key[3].startswith("ours")
@@ -177,7 +149,7 @@ def _compare(key: Sequence[str], before: Row | None, after: Row | None, toleranc
     if after is None or after.time is None:
         return "LOST" if is_ours else "lost", name + reason
     large, small = after.time, before.time
-    if by == "speedup" and before.speedup and after.speedup and after.provider != before.baseline:
+    if before.speedup and after.speedup and after.provider != before.baseline:
         large, small = before.speedup, after.speedup
     factor = large.median / small.median
     lower, upper = large.lower_quartile / small.upper_quartile, large.upper_quartile / small.lower_quartile
@@ -188,27 +160,3 @@ def _compare(key: Sequence[str], before: Row | None, after: Row | None, toleranc
     if factor > 1 + tolerance and lower > 1:
         return "SLOWER" if is_ours else "slower", text
     return "faster" if factor < 1 / (1 + tolerance) and upper < 1 else "same", text
-
-
-def _commit() -> tuple[str, bool | None]:
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short", "HEAD"), bool(git("status", "--porcelain", "--", "src", "benchmarks"))
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown", None
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
-    return found[1] if found else platform.machine()

@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from fnmatch import fnmatch
+from operator import truediv
 from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.cases import Device, Dtype, Task
+from benchmarks.cases import Device, Task
 from benchmarks.matching import prepare_criterion, prepare_matcher
-from benchmarks.measure import DeviceClock, WallClock, interleave, matrix_products, peak_bytes
+from benchmarks.measure import PRODUCT_DTYPES, DeviceClock, WallClock, interleave, matrix_products, peak_bytes
 from benchmarks.model import prepare_model
 from benchmarks.operator import prepare_operator, prepare_overhead
 from benchmarks.problem import Contender, Problem, UnavailableError, largest_error
@@ -122,29 +123,21 @@ def _race(
     rounds = {
         name: min(settings.rounds, max(fewest, int(settings.seconds / clock.seconds))) for name, clock in clocks.items()
     }
-    samples = {name: clock.sample for name, clock in clocks.items()}
-    products: dict[str, tuple[Dtype, int]] = {}
-    if problem.count_flops is not None:
-        for index, (dtype, number, product) in enumerate(matrix_products(settings.device)):
-            product()
-            samples[f"product {index}"] = WallClock(product, settings.device).sample
-            products[f"product {index}"] = dtype, number
-    times = interleave(samples, rounds | dict.fromkeys(products, max(rounds.values())))
-    product_flops: dict[Dtype, float] = {}
-    for name, (dtype, number) in products.items():
-        product_flops[dtype] = max(product_flops.get(dtype, 0), number / min(times[name]))
-    flops = None if problem.count_flops is None else problem.count_flops()
-    baseline = times.get(problem.baseline, [])
-    ratios = {name: [slow / fast for slow, fast in zip(baseline, times[name], strict=False)] for name in clocks}
+    products = matrix_products(settings.device) if problem.count_flops else {}
+    taken = interleave({name: clock.sample for name, clock in clocks.items()} | products, rounds)
+    baseline = taken.get(problem.baseline, [])
+    shared: dict[str, Any] = {}
+    if problem.count_flops:
+        best = {dtype: max(max(taken[name]) for name in products if name.startswith(dtype)) for dtype in PRODUCT_DTYPES}
+        shared = {"flops": problem.count_flops(), "product_flops": best}
     return {
         name: {
             "clock": clock.name,
             "rounds": rounds[name],
             "calls_per_round": clock.calls,
-            "time": Spread.of(times[name]),
-            "speedup": Spread.of(ratios[name]) if baseline else None,
-            "flops": flops,
-            "product_flops": product_flops,
+            "time": Spread.of(taken[name]),
+            "speedup": Spread.of(list(map(truediv, baseline, taken[name]))) if baseline else None,
+            **shared,
         }
         for name, clock in clocks.items()
     }

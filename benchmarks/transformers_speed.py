@@ -1,23 +1,19 @@
 """Time whole models of transformers on the CPU, before and after they are accelerated.
 
-`python -m benchmarks.transformers_speed --run` measures, and writes the table of `docs/existing_code.md`.
+`python -m benchmarks.transformers_speed` measures, and writes the table of `docs/existing_code.md`.
 """
 
-import argparse
-import platform
-import time
 from collections.abc import Mapping
-from contextlib import nullcontext
-from functools import partial
+from operator import truediv
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import interleave
-from benchmarks.pages import DOCS, Parts, markdown, read, store, write
-from benchmarks.results import describe_environment
+from benchmarks.environment import describe_source
+from benchmarks.measure import processor_times
+from benchmarks.pages import DOCS, Parts, markdown, read, source, store, write
 from deformdetr.integrations.transformers import accelerate
 
 STORED = "transformers_cpu.json"
@@ -37,33 +33,31 @@ def build(name: str) -> nn.Module:
     """Build a model of transformers with random weights."""
     import transformers
 
-    config_name, options = CASES[name]
-    if config_name == "DeformableDetrConfig":
-        stages = ["stage2", "stage3", "stage4"]
-        options = {"backbone_config": transformers.ResNetConfig(out_features=stages)}
-    model: nn.Module = getattr(transformers, name)(getattr(transformers, config_name)(**options))
+    config, options = CASES[name]
+    if config == "DeformableDetrConfig":
+        options = {"backbone_config": transformers.ResNetConfig(out_features=["stage2", "stage3", "stage4"])}
+    model: nn.Module = getattr(transformers, name)(getattr(transformers, config)(**options))
     return model
 
 
 def measure(model: nn.Module, images: Tensor, *, backward: bool, rounds: int = ROUNDS) -> dict[str, float]:
     """Time a model and the accelerated model in turns, by the processor time of this process."""
 
-    def sample(*, accelerated: bool) -> float:
-        with accelerate(model) if accelerated else nullcontext():
-            started = time.process_time()
-            with torch.set_grad_enabled(backward):
-                outputs = model(images)
-                if backward:
-                    model.zero_grad()
-                    tensors = [value for value in outputs.values() if isinstance(value, Tensor) and value.requires_grad]
-                    sum(value.clamp(-1e3, 1e3).mean() for value in tensors).backward()
-            return time.process_time() - started
+    def call() -> None:
+        with torch.set_grad_enabled(backward):
+            outputs = model(images)
+            if backward:
+                model.zero_grad()
+                tensors = [value for value in outputs.values() if isinstance(value, Tensor) and value.requires_grad]
+                sum(value.clamp(-1e3, 1e3).mean() for value in tensors).backward()
 
-    samples = {"before": partial(sample, accelerated=False), "after": partial(sample, accelerated=True)}
-    # The first round warms up.
-    before, after = (taken[1:] for taken in interleave(samples, rounds + 1).values())
-    ratios = [slow / fast for slow, fast in zip(before, after, strict=True)]
-    return {"seconds": min(before), "seconds_accelerated": min(after), "speed_up": median(ratios)}
+    def call_accelerated() -> None:
+        with accelerate(model):
+            call()
+
+    before, after = processor_times({"before": call, "after": call_accelerated}, rounds).values()
+    speed_up = median(map(truediv, before, after))
+    return {"seconds": min(before), "seconds_accelerated": min(after), "speed_up": speed_up}
 
 
 def collect() -> dict[str, Any]:
@@ -76,40 +70,21 @@ def collect() -> dict[str, Any]:
         for backward in (False, True):
             rows.append({"model": name, "backward": backward, **measure(model, images, backward=backward)})
             print(rows[-1], flush=True)
-    environment = describe_environment()
-    versions = {name: environment["versions"][name] for name in ("torch", "transformers")}
-    return {
-        "command": "python -m benchmarks.transformers_speed --run",
-        "commit": environment["commit"],
-        "environment": {"machine": platform.machine(), **versions},
-        "image": SIZE,
-        "rounds": ROUNDS,
-        "rows": rows,
-    }
+    origin = describe_source("python -m benchmarks.transformers_speed", packages=("torch", "transformers"))
+    return {**origin, "image": SIZE, "rounds": ROUNDS, "rows": rows}
 
 
 def parts() -> Parts:
-    """Return the table of the page, and how the models were timed."""
+    """Return the table of the page."""
     results = read(STORED)
     cells: dict[str, list[str]] = {}
     for row in sorted(results["rows"], key=lambda row: row["backward"]):
         numbers = [f"{row['seconds']:.2f} s", f"{row['seconds_accelerated']:.2f} s", f"{row['speed_up']:.2f} ×"]
         cells.setdefault(row["model"], [f"`{row['model']}`"]).extend(numbers)
     heads = ["model", "forward", "accelerated", "speed-up", "with backward", "accelerated", "speed-up"]
-    environment, (height, width) = results["environment"], results["image"]
-    table = f"{markdown(heads, cells.values())}\n\n" + (
-        f"One image of {height} × {width} in float32, models of their default sizes with random weights, "
-        f"one thread on a shared {environment['machine']} CPU: the shortest processor time of {results['rounds']} "
-        f"alternating rounds, and the median of their ratios. `{results['command']}`, torch "
-        f"{environment['torch'].split('+')[0]}, transformers {environment['transformers']}, commit "
-        f"{results['commit']}; stored in `benchmarks/results/{STORED}`."
-    )
-    return {(DOCS / "existing_code.md", ""): table}
+    return {(DOCS / "existing_code.md", ""): f"{markdown(heads, cells.values())}\n\n{source(STORED)}"}
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", action="store_true", required=True, help="measure again")
-    parser.parse_args()
     store(STORED, collect())
     write(parts())

@@ -17,10 +17,10 @@ from unittest import mock
 import torch
 
 from benchmarks.cases import OperatorSizes, select
+from benchmarks.environment import describe_environment, today
 from benchmarks.measure import DeviceClock
 from benchmarks.operator import draw, timed, track
 from benchmarks.providers import OFFSETS, PROVIDERS
-from benchmarks.results import describe_environment, today
 from deformdetr.kernels._triton import _launch_table as _launch
 
 TABLE = Path(_launch.__file__).with_name(_launch.TABLE)

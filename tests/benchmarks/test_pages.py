@@ -2,7 +2,7 @@
 
 import pytest
 from benchmarks import convergence, documents, flops, pages, pictures
-from benchmarks.cases import KINDS, OperatorSizes
+from benchmarks.cases import KINDS
 from benchmarks.results import Spread, load_all
 
 
@@ -26,12 +26,10 @@ def test_training_on_blood_cells_lowered_the_loss_and_raised_precision():
 
 def test_published_numbers_are_met_at_the_size_that_fits_best():
     results = pages.read(flops.STORED)
-    best = results["best_match"]
-    assert best["worst_relative_deviation"] < 0.02
     for name, published in results["published_giga_multiply_adds"].items():
-        total = results["counts"][name][f"800x{best['width']}"]["total"] / 1e9
+        total = results["counts"][name]["800x1104"]["total"] / 1e9
         # DETR's numbers come from another publication, with other images.
-        assert total == pytest.approx(published, rel=0.05 if name.startswith("detr") else 0.02), name
+        assert total == pytest.approx(published, rel=0.05 if name.startswith("detr") else 0.0135), name
 
 
 def test_parts_of_a_page_have_names(tmp_path):
@@ -74,7 +72,7 @@ def test_tables_come_from_the_files_of_a_directory(results, tmp_path):
     assert lines[3] == "|  | plain | 20 (19.8 to 20.2) |  |  |  |"
     assert "disagrees: error 0.5 exceeds 0.0001" in lines[4]
     assert len(lines) == 5
-    assert absent == "Not measured: `absent`, `missing` (cannot be imported)."
+    assert absent == "Not measured: `absent` (cannot be imported); `missing` (cannot be imported)."
     assert notes == "`plain`: by hand."
     assert parts[documents.PAGE, "operator cuda"] == "Not measured."
     summary = "| matcher few_b16, float32, forward | Some CPU @ 2.0 GHz, 2 threads | 20 (plain) | 10 | 2.00 |"
@@ -83,7 +81,10 @@ def test_tables_come_from_the_files_of_a_directory(results, tmp_path):
 
 def test_absence_from_some_cases_names_them(results, make_row, make_results):
     narrower = make_results(*results.rows, make_row(case="few_b2"))
-    assert "`absent`, `missing` in few_b16 (cannot be imported)." in documents.long_table(narrower)
+    assert (
+        "`absent` (cannot be imported) in few_b16; `missing` (cannot be imported) in few_b16."
+        in documents.long_table(narrower)
+    )
 
 
 def test_models_are_related_to_matrix_products(make_row, make_results):
@@ -93,20 +94,6 @@ def test_models_are_related_to_matrix_products(make_row, make_results):
     assert table.splitlines()[0].endswith("| error | share of float32 products | share of bfloat16 products |")
     assert table.splitlines()[2].endswith("| 75% | 19% |")
     assert "few_b2 forward 6. GFLOP/s of the best matrix products: 80 to 80 in float32 and 320 to 320" in operations
-
-
-def test_every_byte_of_a_small_encoder_is_counted():
-    # Two images of six pixels, each of which is a query: 2 x 6 x 2 heads x 2 levels x 2 points are 96 samples. Each
-    # level has 4 x 2 x 6 x 2 x 2 = 192 corners, so that few of its 16 or 8 rows are missed.
-    sizes = OperatorSizes(((2, 2), (1, 2)), 2, heads=2, channels=3, points=2)
-    rows = 16 * (1 - (15 / 16) ** 192) + 8 * (1 - (7 / 8) ** 192)
-    forward = (rows * 3 + 72 + 96) * 4 + 96 * 8
-    assert documents.floor_bytes(sizes, "float32", "forward") == pytest.approx(forward)
-    backward = forward + (72 + 96) * 4 + 96 * 8
-    assert documents.floor_bytes(sizes, "float32", "backward") == pytest.approx(backward)
-    # Offsets in half precision, and one reference point in float32 for each of 12 queries and 2 levels.
-    fused = (forward - 96 * 8) / 2 + 96 * 4 + 12 * 2 * 8
-    assert documents.floor_bytes(sizes, "bfloat16", "forward", fused=True) == pytest.approx(fused)
 
 
 def test_charts_are_labeled_and_the_same_every_time(results, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from benchmarks import measure
 from benchmarks.cases import CASES, Case, OperatorSizes, Task, select, tasks
-from benchmarks.matching import match_plainly, plain_loss, prepare_criterion, prepare_matcher
+from benchmarks.matching import draw_predictions, match_plainly, plain_loss, prepare_criterion, prepare_matcher
 from benchmarks.measure import DeviceClock, WallClock, interleave, peak_bytes
 from benchmarks.model import build_ours, prepare_model
 from benchmarks.operator import prepare_operator
@@ -18,6 +18,7 @@ from benchmarks.problem import UnavailableError, largest_error
 from benchmarks.providers import BASELINE, PROVIDERS, Provider
 from benchmarks.runner import Settings, prepare, run_problem, run_task
 
+from deformdetr.boxes import cxcywh_to_xyxy
 from deformdetr.kernels import ms_deform_attn
 
 TINY = Case("operator", "tiny", OperatorSizes(((4, 5), (2, 3)), 2, 7, heads=4, channels=4, points=2), ("forward",))
@@ -57,6 +58,16 @@ def test_implementations_agree_in_every_direction(case, seed):
         names = {"ours", "ours_fused", "ours_reference", "ours_layer", problem.baseline} & set(problem.candidates)
         for name in names:
             assert error_of(problem, name) < problem.tolerance, (name, direction)
+
+
+def test_predicted_boxes_share_no_edge_with_their_targets(seed):
+    sizes = select(["criterion"], ["many"])[0].sizes
+    layers, targets = draw_predictions(sizes, "cpu", seed)
+    for layer, matches in zip(layers, match_plainly(layers, [targets] * sizes.layers), strict=True):
+        for boxes, target, (query, index) in zip(layer["pred_boxes"], targets, matches, strict=True):
+            found, right = boxes[query], target["boxes"][index]
+            edges = cxcywh_to_xyxy(found) - cxcywh_to_xyxy(right)
+            assert torch.cat([edges, found - right]).abs().min() > 0.004
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward", "forward_backward"])

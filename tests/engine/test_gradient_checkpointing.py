@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from benchmarks.measure import peak_bytes
 
+from checkpoints import tiny_config
 from deformdetr.config import ConvBackboneConfig, ResNetConfig, TimmConfig
 from deformdetr.engine import enable_gradient_checkpointing
 from experiments import tiny_experiment
@@ -77,3 +79,15 @@ def test_batch_norm_counts_every_batch_once(rng):
     enable_gradient_checkpointing(model)
     model(torch.rand(2, 3, 64, 64, generator=rng))["pred_boxes"].sum().backward()
     assert model.backbone.layer4[0].bn1.num_batches_tracked == 1
+
+
+def test_checkpointing_takes_less_memory():
+    config, images = tiny_config(num_encoder_layers=6), torch.randn(2, 3, 128, 160)
+
+    def peak(checkpointing):
+        model = config.build().train()
+        if checkpointing:
+            enable_gradient_checkpointing(model)
+        return peak_bytes(lambda: model(images)["pred_logits"].sum().backward(), "cpu")
+
+    assert 0 < peak(True) < 0.7 * peak(False)

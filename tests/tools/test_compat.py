@@ -6,8 +6,9 @@ import sys
 import tomllib
 
 import pytest
-from benchmarks import compat, pages
-from benchmarks.pages import ROOT
+from benchmarks import pages
+from benchmarks.environment import ROOT
+from tools import compat
 
 OUTPUT = """
 ============================= test session starts ==============================
@@ -47,6 +48,10 @@ def test_the_oldest_tested_releases_are_the_declared_ones(rows):
         if versions["python"].startswith(f"{compat.pythons()[0]}."):
             for package in ("numpy", "numba"):
                 assert versions[package].startswith(f"{compat.floors()[package]}."), versions
+
+
+def test_the_page_is_that_of_the_stored_results():
+    assert pages.outdated(compat.parts()) == []
 
 
 def test_no_test_failed(rows):

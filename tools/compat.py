@@ -1,6 +1,6 @@
 """Run the fast tests with the oldest and the newest releases of the packages that the library needs.
 
-`python -m benchmarks.compat` makes two temporary environments for every Python that `pyproject.toml` names: one with
+`python -m tools.compat` makes two temporary environments for every Python that `pyproject.toml` names: one with
 the oldest allowed release of every required package and of Numba, and one with the newest. Packages of the extras are
 the newest that fit. It runs `make test` in each, without a GPU, and writes `benchmarks/results/compat.json` and the
 table of `docs/installation.md`.
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import pages
-from benchmarks.pages import DOCS, ROOT, Parts, markdown
-from benchmarks.results import describe_environment, today
+from benchmarks.environment import ROOT, describe_environment, today
+from benchmarks.pages import DOCS, Parts, markdown
 
 STORED = "compat.json"
 PROJECT = ROOT / "pyproject.toml"
@@ -53,7 +53,7 @@ EXCLUDED = {
     ),
 }
 # These test the stored results, which the run replaces.
-_OWN_TESTS = "tests/benchmarks/test_compat.py"
+_OWN_TESTS = "tests/tools/test_compat.py"
 
 _START = re.compile(r"=+ test session starts =+")
 _END = re.compile(r"=+ (.*) in [\d.]+s(?: \([\d:]+\))? =+")
