@@ -108,6 +108,7 @@ def test_a_result_is_drawn(detector: Predictor) -> None:
     assert picture.tobytes() != result.above(1.0).draw().tobytes()
 
 
+@pytest.mark.filterwarnings("ignore:OpenCV .* is not installed:UserWarning")
 def test_a_result_becomes_detections_of_supervision(detector: Predictor) -> None:
     import supervision
 
