@@ -1,10 +1,12 @@
 """Run the files of `examples/` unchanged."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 # Needs an exported file, and runs where a test makes one.
@@ -23,3 +25,18 @@ def test_example_runs_and_prints_the_expected_output(example: Path, capsys):
     runpy.run_path(str(example), run_name="__main__")
     assert EXPECTED_OUTPUT[example.stem] in capsys.readouterr().out
     assert "MultiScaleDeformableAttention" not in sys.modules
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_finds_shapes(capsys):
+    notebook = json.loads((EXAMPLES[0].parent / "first_hour.ipynb").read_text())
+    threads = torch.get_num_threads()
+    names: dict[str, object] = {}
+    try:
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "code":
+                exec("".join(cell["source"]), names)
+    finally:
+        torch.set_num_threads(threads)
+    assert names["evaluation"].metrics["AP50"] > 0.4
+    assert "the threshold with the highest F1 in the evaluation: 0." in capsys.readouterr().out

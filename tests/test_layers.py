@@ -11,6 +11,8 @@ SOURCES = Path(__file__).parents[1] / "src"
 CORE = ("_dtypes", "_files", "_grids", "boxes", "kernels", "losses", "matching", "nn", "structures")
 # Beyond the standard library, torch, jaxtyping and the library itself; the path is that of one file or folder.
 ALLOWED = {
+    "deformdetr/_files/_download.py": {"tqdm"},
+    "deformdetr/_files/_hub.py": {"huggingface_hub"},
     "deformdetr/_files/_settings.py": {"yaml"},
     "deformdetr/_files/_tensors.py": {"safetensors"},
     "deformdetr/kernels/_numba": {"llvmlite", "numba", "numpy"},
