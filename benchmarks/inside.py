@@ -1,4 +1,4 @@
-"""Draw the pictures of the documentation's pages on evaluation and on seeing inside, from a run of `deformdetr demo`.
+"""Draw the pictures of detections, of an evaluation and of the inside of a model, from a run of `deformdetr demo`.
 
 deformdetr demo --out runs/demo
 python -m benchmarks.inside runs/demo
@@ -14,7 +14,7 @@ import deformdetr
 from benchmarks.pages import ROOT
 from deformdetr.data import build_dataset
 from deformdetr.engine import RunDirectory, load_run
-from deformdetr.visualize import draw_proposals, draw_refinement, plot_sampling_layers, save_image
+from deformdetr.visualize import draw_proposals, draw_refinement, plot_sampling_layers, save_image, tile_pictures
 
 OUT = ROOT / "docs" / "images"
 
@@ -29,7 +29,11 @@ def draw(run: Path, out: Path, index: int = 15) -> None:
     """
     dataset = build_dataset(load_run(run)[1].experiment.data, "val")
     picture, _ = dataset.untransformed(index)
-    model = deformdetr.load(run, device="cpu").model
+    detector = deformdetr.load(run, device="cpu")
+    crowded = [each for each in range(40) if len(dataset[each][1]["labels"]) >= 3][1:4]
+    found = [detector(dataset.untransformed(each)[0], threshold=detector.best_threshold or 0.5) for each in crowded]
+    save_image(tile_pictures([each.draw(min_size=360) for each in found], columns=3), out / "detections.jpg")
+    model = detector.model
     with deformdetr.capture(model) as captured, torch.no_grad():
         outputs = model([dataset[index][0]])
 
