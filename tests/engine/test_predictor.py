@@ -1,6 +1,7 @@
 """Detection in images of any kind by a loaded model."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,14 @@ def test_the_threshold_of_the_evaluation_is_suggested(finished_run: Path, tmp_pa
     # The evaluation of another checkpoint says nothing about this one.
     (run / "evaluation.json").write_text(json.dumps(record | {"checkpoint": "last.pt"}))
     assert deformdetr.load(run).best_threshold == checkpoint.metrics.get("best_threshold")
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{", ""])
+def test_a_damaged_evaluation_is_named(finished_run: Path, tmp_path: Path, content: str) -> None:
+    shutil.copy(finished_run / "best.pt", tmp_path)
+    (tmp_path / "evaluation.json").write_text(content)
+    with pytest.raises(ValueError, match=r"evaluation\.json "):
+        deformdetr.load(tmp_path)
 
 
 def test_photographs_are_turned_as_the_run_says(finished_run: Path, tmp_path: Path) -> None:

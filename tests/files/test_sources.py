@@ -50,6 +50,14 @@ def test_existing_paths_win(hub, tmp_path, monkeypatch):
     assert hub.requests == []
 
 
+def test_names_beside_a_folder_of_their_user_are_paths_unless_they_name_a_file_or_a_revision(hub):
+    Path("user").mkdir()
+    with pytest.raises(FileNotFoundError, match="there is no file user/cells"):
+        locate_checkpoint("user/cells")
+    assert hub.requests == []
+    assert locate_checkpoint("user/cells:model.safetensors").read_bytes() == b"weights" * 1000
+
+
 @pytest.mark.parametrize(
     "source", ["gone.pth", "runs/gone.pt", "./user/cells", "a/b/c", Path("user/cells"), "s3://a/b"]
 )

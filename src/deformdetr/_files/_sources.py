@@ -19,8 +19,8 @@ def locate_checkpoint(
     Args:
         source: One of
 
-            * a path, in which `~` and variables are expanded. A path that exists is never taken for a name. Of a folder
-              `model.safetensors`, `pytorch_model.bin`, `best.pt` or `last.pt` is taken, or its only checkpoint.
+            * a path, in which `~` and variables are expanded. A path that exists is never taken for a name, and
+              neither is `user/name` beside a folder `user`. Of a folder `model.safetensors`, `pytorch_model.bin`, `best.pt` or `last.pt` is taken, or its only checkpoint.
             * a URL of the scheme http, https or file. It is downloaded once, into the folder of `torch.hub`.
             * `user/name`, `user/name@revision`, `user/name:file.pth` or `user/name@revision:file.pth`: a repository
               of the Hugging Face Hub, and if needed its branch, tag or commit, and the file. Without a file, it is
@@ -48,11 +48,19 @@ def locate_checkpoint(
     if _exists(path) and path.is_dir():
         files = [each.name for each in path.iterdir() if each.is_file()]
         return path / choose_checkpoint(files, f"{path} is a folder; name a file in it: it")
-    name = HubName.parse(source) if isinstance(source, str) and not _exists(path) else None
+    name = _hub_name(source, path)
     if name is not None:
         return fetch_checkpoint(name, HubOptions(token, cache_dir, local_files_only))
     check_readable(path)
     return path
+
+
+def _hub_name(source: str | Path, path: Path) -> HubName | None:
+    """Return the name on the Hub, or None for a path. In a folder of `runs`, `runs/nme` is a path that is not there."""
+    name = HubName.parse(source) if isinstance(source, str) and not _exists(path) else None
+    if name is not None and name == HubName(name.repository) and path.parent.is_dir():
+        return None
+    return name
 
 
 def _exists(path: Path) -> bool:

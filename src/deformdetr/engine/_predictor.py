@@ -211,8 +211,7 @@ def load(source: str | Path, *, device: torch.device | str | None = None) -> Pre
     elif (Path(source) / "config.json").is_file():
         predictor = _load_pretrained(source)
     else:
-        is_local = isinstance(source, Path) or Path(source).parent.is_dir()
-        predictor = _load_run(Path(source) if is_local else source)
+        predictor = _load_run(source)
     default = "cuda" if torch.cuda.is_available() else "cpu"
     return predictor.to(default if device is None else device)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deformdetr._files import FileError, locate_checkpoint, read_json, remove_unfinished, write_mapping, write_text
+from deformdetr._files import FileError, locate_checkpoint, read_mapping, remove_unfinished, write_mapping, write_text
 from deformdetr.engine._checkpoint import Checkpoint
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import RunError
@@ -158,9 +158,12 @@ def evaluated_threshold(path: Path, checkpoint: Checkpoint) -> float | None:
     Args:
         path: File of the checkpoint.
         checkpoint: Its content.
+
+    Raises:
+        FileError: If the result cannot be read.
     """
     file = RunDirectory(path.parent).evaluation
-    evaluation = read_json(file) if file.is_file() else {}
+    evaluation = read_mapping(file) if file.is_file() else {}
     is_of_checkpoint = (evaluation.get("checkpoint"), evaluation.get("step")) == (path.name, checkpoint.step)
     metrics = evaluation if is_of_checkpoint else checkpoint.metrics
     found = metrics.get("best_threshold")
