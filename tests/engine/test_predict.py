@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -143,6 +144,26 @@ def test_folders_are_searched_recursively_and_patterns_are_expanded(finished_run
             assert len(result.images) == 3
     with pytest.raises(PredictionError, match=r"no such file or folder: .*x\*\.png"):
         predict(finished_run, [tmp_path / "x*.png"], tmp_path / "out")
+
+
+def test_pictures_of_an_earlier_call_are_left_out_however_their_folder_is_written(tmp_path, monkeypatch):
+    (tmp_path / "photos" / "found").mkdir(parents=True)
+    for name in ("a.png", "found/a.png"):
+        save_picture(tmp_path / "photos" / name, 8, 8)
+    monkeypatch.chdir(tmp_path)
+    folder, out = Path("photos"), Path("photos", "found")
+    for given, leave_out in ((folder, out), (folder.resolve(), out), (folder, out.resolve()), (Path(), out.resolve())):
+        assert [file.resolve() for file in find_files([given], leave_out=leave_out).images] == [
+            folder.resolve() / "a.png"
+        ]
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batches_without_images_are_refused_before_anything_is_written(batch_size, finished_run, tmp_path):
+    picture = save_picture(tmp_path / "a.png", 64, 64)
+    with pytest.raises(ValueError, match=f"batch_size must be positive, got {batch_size}"):
+        predict(finished_run, [picture], tmp_path / "out", batch_size=batch_size)
+    assert not (tmp_path / "out").exists()
 
 
 def test_batches_do_not_change_detections(finished_run, tmp_path):

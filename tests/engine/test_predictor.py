@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,15 @@ def test_a_folder_of_the_hub_is_loaded_with_its_settings(pretrained: Path) -> No
     assert set(result.names) <= {"a", "b", "c"}
     (pretrained / "inference.json").unlink()
     assert deformdetr.load(str(pretrained)).names == ("0", "1", "2")
+
+
+def test_a_published_run_decodes_images_as_the_run_does(finished_run: Path, tmp_path: Path) -> None:
+    _, checkpoint = load_run(finished_run)
+    decode = DecodeConfig(orientation="stored", gray_bits=12, max_pixels=9)
+    experiment = checkpoint.experiment.replace(data=checkpoint.experiment.data.replace(decode=decode))
+    settings = replace(checkpoint, experiment=experiment).inference_settings()
+    save_pretrained(checkpoint.build(), experiment.model, tmp_path, settings=settings)
+    assert deformdetr.load(tmp_path).decode == decode.replace(max_pixels=None)
 
 
 def test_repositories_are_loaded_unless_there_is_a_folder_of_their_user(

@@ -19,8 +19,9 @@ def locate_checkpoint(
     Args:
         source: One of
 
-            * a path, in which `~` and variables are expanded. A path that exists is never taken for a name, and
-              neither is `user/name` beside a folder `user`. Of a folder `model.safetensors`, `pytorch_model.bin`, `best.pt` or `last.pt` is taken, or its only checkpoint.
+            * a path, in which `~` and variables are expanded. A path that exists is never taken for a name, and neither
+              is `user/name` beside a folder `user`. Of a folder `model.safetensors`, `pytorch_model.bin`, `best.pt` or
+              `last.pt` is taken, or its only checkpoint.
             * a URL of the scheme http, https or file. It is downloaded once, into the folder of `torch.hub`.
             * `user/name`, `user/name@revision`, `user/name:file.pth` or `user/name@revision:file.pth`: a repository
               of the Hugging Face Hub, and if needed its branch, tag or commit, and the file. Without a file, it is

@@ -132,4 +132,6 @@ class Checkpoint:
             image_std=data.image_std,
             short_side=data.eval_short_side,
             max_size=data.eval_max_size,
+            orientation=data.decode.orientation,
+            gray_bits=data.decode.gray_bits,
         )

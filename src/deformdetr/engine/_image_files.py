@@ -51,4 +51,7 @@ def _matching(pattern: Path) -> list[Path]:
 
 
 def _is_own(file: Path, path: Path, leave_out: Path | None) -> bool:
-    return leave_out is not None and file.is_relative_to(leave_out) and not path.is_relative_to(leave_out)
+    if leave_out is None:
+        return False
+    file, path, leave_out = file.absolute(), path.absolute(), leave_out.absolute()
+    return file.is_relative_to(leave_out) and not path.is_relative_to(leave_out)

@@ -12,7 +12,7 @@ from deformdetr._files import write_text
 from deformdetr.data import DatasetError, DecodeConfig, LabelMap, load_image
 from deformdetr.engine._errors import PredictionError
 from deformdetr.engine._image_files import find_files, is_video
-from deformdetr.engine._predictor import Predictor, batched, default_batch_size, load
+from deformdetr.engine._predictor import Predictor, batched, checked_batch_size, load
 from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._result import DetectionResult
 from deformdetr.engine._video import require_av, video_frames, writing_video
@@ -120,13 +120,14 @@ def predict(
     if any(map(is_video, files)):
         require_av()
     predictor = run if isinstance(run, Predictor) else load(run)
+    size = checked_batch_size(batch_size, predictor.device)
     result = PredictResult([], {}, predictor.best_threshold)
     out_dir.mkdir(parents=True, exist_ok=True)
     with ProgressDisplay("predicting", len(files)) as display:
         if others:
             named = ", ".join(map(str, others[:_NAMED])) + (", ..." if len(others) > _NAMED else "")
             display.say(f"not images by their names: {len(others)} files ({named})")
-        drawing = _Drawing(predictor, threshold, font, batch_size or default_batch_size(predictor.device))
+        drawing = _Drawing(predictor, threshold, font, size)
         for are_videos, group in groupby(zip(files, pictures, strict=True), key=lambda pair: is_video(pair[0])):
             draw = drawing.videos if are_videos else drawing.images
             for each in draw(group, result.skipped):

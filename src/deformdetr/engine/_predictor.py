@@ -143,8 +143,7 @@ class Predictor:
         """
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be in [0, 1], got {threshold}")
-        size = default_batch_size(self.device) if batch_size is None else batch_size
-        for batch in batched(images, size):
+        for batch in batched(images, checked_batch_size(batch_size, self.device)):
             for source, image, found in self._detect(batch):
                 yield self._result(source, image, found).above(threshold)
 
@@ -251,6 +250,7 @@ def _load_pretrained(source: str | Path) -> Predictor:
             mean=settings.image_mean,
             std=settings.image_std,
         ),
+        decode=DecodeConfig(orientation=settings.orientation, gray_bits=settings.gray_bits),
     )
 
 
@@ -270,19 +270,21 @@ def _load_repository(source: str | Path) -> Predictor:
         raise ConnectionError(f"there is no file or folder {source} here, and {error}") from error
 
 
-def default_batch_size(device: torch.device) -> int:
-    """Return the images per forward pass: a CPU does not gain from batches, which take memory."""
-    return 1 if device.type == "cpu" else 8
+def checked_batch_size(batch_size: int | None, device: torch.device) -> int:
+    """Return the images per forward pass. By default 1 on a CPU, which does not gain from batches, and 8 elsewhere.
+
+    Raises:
+        ValueError: If it is not positive.
+    """
+    if batch_size is None:
+        return 1 if device.type == "cpu" else 8
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be positive, got {batch_size}")
+    return batch_size
 
 
 def batched(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
-    """Yield lists of `size` items; the last may be shorter.
-
-    Raises:
-        ValueError: If `size` is not positive.
-    """
-    if size < 1:
-        raise ValueError(f"batch_size must be positive, got {size}")
+    """Yield lists of `size` items; the last may be shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch

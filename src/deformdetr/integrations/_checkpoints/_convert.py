@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from deformdetr._files import check_writable, write_tensors
+from deformdetr._files import CHECKPOINT_SUFFIXES, check_writable, write_tensors
 from deformdetr.integrations._checkpoints._classes import dropped_rows, select_classes
 from deformdetr.integrations._checkpoints._format import CheckpointFormat
 from deformdetr.integrations._checkpoints._formats import get_format
@@ -14,8 +14,6 @@ from deformdetr.integrations._checkpoints._reports import ConversionReport
 from deformdetr.integrations._checkpoints._translation import Loss, Translation
 from deformdetr.integrations._checkpoints._variant import Variant, shares_heads
 from deformdetr.integrations._checkpoints._weights import CheckpointError, find_weights, read_content
-
-_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
 
 def translate_state_dict(
@@ -100,7 +98,7 @@ def save_checkpoint(
         True
     """
     path = Path(path)
-    check_writable(path, suffixes=_SUFFIXES, overwrite=overwrite)
+    check_writable(path, suffixes=CHECKPOINT_SUFFIXES, overwrite=overwrite)
     tensors, report, container = _translate(
         model.state_dict(), format, classes=classes, backbone=backbone, share_heads=None, allow_loss=allow_loss
     )
@@ -152,7 +150,7 @@ def convert_checkpoint(
         [Step(what='1 renamed', before=1, after=1), Step(what='1 renamed', before=1, after=1)]
     """
     target = Path(target)
-    check_writable(target, suffixes=_SUFFIXES, overwrite=overwrite)
+    check_writable(target, suffixes=CHECKPOINT_SUFFIXES, overwrite=overwrite)
     content = read_content(source)
     try:
         tensors, report, container = _translate(

@@ -1,6 +1,6 @@
 """What a model needs beside its config and weights to detect objects in photographs."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -15,7 +15,8 @@ _Std = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 class InferenceSettings(Config):
     """Names of classes, and the preparation of images; the defaults are those of the published models.
 
-    The fields are the arguments of `deformdetr.models.prepare_image`, and the label map.
+    The fields are the label map, the arguments of `deformdetr.models.prepare_image`, and those of
+    `deformdetr.data.DecodeConfig`, apart from the limit of an image's size, which is left to whoever loads images.
 
     Examples:
         >>> from deformdetr.data import LabelMap
@@ -30,6 +31,13 @@ class InferenceSettings(Config):
         default=800, description="Shorter side of an image after resizing, in pixels; None keeps the size."
     )
     max_size: PositiveInt | None = Field(default=1333, description="Limit of the longer side; None sets no limit.")
+    orientation: Literal["upright", "stored"] = Field(
+        default="upright", description="Whether photographs are turned by their EXIF orientation."
+    )
+    gray_bits: Annotated[int, Field(ge=8, le=16)] | None = Field(
+        default=None,
+        description="Bits that 16-bit grayscale really uses; None: the fewest that hold an image's values.",
+    )
 
     @model_validator(mode="after")
     def _check_sizes(self) -> "InferenceSettings":
