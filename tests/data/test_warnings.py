@@ -183,6 +183,16 @@ def test_a_training_looks_at_a_sample_of_the_files(tmp_path: Path, monkeypatch: 
     assert len(check(config).warnings) == 1
 
 
+@pytest.mark.parametrize("is_crowd", [False, True])
+def test_evaluation_without_boxes_is_warned_of(is_crowd: bool, tmp_path: Path) -> None:
+    config = dataset(tmp_path)
+    document = val_document()
+    document["annotations"] = [{**each, "iscrowd": 1} for each in document["annotations"]] if is_crowd else []
+    write_coco(tmp_path / "val", document)
+    (warning,) = judge(build_datasets(config))
+    assert warning.startswith("val: no box to evaluate")
+
+
 def test_many_classes_are_shown_in_part(tmp_path: Path) -> None:
     def edit(document: dict[str, Any]) -> None:
         document["categories"] += [{"id": 100 + number, "name": f"class {number}"} for number in range(1200)]

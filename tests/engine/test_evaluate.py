@@ -13,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 from deformdetr.data import DatasetError, build_dataset, write_shapes
 from deformdetr.engine import ConfigError, Processes, RunError, evaluate, evaluate_run, load, load_run
 from experiments import tiny_experiment
+from local_server import point_hub_to, serving
 from oracle import Oracle
 
 
@@ -78,6 +79,34 @@ def read_results(truth, file):
         coco.dataset = truth
         coco.createIndex()
         return coco, coco.loadRes(str(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("metrics", "metrics must end in .json"), ("a.json", "is a folder"), ("gone/b.json", "there is no folder .*gone")],
+)
+def test_files_that_cannot_be_written_are_refused_before_evaluating(name, message, finished_run, tmp_path, monkeypatch):
+    (tmp_path / "a.json").mkdir()
+    monkeypatch.setattr("deformdetr.engine._evaluate.build_dataset", None)
+    with pytest.raises((ValueError, OSError), match=message):
+        evaluate_run(finished_run, output=tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_batches_without_images_are_refused(finished_run, tmp_path):
+    with pytest.raises(ValueError, match="batch_size should be a positive integer"):
+        evaluate_run(finished_run, batch_size=0, output=tmp_path / "result.json")
+
+
+def test_nothing_is_written_beside_downloads(finished_run, tmp_path, monkeypatch):
+    with serving() as server:
+        point_hub_to(server.url, tmp_path / "cache", monkeypatch)
+        server.repositories["user/run"] = {"best.pt": (finished_run / "best.pt").read_bytes()}
+        with pytest.raises(RunError, match="user/run is downloaded and has no run directory: name a JSON file"):
+            evaluate_run("user/run")
+        evaluate_run("user/run", output=tmp_path / "result.json")
+    assert (tmp_path / "result" / "detections.json").exists()
+    assert not list((tmp_path / "cache").rglob("evaluation*"))
 
 
 def test_detections_are_written_in_the_format_that_pycocotools_reads(finished_run, tmp_path):

@@ -116,7 +116,8 @@ class Eval(BaseModel):
     run: CliPositionalArg[str] = Field(description=RUN)
     output: Path | None = Field(
         default=None,
-        description="JSON file to write, and beside it a folder; by default evaluation.json in the run directory.",
+        description="JSON file to write, and beside it a folder; by default evaluation.json in the run directory. A "
+        "downloaded run needs it.",
     )
     batch_size: int | None = Field(
         default=None, ge=1, description="Images per forward pass; by default as in training."

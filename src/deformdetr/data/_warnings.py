@@ -132,6 +132,8 @@ def _of_categories(annotations: Annotations) -> Iterator[str]:
 
 def _of_splits(datasets: Datasets) -> Iterator[str]:
     train, val = datasets
+    if val.annotations.is_crowd.all():
+        yield "val: no box to evaluate, so that there will be no AP, no best checkpoint and no early stopping"
     shared = _paths(train) & _paths(val)
     if shared:
         yield f"{len(shared):,} of {len(val):,} evaluation images are training images too, the first: {min(shared)}"

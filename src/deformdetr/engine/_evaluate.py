@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from deformdetr._files import write_text
+from deformdetr._files import check_writable, expand_path, write_text
 from deformdetr.data import DataConfig, DetectionDataset, LabelMap, build_dataset
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import RunError
@@ -146,19 +146,23 @@ def evaluate_run(
         batch_size: Images per forward pass, by default as in training.
         max_detections: Detections per image and class that count, at least 100; by default as in training.
         output: JSON file for the metrics, by default `evaluation.json` in the run directory. Existing files are
-            replaced.
+            replaced. A run that is downloaded has no directory of its own and needs this.
         num_worst: Number of pictures of images with errors.
 
     Raises:
         ConfigError: If the changed settings are not valid.
-        RunError: If the run does not exist, or the categories of the dataset differ.
+        RunError: If the run does not exist, the categories of the dataset differ, or the run is downloaded and `output`
+            is None.
         DatasetError: If the dataset has problems.
+        ValueError: If `batch_size` is not positive, or `output` does not end in `.json`.
+        OSError: If `output` is or lies in what is no folder.
 
     Examples:
         >>> from deformdetr.engine import evaluate_run
         >>> print(evaluate_run("runs/detector").table)  # doctest: +SKIP
     """
     path, checkpoint = load_run(run)
+    file = _result_file(run, path, output)
     processes = Processes()
     experiment = _changed(checkpoint.experiment, data_changes, max_detections, source=str(path))
     dataset = _dataset(experiment, checkpoint.label_map, path)
@@ -169,7 +173,7 @@ def evaluate_run(
             evaluation_postprocess(experiment),
             dataset,
             processes,
-            batch_size=batch_size or experiment.train.batch_size,
+            batch_size=experiment.train.batch_size if batch_size is None else batch_size,
             num_workers=experiment.data.num_workers,
             precision=experiment.train.precision,
             max_detections=experiment.train.max_detections,
@@ -185,10 +189,25 @@ def evaluate_run(
             "data": dataset.report.source,
             **evaluation.metrics,
         }
-        file = Path(output or RunDirectory(path.parent).evaluation)
         write_text(file, json.dumps(record, indent=2) + "\n")
         write_report(file.with_suffix(""), evaluator, evaluation.metrics, dataset, num_worst=num_worst)
     return evaluation
+
+
+def _result_file(run: str | Path, path: Path, output: str | Path | None) -> Path:
+    """Return the file for the metrics.
+
+    Raises:
+        RunError: If it would lie in the folder of downloads.
+        ValueError: If it does not end in `.json`, since a folder has the name without it.
+        OSError: If it cannot be written.
+    """
+    if output is not None:
+        check_writable(Path(output), suffixes=(".json",), overwrite=True)
+        return Path(output)
+    if not expand_path(run).exists():
+        raise RunError(f"{run} is downloaded and has no run directory: name a JSON file to write, output or --output")
+    return RunDirectory(path.parent).evaluation
 
 
 def _changed(
