@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deformdetr.engine import PredictionError, PredictResult, RunError, predict, video_frames
+from deformdetr.data import find_images
+from deformdetr.engine import PredictionError, PredictResult, RunError, load, predict, video_frames
 from deformdetr.engine._image_files import find_files
 
 
@@ -164,6 +165,15 @@ def test_batches_without_images_are_refused_before_anything_is_written(batch_siz
     with pytest.raises(ValueError, match=f"batch_size must be positive, got {batch_size}"):
         predict(finished_run, [picture], tmp_path / "out", batch_size=batch_size)
     assert not (tmp_path / "out").exists()
+
+
+def test_one_path_is_a_list_of_one(finished_run, tmp_path):
+    picture = save_picture(tmp_path / "a.png", 64, 64)
+    detector = load(finished_run)
+    for given in (picture, str(picture)):
+        assert [each["file"] for each in predict(detector, given, tmp_path / "out").images] == [str(picture)]
+        assert [each.source for each in detector.stream(given)] == [picture]
+        assert find_images(given).images == [picture]
 
 
 def test_batches_do_not_change_detections(finished_run, tmp_path):

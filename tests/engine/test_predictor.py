@@ -127,6 +127,8 @@ def test_a_result_becomes_detections_of_supervision(detector: Predictor) -> None
     ("image", "kind", "named"),
     [
         (3, TypeError, "int"),
+        (None, TypeError, "NoneType"),
+        (b"GIF89a", TypeError, "bytes"),
         (np.zeros((4, 5, 3)), TypeError, "float64"),
         (np.zeros((3, 40, 50), dtype=np.uint8), ValueError, r"\(3, 40, 50\)"),
         (np.zeros((0, 5, 3), dtype=np.uint8), ValueError, r"\(0, 5, 3\)"),
@@ -139,15 +141,17 @@ def test_a_result_becomes_detections_of_supervision(detector: Predictor) -> None
     ],
 )
 def test_what_is_no_image_is_refused(detector: Predictor, image: Any, kind: type[Exception], named: str) -> None:
-    with pytest.raises(kind, match=named):
-        detector([image])
+    for given in (image, [image]):
+        with pytest.raises(kind, match=named):
+            detector(given)
 
 
 def test_invalid_thresholds_and_batches_are_refused(detector: Predictor) -> None:
     with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], got 50.0"):
         detector(noise(40, 40), threshold=50.0)
-    with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
-        detector([noise(40, 40)], batch_size=0)
+    for images in (noise(40, 40), [noise(40, 40)]):
+        with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
+            detector(images, batch_size=0)
 
 
 def test_a_run_and_its_checkpoint_are_loaded(finished_run: Path, tmp_path: Path) -> None:

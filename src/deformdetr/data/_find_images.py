@@ -18,11 +18,11 @@ class FoundImages(NamedTuple):
     others: list[Path]
 
 
-def find_images(paths: Iterable[str | Path]) -> FoundImages:
+def find_images(paths: str | Path | Iterable[str | Path]) -> FoundImages:
     """Return files as given, and the image files of folders and their subfolders, sorted and without repetitions.
 
     Image files have a suffix of a format that Pillow can open, such as .jfif, .webp or .jp2, in upper or lower case.
-    Hidden files are no images, because archives from a Mac hold one beside each image.
+    Hidden files are no images, because archives from a Mac hold one beside each image. A single path is a list of one.
 
     Raises:
         FileNotFoundError: If a path does not exist.
@@ -38,7 +38,7 @@ def find_images(paths: Iterable[str | Path]) -> FoundImages:
         >>> [path.name for path in found.images], [path.name for path in found.others]
         (['a.png', 'b.JPG'], ['notes.txt'])
     """
-    given = [Path(path) for path in paths]
+    given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     absent = [str(path) for path in given if not path.exists()]
     if absent:
         raise FileNotFoundError(f"no such file or folder: {', '.join(absent)}")

@@ -80,7 +80,7 @@ evaluation, a threshold of 0.250 gave the highest F1: --threshold 0.250"]
 
 def predict(
     run: str | Path | Predictor,
-    images: Sequence[str | Path],
+    images: str | Path | Sequence[str | Path],
     out_dir: str | Path,
     *,
     threshold: float = 0.5,
@@ -96,8 +96,8 @@ def predict(
 
     Args:
         run: A predictor, or what `load` takes.
-        images: Files, folders whose images and videos are used, and patterns such as `photos/**/*.jpg`. Folders are
-            searched recursively. Videos need PyAV.
+        images: Files, folders whose images and videos are used, and patterns such as `photos/**/*.jpg`, or one of
+            them. Folders are searched recursively. Videos need PyAV.
         out_dir: Folder to write to. It is created, and pictures of an earlier call are replaced.
         threshold: Lowest score to draw.
         batch_size: As in a call of `Predictor`.
@@ -115,7 +115,8 @@ def predict(
         >>> result.images[0]["names"], result.images[0]["scores"]  # doctest: +SKIP
     """
     out_dir = Path(out_dir)
-    files, others = find_files([Path(image) for image in images], leave_out=out_dir)
+    given = [images] if isinstance(images, str | Path) else images
+    files, others = find_files([Path(image) for image in given], leave_out=out_dir)
     pictures = _name_pictures(files, out_dir)
     if any(map(is_video, files)):
         require_av()

@@ -129,18 +129,19 @@ class Predictor:
             ValueError: If an image has another shape or range, `threshold` is not in [0, 1], or `batch_size` is not
                 positive.
         """
-        if not isinstance(images, ImageSource):
+        if isinstance(images, Iterable) and not isinstance(images, ImageSource | bytes):
             return list(self.stream(images, threshold=threshold, batch_size=batch_size))
-        (result,) = self.stream([images], threshold=threshold)
+        (result,) = self.stream([images], threshold=threshold, batch_size=batch_size)
         return result
 
     def stream(
-        self, images: Iterable[ImageSource], *, threshold: float = 0.5, batch_size: int | None = None
+        self, images: str | Path | Iterable[ImageSource], *, threshold: float = 0.5, batch_size: int | None = None
     ) -> Iterator[DetectionResult]:
         """Yield the detections in each image of an iterable, such as `video_frames`, one batch in memory at a time.
 
-        Arguments and errors are those of a call.
+        Arguments and errors are those of a call. A single path is an iterable of one.
         """
+        images = [images] if isinstance(images, str | Path) else images
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be in [0, 1], got {threshold}")
         for batch in batched(images, checked_batch_size(batch_size, self.device)):
