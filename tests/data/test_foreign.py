@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -216,3 +217,11 @@ def test_annotations_of_any_content_end_in_the_documented_error(tmp_path: Path, 
     (tmp_path / "a.xml").write_bytes(content)
     with pytest.raises(DatasetError, match=r"a\.xml"):
         read_voc(tmp_path)
+
+
+def test_splits_of_one_name_are_refused_instead_of_replacing_each_other(tmp_path: Path) -> None:
+    document: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
+    dataset = ForeignDataset(Path("pets"), {"val": document, "train": document, "valid": document}, [])
+    with pytest.raises(ValueError, match=r"the splits val, valid of pets would share the file val\.json"):
+        write_documents(dataset, tmp_path)
+    assert not list(tmp_path.iterdir())

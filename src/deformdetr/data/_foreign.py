@@ -98,6 +98,7 @@ def write_documents(dataset: ForeignDataset, folder: str | Path, *, overwrite: b
     Evaluation images may be called "valid" or "validation" in the dataset.
 
     Raises:
+        ValueError: If two splits have one name, such as "val" and "valid". Nothing is written then.
         FileExistsError: If a file exists and `overwrite` is False. Nothing is written then.
         OSError: If a file cannot be written.
 
@@ -114,6 +115,12 @@ def write_documents(dataset: ForeignDataset, folder: str | Path, *, overwrite: b
     folder = Path(folder)
     renamed = {"valid": "val", "validation": "val"}
     names = {split: renamed.get(split, split) for split in dataset.documents}
+    for name, count in Counter(names.values()).items():
+        if count > 1:
+            shared = ", ".join(split for split, other in names.items() if other == name)
+            raise ValueError(
+                f"the splits {shared} of {dataset.root} would share the file {name}.json: leave all but one out"
+            )
     files = {split: folder / f"{name}.json" for split, name in names.items()}
     folder.mkdir(parents=True, exist_ok=True)
     for file in files.values():
