@@ -117,6 +117,24 @@ def test_settings_are_kept_and_described_in_the_card(tmp_path):
     assert "mean 0.5, 0.4, 0.3 and the standard deviation 0.1, 0.2, 0.3" in body
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (InferenceSettings(), "Photographs are turned upright by their EXIF orientation.\n"),
+        (
+            InferenceSettings(orientation="stored", gray_bits=12),
+            "Photographs are used as stored, whatever their EXIF orientation. Of 16-bit grayscale, 12 bits are used.\n",
+        ),
+    ],
+)
+def test_cards_tell_how_images_are_decoded(settings, told, tmp_path):
+    config = tiny_config()
+    save_pretrained(config.build(), config, tmp_path, settings=settings)
+    card = (tmp_path / "README.md").read_text()
+    assert told in card
+    assert 'deformdetr.load("user/name")' in card
+
+
 def test_cards_leave_out_what_is_not_known(tmp_path):
     config = tiny_config(masks=True)
     save_pretrained(config.build(), config, tmp_path, settings=InferenceSettings(short_side=None))

@@ -12,6 +12,15 @@ _USE = """\
 ## Use
 
 ```python
+import deformdetr
+
+detector = deformdetr.load("user/name")  # this repository, or its folder
+result = detector("photo.jpg", threshold=0.5)
+```
+
+Or the parts, to train or to change them:
+
+```python
 from deformdetr.integrations.hub import from_pretrained, pretrained_config, pretrained_settings
 
 source = "user/name"  # this repository, or its folder
@@ -60,10 +69,15 @@ def _preparation(settings: InferenceSettings) -> str:
     if settings.short_side is not None:
         limit = "" if settings.max_size is None else f", or less to keep the longer side within {settings.max_size}"
         size = f"are resized to a shorter side of {settings.short_side} pixels{limit}"
+    turned = "are turned upright by their EXIF orientation"
+    if settings.orientation == "stored":
+        turned = "are used as stored, whatever their EXIF orientation"
+    bits = "" if settings.gray_bits is None else f" Of 16-bit grayscale, {settings.gray_bits} bits are used."
     return (
         "## Images\n\n"
         f"Images {size}, and normalized by the mean {_numbers(settings.image_mean)} and the standard deviation "
-        f"{_numbers(settings.image_std)} of red, green and blue on a scale of 0 to 1.\n"
+        f"{_numbers(settings.image_std)} of red, green and blue on a scale of 0 to 1. "
+        f"Photographs {turned}.{bits}\n"
     )
 
 
