@@ -149,8 +149,8 @@ class Predict(BaseModel):
     """
 
     run: CliPositionalArg[str] = Field(
-        description="Run directory, one of its checkpoints, or a folder of save_pretrained: a path, a URL, or user/name "
-        "on the Hugging Face Hub."
+        description="Run directory, one of its checkpoints, or a folder of save_pretrained: a path, a URL, or "
+        "user/name on the Hugging Face Hub."
     )
     images: CliPositionalArg[list[Path]] = Field(description="Files, folders, and patterns such as 'photos/**/*.jpg'.")
     out: Path = Field(description="Folder to write to, which is created.")

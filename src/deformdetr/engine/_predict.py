@@ -123,6 +123,7 @@ def predict(
     predictor = run if isinstance(run, Predictor) else load(run)
     size = checked_batch_size(batch_size, predictor.device)
     result = PredictResult([], {}, predictor.best_threshold)
+    numbers = {str(file): number for number, file in enumerate(files, start=1)}
     out_dir.mkdir(parents=True, exist_ok=True)
     with ProgressDisplay("predicting", len(files)) as display:
         if others:
@@ -133,7 +134,7 @@ def predict(
             draw = drawing.videos if are_videos else drawing.images
             for each in draw(group, result.skipped):
                 result.images.append(each)
-                display.update(files.index(Path(each["file"])) + 1, status=_status(each, threshold))
+                display.update(numbers[each["file"]], status=_status(each, threshold))
         for file, reason in result.skipped.items():
             display.say(f"skipped {file}: {reason}" if file not in reason else f"skipped: {reason}")
     content = {
