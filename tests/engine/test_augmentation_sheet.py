@@ -1,6 +1,7 @@
 """Pictures of augmented training images."""
 
 import numpy as np
+import pytest
 import torch
 
 from deformdetr.data import AugmentConfig, ColorConfig, DetectionDataset
@@ -38,3 +39,9 @@ def test_sheet_shows_boxes_in_the_colors_of_their_classes():
 def test_sheet_of_few_images_is_small():
     assert draw_augmented(tiny_experiment(), count=40).size == (1640, 1232)
     assert draw_augmented(tiny_experiment(), count=2).size == (824, 416)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_sheets_without_pictures_are_refused(count: int) -> None:
+    with pytest.raises(ValueError, match=f"count must be positive, got {count}"):
+        draw_augmented(tiny_experiment(), count=count)

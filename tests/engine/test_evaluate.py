@@ -98,6 +98,11 @@ def test_batches_without_images_are_refused(finished_run, tmp_path):
         evaluate_run(finished_run, batch_size=0, output=tmp_path / "result.json")
 
 
+def test_a_negative_number_of_pictures_is_refused(finished_run, tmp_path):
+    with pytest.raises(ValueError, match="num_worst must not be negative, got -1"):
+        evaluate_run(finished_run, num_worst=-1, output=tmp_path / "result.json")
+
+
 def test_nothing_is_written_beside_downloads(finished_run, tmp_path, monkeypatch):
     with serving() as server:
         point_hub_to(server.url, tmp_path / "cache", monkeypatch)

@@ -128,3 +128,8 @@ def test_a_missing_relative_path_is_reported_with_the_directory_that_it_starts_a
         read_experiment("nothing.yaml")
     with pytest.raises(ConfigError, match=rf"there is no file {re.escape(str(tmp_path))}/nothing\.yaml$"):
         read_experiment(tmp_path / "nothing.yaml")
+
+
+def test_every_file_and_folder_of_a_run_is_named(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert run.file_names() == {path.name for name, path in vars(run).items() if name != "path"}

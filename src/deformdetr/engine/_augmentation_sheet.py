@@ -20,6 +20,7 @@ def draw_augmented(experiment: Experiment, *, count: int = 16) -> Image.Image:
         count: Number of images; fewer if the dataset has fewer.
 
     Raises:
+        ValueError: If `count` is not positive.
         DatasetError: If the dataset has problems, or an image cannot be read.
 
     Examples:
@@ -27,6 +28,8 @@ def draw_augmented(experiment: Experiment, *, count: int = 16) -> Image.Image:
         >>> draw_augmented(demo_experiment(), count=4).size
         (1640, 416)
     """
+    if count < 1:
+        raise ValueError(f"count must be positive, got {count}")
     dataset = build_dataset(experiment.data, "train", masks=experiment.model.masks)
     mean, std = experiment.data.image_mean, experiment.data.image_std
     pictures = []

@@ -125,9 +125,11 @@ def _clear(run: RunDirectory) -> None:
             f"{run.path} holds {', '.join(sorted(found - own)[:5])}, which are not from a demonstration; name "
             "another directory"
         )
-    for name in found - {run.evaluation_files.name}:
-        (run.path / name).unlink()
-    shutil.rmtree(run.evaluation_files, ignore_errors=True)
+    for path in (run.path / name for name in found):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _draw_detections(

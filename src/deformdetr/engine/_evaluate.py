@@ -154,13 +154,15 @@ def evaluate_run(
         RunError: If the run does not exist, the categories of the dataset differ, or the run is downloaded and `output`
             is None.
         DatasetError: If the dataset has problems.
-        ValueError: If `batch_size` is not positive, or `output` does not end in `.json`.
+        ValueError: If `batch_size` is not positive, `num_worst` is negative, or `output` does not end in `.json`.
         OSError: If `output` is or lies in what is no folder.
 
     Examples:
         >>> from deformdetr.engine import evaluate_run
         >>> print(evaluate_run("runs/detector").table)  # doctest: +SKIP
     """
+    if num_worst < 0:
+        raise ValueError(f"num_worst must not be negative, got {num_worst}")
     path, checkpoint = load_run(run)
     file = _result_file(run, path, output)
     processes = Processes()

@@ -49,7 +49,7 @@ class RunDirectory:
     def file_names(self) -> set[str]:
         """Return the names of all files and folders that a run may have."""
         files = (self.config, self.metrics, self.curves, self.last, self.best, self.environment)
-        return {file.name for file in (*files, self.evaluation, self.evaluation_files)}
+        return {file.name for file in (*files, self.evaluation, self.evaluation_files, self.tracking)}
 
     def open(self, experiment: Experiment, *, resume: bool) -> Checkpoint | None:
         """Check that the directory fits the experiment, and return the checkpoint to resume from, if any.
