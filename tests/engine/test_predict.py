@@ -8,9 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from deformdetr.data import find_images
-from deformdetr.engine import PredictionError, PredictResult, RunError, load, predict, video_frames
+from deformdetr import preset
+from deformdetr.data import ForeignDataset, find_images, write_documents
+from deformdetr.engine import PredictionError, PredictResult, RunError, evaluate_run, load, predict, video_frames
 from deformdetr.engine._image_files import find_files
+from deformdetr.integrations.hub import save_pretrained
 
 
 def save_picture(path, width, height, mode="RGB"):
@@ -165,6 +167,20 @@ def test_batches_without_images_are_refused_before_anything_is_written(batch_siz
     with pytest.raises(ValueError, match=f"batch_size must be positive, got {batch_size}"):
         predict(finished_run, [picture], tmp_path / "out", batch_size=batch_size)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_place_of_the_folder_is_named_whatever_is_written(finished_run, tmp_path):
+    picture = save_picture(tmp_path / "a.png", 64, 64)
+    document = {"images": [], "annotations": [], "categories": []}
+    model = preset("demo")
+    for write in (
+        lambda: predict(tmp_path / "no run", [picture], picture),
+        lambda: write_documents(ForeignDataset(tmp_path, {"train": document}, []), picture),
+        lambda: save_pretrained(model.build(), model, picture),
+        lambda: evaluate_run(finished_run, output=picture.with_suffix(".png.json")),
+    ):
+        with pytest.raises(NotADirectoryError, match=r"a\.png is a file, and a folder is needed"):
+            write()
 
 
 def test_one_path_is_a_list_of_one(finished_run, tmp_path):

@@ -52,6 +52,16 @@ def check_readable(path: Path) -> None:
         raise FileError(f"{path} is not a regular file")
 
 
+def check_folder(path: Path) -> None:
+    """Check that a path is a folder, or can become one because there is nothing, before its content is computed.
+
+    Raises:
+        NotADirectoryError: If it is a file.
+    """
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file, and a folder is needed")
+
+
 def check_writable(path: Path, *, suffixes: Sequence[str], overwrite: bool) -> None:
     """Check that a file can be written, before its content is computed.
 

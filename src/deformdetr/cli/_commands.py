@@ -296,7 +296,7 @@ class Commands(BaseSettings):
     version: CliToggleFlag[bool] = Field(default=False, description="Print the version.")
     train: CliSubCommand[Train] = Field(description="Train the model that a config describes.")
     eval: CliSubCommand[Eval] = Field(description="Evaluate a run: COCO's average precision and recall.")
-    predict: CliSubCommand[Predict] = Field(description="Detect objects in image files.")
+    predict: CliSubCommand[Predict] = Field(description="Detect objects in image and video files.")
     check: CliSubCommand[Check] = Field(description="Check a dataset before training on it.")
     coco: CliSubCommand[Coco] = Field(description="Turn a dataset of YOLO or Pascal VOC into COCO files.")
     split: CliSubCommand[Split] = Field(description="Split a COCO file into training and evaluation.")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg, CliToggleFlag
 
-from deformdetr._files import check_writable, write_text
+from deformdetr._files import check_folder, check_writable, write_text
 from deformdetr.data import (
     DataConfig,
     check,
@@ -72,6 +72,7 @@ class Split(BaseModel):
         """Split the file."""
         folder = self.annotations.parent if self.out is None else self.out
         parts = split_coco(self.annotations, val_share=self.val_share, seed=self.seed)
+        check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         files = {name: folder / f"{name}.json" for name in _NAMES}
         for file in files.values():

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deformdetr._files import check_writable, write_text
+from deformdetr._files import check_folder, check_writable, write_text
 from deformdetr.data._config import DEFAULT_DECODING, DecodeConfig
 from deformdetr.data._errors import DatasetError, Kind, Problem
 from deformdetr.data._images import read_header
@@ -122,6 +122,7 @@ def write_documents(dataset: ForeignDataset, folder: str | Path, *, overwrite: b
                 f"the splits {shared} of {dataset.root} would share the file {name}.json: leave all but one out"
             )
     files = {split: folder / f"{name}.json" for split, name in names.items()}
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for file in files.values():
         check_writable(file, suffixes=(".json",), overwrite=overwrite)

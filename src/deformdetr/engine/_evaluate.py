@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from deformdetr._files import check_writable, expand_path, write_text
+from deformdetr._files import check_folder, check_writable, expand_path, write_text
 from deformdetr.data import DataConfig, DetectionDataset, LabelMap, build_dataset
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import RunError
@@ -206,6 +206,7 @@ def _result_file(run: str | Path, path: Path, output: str | Path | None) -> Path
     """
     if output is not None:
         check_writable(Path(output), suffixes=(".json",), overwrite=True)
+        check_folder(Path(output).with_suffix(""))
         return Path(output)
     if not expand_path(run).exists():
         raise RunError(f"{run} is downloaded and has no run directory: name a JSON file to write, output or --output")

@@ -8,7 +8,7 @@ from typing import NamedTuple, NotRequired, TypedDict
 
 from torch import Tensor
 
-from deformdetr._files import write_text
+from deformdetr._files import check_folder, write_text
 from deformdetr.data import DatasetError, DecodeConfig, LabelMap, load_image
 from deformdetr.engine._errors import PredictionError
 from deformdetr.engine._image_files import find_files, is_video
@@ -107,6 +107,7 @@ def predict(
         RunError: If the run does not exist.
         PredictionError: If a path does not exist, there are no images, or a picture would replace one of the images.
             Nothing is written then.
+        NotADirectoryError: If `out_dir` is a file.
         ModuleNotFoundError: If there is a video, and PyAV is not installed.
 
     Examples:
@@ -115,6 +116,7 @@ def predict(
         >>> result.images[0]["names"], result.images[0]["scores"]  # doctest: +SKIP
     """
     out_dir = Path(out_dir)
+    check_folder(out_dir)
     given = [images] if isinstance(images, str | Path) else images
     files, others = find_files([Path(image) for image in given], leave_out=out_dir)
     pictures = _name_pictures(files, out_dir)

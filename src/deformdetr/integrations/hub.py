@@ -14,7 +14,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from deformdetr._files import HubName, HubOptions, fetch_file, read_mapping, write_text
+from deformdetr._files import HubName, HubOptions, check_folder, fetch_file, read_mapping, write_text
 from deformdetr.config import (
     DeformableDETRConfig,
     DETRConfig,
@@ -70,6 +70,7 @@ def save_pretrained(
     Raises:
         ValueError: If the config does not describe this model, the settings have another number of classes, or the
             identifier is not one.
+        OSError: If the folder is a file, or a file cannot be written.
 
     Examples:
         >>> from deformdetr.config import ConvBackboneConfig
@@ -81,6 +82,7 @@ def save_pretrained(
         'DeformableDETR'
     """
     folder = Path(folder)
+    check_folder(folder)
     settings = settings or InferenceSettings()
     _check_described(model, config, settings)
     card = model_card(config, settings, metrics=metrics or {}, license_id=license_id)
