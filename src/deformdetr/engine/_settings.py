@@ -51,7 +51,7 @@ def setting_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     Examples:
         >>> from deformdetr.engine import CosineSchedule, setting_names
         >>> list(setting_names(CosineSchedule, "train.schedule."))
-        ['train.schedule.kind', 'train.schedule.final_factor']
+        ['train.schedule.kind', 'train.schedule.final_factor', 'train.schedule.epochs']
     """
     for name, field in model.model_fields.items():
         nested = models_in(field.annotation)
