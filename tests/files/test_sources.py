@@ -67,7 +67,9 @@ def test_what_is_neither_there_nor_a_name_raises_without_a_request(source, hub):
     assert hub.requests == []
 
 
-@pytest.mark.parametrize(("source", "reason"), [("a\0b", "embedded null"), ("x" * 300, "too long"), ("$GONE_/a", "GONE_")])
+@pytest.mark.parametrize(
+    ("source", "reason"), [("a\0b", "embedded null"), ("x" * 300, "too long"), ("$GONE_/a", "GONE_")]
+)
 def test_impossible_paths_are_refused(source, reason, hub):
     with pytest.raises(FileError, match=reason):
         locate_checkpoint(source)
