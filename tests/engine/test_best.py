@@ -46,3 +46,12 @@ def test_without_the_setting_a_run_never_ends_early():
     for _ in range(100):
         best.update({"AP": 0.0})
     assert not best.has_ended
+
+
+@pytest.mark.parametrize(("score", "is_best"), [((0.2, 0.0), False), (None, True)])
+def test_the_score_alone_that_older_runs_saved_is_restored(score, is_best):
+    best = BestScore(EarlyStoppingConfig(patience=1))
+    best.load_state(score)
+    assert best.score == score
+    assert best.update({"AP": 0.1}) is is_best
+    assert best.has_ended is not is_best

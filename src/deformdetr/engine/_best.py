@@ -54,6 +54,8 @@ class BestScore:
         """Return the state for resuming."""
         return {"score": self.score, "reference": self._reference, "waited": self.waited}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore a state that `state` returned."""
+    def load_state(self, state: Mapping[str, Any] | tuple[float, float] | None) -> None:
+        """Restore a state that `state` returned, or the score alone, which older runs have saved."""
+        if not isinstance(state, Mapping):
+            state = {"score": state, "reference": None if state is None else state[0], "waited": 0}
         self.score, self._reference, self.waited = state["score"], state["reference"], state["waited"]
