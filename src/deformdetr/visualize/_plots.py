@@ -208,7 +208,7 @@ def rendered(figure: Any) -> Image.Image:
 
 
 def use_fonts(texts: Sequence[Any]) -> None:
-    """Give each text of a figure a font that has its characters."""
+    """Set a font for each text of a figure that has all of its characters, if there is one."""
     from matplotlib.font_manager import FontProperties
 
     for text in texts:
