@@ -52,7 +52,7 @@ def find_warnings(datasets: Datasets, *, limits: ObjectLimits = NO_LIMITS, heade
     for name, dataset in datasets._asdict().items():
         found = [*_of_boxes(dataset.annotations), *_of_counts(dataset.annotations, limits)]
         if name == "train":
-            found += _of_categories(dataset.annotations)
+            found += [*_of_categories(dataset.annotations), *_of_files(dataset.annotations)]
         found += [] if headers is None else headers.warnings(name, dataset)
         warnings += [f"{name}: {each}" for each in found]
     return [*warnings, *_of_splits(datasets)]
@@ -125,6 +125,9 @@ def _of_categories(annotations: Annotations) -> Iterator[str]:
     if empty:
         listed = ", ".join(empty[:_NAMED]) + (", ..." if len(empty) > _NAMED else "")
         yield f"{len(empty):,} of {len(names):,} categories have no boxes: {listed}"
+
+
+def _of_files(annotations: Annotations) -> Iterator[str]:
     repeated = len(annotations.file_names) - len(set(annotations.file_names))
     if repeated:
         yield f"{repeated:,} images have the file of another image"
