@@ -46,9 +46,9 @@ def ms_deform_attn(
             levels, points).
         backend: `auto` chooses by device and dtype. `reference` is the specification in plain PyTorch, which autograd
             differentiates any number of times.
-        method: `bilinear`, or RT-DETRv2's `discrete`: a sample is one pixel, `floor(location * size + 1/2)` along each
-            axis, and the nearest one at the border from outside. Locations then have no gradient, samples at infinite
-            locations are pixels at the border, and operations of PyTorch take the place of kernels on every device.
+        method: `bilinear`, or RT-DETRv2's `discrete`: a sample is the pixel `floor(location * size + 1/2)` along each
+            axis, moved into the level. NaN counts as 0, and locations have no gradient. On every device it is a gather
+            and a weighted sum of PyTorch's, which any exporter supports.
         points_per_level: Number of points of each level, if levels differ. Locations and weights then have one axis of
             all points, level by level, in place of those of levels and points.
         deterministic: Whether gradients are bit-identical from run to run, which is slower on GPUs. None follows
