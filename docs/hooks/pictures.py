@@ -8,7 +8,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from mkdocs.structure.files import File, Files
 from torch import Tensor
 
 from deformdetr.nn import MSDeformAttn, pixel_centers, valid_ratios
@@ -69,11 +68,22 @@ PICTURES = {
 }
 
 
-def on_files(files: Files, config: Any) -> Files:
+def on_files(files: Any, config: Any) -> Any:
     """Add the pictures to the site, as `images/drawn/NAME.svg`."""
+    # Imported here, so that the pictures can be tested without it.
+    from mkdocs.structure.files import File
+
     for name, draw in PICTURES.items():
-        files.append(File.generated(config, f"images/drawn/{name}.svg", content=_to_svg(draw())))
+        files.append(File.generated(config, f"images/drawn/{name}.svg", content=to_svg(draw())))
     return files
+
+
+def to_svg(figure: Figure) -> bytes:
+    """Return the same bytes for the same figure at every build."""
+    memory = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "deformdetr", "svg.fonttype": "none"}):
+        figure.savefig(memory, format="svg", metadata={"Date": None})
+    return memory.getvalue()
 
 
 def _draw_levels(rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -103,11 +113,3 @@ def _draw_reference(axis: Axes, reference: list[float], shape: tuple[int, int]) 
     if size:
         corner = ((x - size[0] / 2) * width, (y - size[1] / 2) * height)
         axis.add_patch(Rectangle(corner, size[0] * width, size[1] * height, fill=False))
-
-
-def _to_svg(figure: Figure) -> bytes:
-    """Return the same bytes for the same figure at every build."""
-    memory = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "deformdetr", "svg.fonttype": "none"}):
-        figure.savefig(memory, format="svg", metadata={"Date": None})
-    return memory.getvalue()
