@@ -58,7 +58,7 @@ class DETR(nn.Module):
         return last | {"aux_outputs": earlier}
 
 
-def train(steps: int = 60) -> list[float]:
+def train(steps: int = 40) -> list[float]:
     """Train a small model on the same eight images again and again, and return the loss of every step."""
     torch.manual_seed(0)
     backbone = ConvBackbone((8, 16, 32, 64), out_layers=(3,))
