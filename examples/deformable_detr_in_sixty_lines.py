@@ -75,7 +75,7 @@ class DeformableDETR(nn.Module):
         return outputs[-1] | {"aux_outputs": outputs[:-1]}
 
 
-def train(steps: int = 40) -> list[float]:
+def train(steps: int = 30) -> list[float]:
     """Train a small model on the same eight images again and again, and return the loss of every step."""
     torch.manual_seed(0)
     backbone = ConvBackbone((8, 16, 32, 64), out_layers=(2, 3, 4))
