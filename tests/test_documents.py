@@ -18,10 +18,14 @@ def _blocks(document: Path, language: str) -> list[str]:
 @pytest.mark.parametrize(
     "document", [document for document in DOCUMENTS if _blocks(document, "python")], ids=lambda path: path.stem
 )
-def test_python_examples_run_in_reading_order(document):
+def test_python_examples_run_in_reading_order_and_print_the_text_below_them(document, capsys):
     names = {}
-    for block in _blocks(document, "python"):
-        exec(compile(block, str(document), "exec"), names)
+    for code, text in re.findall(
+        r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```$)?", document.read_text(), flags=re.MULTILINE | re.DOTALL
+    ):
+        exec(compile(code, str(document), "exec"), names)
+        printed = capsys.readouterr().out
+        assert not text or printed == text
 
 
 def test_configs_in_the_training_guide_are_valid():

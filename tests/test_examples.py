@@ -12,6 +12,8 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 # Needs an exported file, and runs where a test makes one.
 TESTED_ELSEWHERE = {"onnx_detector"}
 EXPECTED_OUTPUT = {
+    "deformable_detr_in_sixty_lines": "the loss falls: True",
+    "detr_in_forty_lines": "the loss falls: True",
     "mmcv_function": "both functions return the same: True",
     "transformers_model": "4 accelerated:\n  model.encoder.layers.0.self_attn.attn\n",
     "vendored_extension": "output (2, 100, 256) and gradients (2, 1920, 8, 32) (2, 100, 8, 2, 4, 2) (2, 100, 8, 2, 4)",

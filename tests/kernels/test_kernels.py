@@ -5,31 +5,18 @@ in its interpreter; and with a GPU (`-m gpu`), the compiled ones.
 """
 
 import itertools
-import os
 
 import pytest
 import torch
 from torch import Tensor
 
-from deformdetr.kernels import _numba, fused_ms_deform_attn, ms_deform_attn, ms_deform_attn_backward, sampling_locations
+from deformdetr.kernels import fused_ms_deform_attn, ms_deform_attn, ms_deform_attn_backward, sampling_locations
 from sampling import PYRAMIDS, TOLERANCE, assert_close, away_from_pixel_borders, gradients, random_inputs
 
 # The interpreter computes with NumPy, which warns of what is meant to overflow.
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-# In the interpreter, Triton's kernels take the place of both.
-ON_CPUS = ["cpu"] if os.environ.get("TRITON_INTERPRET") == "1" else ["cpu", "cpu without numba"]
-
-
-@pytest.fixture(params=[*ON_CPUS, pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    name, _, way = request.param.partition(" ")
-    if way:
-        monkeypatch.setattr(_numba, "is_usable", lambda channels, dtype: False)
-    return name
 
 
 def check(

@@ -68,7 +68,7 @@ def check_arguments(
         check_sizes(pyramid.sizes, value.shape[1])
     if fused:
         check_floating("reference_points", references)
-        _check_references(references, weights)
+        check_references(references, weights, weights.shape[3])
     if padding_mask is not None:
         _check_padding(padding_mask, value)
         if not fused:
@@ -92,7 +92,33 @@ def check_offsets(references: Any, offsets: Any, pyramid: Pyramid) -> None:
     _check_levels(pyramid, offsets.shape[3], offsets)
     if pyramid.tensor is None:
         check_sizes(pyramid.sizes)
-    _check_references(references, offsets)
+    check_references(references, offsets, offsets.shape[3])
+
+
+@compares_sizes
+def check_references(references: Tensor, offsets: Tensor, levels: int) -> None:
+    """Check the shape of reference points of a number of levels against that of offsets or logits.
+
+    Raises:
+        ValueError: If shapes or devices disagree.
+    """
+    batch, queries = offsets.shape[:2]
+    if references.device != offsets.device:
+        raise ValueError(f"reference_points is on {references.device}, but value is on {offsets.device}")
+    if references.ndim != 4 or references.shape[-1] not in (2, 4):
+        raise ValueError(
+            "reference_points must have shape (batch, queries, levels, 2) for (x, y) or (..., 4) for (cx, cy, w, h), "
+            f"got {tuple(references.shape)}"
+        )
+    if (
+        references.shape[0] not in (1, batch)
+        or references.shape[1] != queries
+        or references.shape[2] not in (1, levels)
+    ):
+        raise ValueError(
+            f"reference_points {tuple(references.shape)} must be for {batch} images (or one for all), {queries} "
+            f"queries and {levels} levels (or one for all)"
+        )
 
 
 @compares_sizes
@@ -147,27 +173,6 @@ def _check_levels(pyramid: Pyramid, levels: int, like: Tensor) -> None:
     # The host reads sizes in a tensor on the CPU.
     if sizes.device.type != "cpu" and sizes.device != like.device:
         raise ValueError(f"spatial_shapes is on {sizes.device}, but value is on {like.device}")
-
-
-def _check_references(references: Tensor, offsets: Tensor) -> None:
-    """Check the shape of reference points against that of offsets or logits."""
-    batch, queries, _, levels = offsets.shape[:4]
-    if references.device != offsets.device:
-        raise ValueError(f"reference_points is on {references.device}, but value is on {offsets.device}")
-    if references.ndim != 4 or references.shape[-1] not in (2, 4):
-        raise ValueError(
-            "reference_points must have shape (batch, queries, levels, 2) for (x, y) or (..., 4) for (cx, cy, w, h), "
-            f"got {tuple(references.shape)}"
-        )
-    if (
-        references.shape[0] not in (1, batch)
-        or references.shape[1] != queries
-        or references.shape[2] not in (1, levels)
-    ):
-        raise ValueError(
-            f"reference_points {tuple(references.shape)} must be for {batch} images (or one for all), {queries} "
-            f"queries and {levels} levels (or one for all)"
-        )
 
 
 def _check_padding(mask: Any, value: Tensor) -> None:

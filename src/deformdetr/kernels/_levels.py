@@ -126,12 +126,30 @@ def check_sizes(sizes: Sequence[int], pixels: int | None = None) -> None:
 
 
 def level_sizes(pyramid: Pyramid, like: Tensor) -> Tensor:
-    """Return (width, height) of every level, shape (levels, 1, 2), in the dtype and on the device of `like`.
+    """Return (width, height) of every group of points, (groups, 1, 2), in the dtype and on the device of `like`.
 
     Empty levels have size 1, so that offsets can be divided by it.
     """
     if pyramid.tensor is not None:
-        return pyramid.tensor.flip(-1).clamp(min=1).to(like, non_blocking=True)[:, None]
-    # Filled on the device: copying a list there would make the host wait.
-    sizes = torch.stack([like.new_full((), size) for pair in pairs(pyramid.sizes) for size in reversed(pair)])
-    return sizes.view(-1, 1, 2).clamp(min=1)
+        sizes = pyramid.tensor.flip(-1).to(like, non_blocking=True)
+    else:
+        # Filled on the device: copying a list there would make the host wait.
+        sizes = torch.stack([like.new_full((), size) for pair in pairs(pyramid.sizes) for size in reversed(pair)])
+    sizes = sizes.view(-1, 1, 2).clamp(min=1)
+    if not pyramid.repeats:
+        return sizes
+    return torch.cat([size.expand(count, 1, 2) for size, count in zip(sizes, pyramid.repeats, strict=True)])
+
+
+def level_columns(levels: Sequence[Level], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return height, width and first pixel of all levels, each as integers of shape (levels, 1)."""
+    height, width, start = (
+        torch.stack(
+            [
+                number.to(torch.int64) if isinstance(number, Tensor) else torch.full((), number, device=device)
+                for number in numbers
+            ]
+        )[:, None]
+        for numbers in zip(*levels, strict=True)
+    )
+    return height, width, start

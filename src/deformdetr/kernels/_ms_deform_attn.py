@@ -1,6 +1,5 @@
 """Public functions: they check their arguments and run the operator."""
 
-import math
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
@@ -8,13 +7,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from deformdetr._tracing import compares_sizes
 from deformdetr.kernels import _op
-from deformdetr.kernels._checks import check_arguments, check_floating, check_offsets, check_output
+from deformdetr.kernels._checks import check_arguments, check_offsets, check_output
 from deformdetr.kernels._levels import SpatialShapes, pack_shapes
+from deformdetr.kernels._points import count_groups, group_points, group_references
 from deformdetr.kernels._sampling import locate_samples, mask_padding, normalize_attention
 
 Backend: TypeAlias = Literal["auto", "reference"]
+Method: TypeAlias = Literal["bilinear", "discrete"]
 
 
 def ms_deform_attn(
@@ -24,6 +24,7 @@ def ms_deform_attn(
     attention_weights: Float[Tensor, "batch queries heads *levels_and_points"],
     backend: Backend = "auto",
     *,
+    method: Method = "bilinear",
     points_per_level: Sequence[int] | None = None,
     deterministic: bool | None = None,
 ) -> Float[Tensor, "batch queries heads*channels"]:
@@ -45,6 +46,9 @@ def ms_deform_attn(
             levels, points).
         backend: `auto` chooses by device and dtype. `reference` is the specification in plain PyTorch, which autograd
             differentiates any number of times.
+        method: `bilinear`, or RT-DETRv2's `discrete`: a sample is the pixel `floor(location * size + 1/2)` along each
+            axis, moved into the level. NaN counts as 0, and locations have no gradient. On every device it is a gather
+            and a weighted sum of PyTorch's, which any exporter supports.
         points_per_level: Number of points of each level, if levels differ. Locations and weights then have one axis of
             all points, level by level, in place of those of levels and points.
         deterministic: Whether gradients are bit-identical from run to run, which is slower on GPUs. None follows
@@ -56,7 +60,8 @@ def ms_deform_attn(
             are not checked: a level that does not fit into `value` counts as empty there.
 
     References:
-        Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", ICLR 2021, equation 3.
+        Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", ICLR 2021, equation 3;
+        Lv et al., "RT-DETRv2", 2024, for discrete sampling and points that differ between levels.
 
     Examples:
         >>> import torch
@@ -65,14 +70,11 @@ def ms_deform_attn(
         >>> ms_deform_attn(value, [(2, 3)], center, torch.ones(1, 1, 1, 1, 1))
         tensor([[[2.5000]]])
     """
-    repeats: Sequence[int] = ()
-    if points_per_level is not None:
-        sampling_locations, attention_weights, repeats = _group_points(
-            sampling_locations, attention_weights, points_per_level
-        )
-    pyramid = pack_shapes(spatial_shapes, repeats)
+    pyramid = pack_shapes(spatial_shapes, count_groups(points_per_level))
+    sampling_locations = group_points("sampling_locations", sampling_locations, points_per_level, 2)
+    attention_weights = group_points("attention_weights", attention_weights, points_per_level)
     check_arguments(value, pyramid, sampling_locations, attention_weights)
-    run = _op.choose_forward(backend, value, sampling_locations, attention_weights)
+    run = _op.choose_forward(backend, method, value, sampling_locations, attention_weights)
     return run(value, *pyramid, sampling_locations, attention_weights, None, None, _is_deterministic(deterministic))
 
 
@@ -117,18 +119,20 @@ def fused_ms_deform_attn(
     value: Float[Tensor, "batch pixels heads channels"],
     spatial_shapes: SpatialShapes,
     reference_points: Float[Tensor, "#batch queries #levels coordinates"],
-    sampling_offsets: Float[Tensor, "batch queries heads levels points 2"],
-    attention_logits: Float[Tensor, "batch queries heads levels points"],
+    sampling_offsets: Float[Tensor, "batch queries heads *levels_and_points 2"],
+    attention_logits: Float[Tensor, "batch queries heads *levels_and_points"],
     padding_mask: Bool[Tensor, "batch pixels"] | None = None,
     *,
     backend: Backend = "auto",
+    method: Method = "bilinear",
+    points_per_level: Sequence[int] | None = None,
     deterministic: bool | None = None,
 ) -> Float[Tensor, "batch queries heads*channels"]:
     """Return what `ms_deform_attn` does, from offsets and logits as a layer predicts them.
 
     Equal to `ms_deform_attn` at `sampling_locations(reference_points, sampling_offsets, spatial_shapes)`, weighted by
-    the softmax of the logits over levels and points, with padded pixels set to zero. On GPUs one kernel does all of it,
-    and neither locations, weights nor masked features are stored.
+    the softmax of the logits over all levels and points, with padded pixels set to zero. On GPUs one kernel does all of
+    it, and neither locations, weights nor masked features are stored.
 
     Args:
         value: As in `ms_deform_attn`.
@@ -136,10 +140,12 @@ def fused_ms_deform_attn(
         reference_points: Fractions of each level: centers (x, y), or boxes (cx, cy, w, h), which scale the offsets. The
             axes of images and levels may have size 1, which holds for all. Keep them in float32.
         sampling_offsets: (x, y), in pixels of each level from a center, or in halves of a box's size divided by the
-            number of points.
+            number of points of the level.
         attention_logits: Attention before the softmax.
         padding_mask: True at padded pixels, which count as zero.
         backend: As in `ms_deform_attn`.
+        method: As in `ms_deform_attn`.
+        points_per_level: As in `ms_deform_attn`, for offsets and logits.
         deterministic: As in `ms_deform_attn`.
 
     Raises:
@@ -153,33 +159,40 @@ def fused_ms_deform_attn(
         >>> fused_ms_deform_attn(value, [(2, 3)], reference_points, one_pixel_to_the_right, torch.zeros(1, 1, 1, 1, 1))
         tensor([[[3.5000]]])
     """
-    pyramid = pack_shapes(spatial_shapes)
+    pyramid = pack_shapes(spatial_shapes, count_groups(points_per_level))
+    sampling_offsets = group_points("sampling_offsets", sampling_offsets, points_per_level, 2)
+    attention_logits = group_points("attention_logits", attention_logits, points_per_level)
+    reference_points = group_references(reference_points, sampling_offsets, pyramid.repeats)
     check_arguments(value, pyramid, sampling_offsets, attention_logits, reference_points, padding_mask, fused=True)
     deterministic = _is_deterministic(deterministic)
     # Sums in a fixed order need the samples sorted, and so their locations.
     if (
         backend == "auto"
+        and method == "bilinear"
         and not deterministic
         and _op.can_fuse(value, sampling_offsets, attention_logits, reference_points)
     ):
-        run = _op.choose_forward(backend, value, sampling_offsets, attention_logits, reference_points)
+        run = _op.choose_forward(backend, method, value, sampling_offsets, attention_logits, reference_points)
         return run(value, *pyramid, sampling_offsets, attention_logits, reference_points, padding_mask, deterministic)
     value = mask_padding(value, padding_mask)
     locations = locate_samples(reference_points, sampling_offsets, pyramid)
     weights = normalize_attention(attention_logits)
-    run = _op.choose_forward(backend, value, locations, weights)
+    run = _op.choose_forward(backend, method, value, locations, weights)
     return run(value, *pyramid, locations, weights, None, None, deterministic)
 
 
 def sampling_locations(
     reference_points: Float[Tensor, "#batch queries #levels coordinates"],
-    sampling_offsets: Float[Tensor, "batch queries heads levels points 2"],
+    sampling_offsets: Float[Tensor, "batch queries heads *levels_and_points 2"],
     spatial_shapes: SpatialShapes,
-) -> Float[Tensor, "batch queries heads levels points 2"]:
+    *,
+    points_per_level: Sequence[int] | None = None,
+) -> Float[Tensor, "batch queries heads *levels_and_points 2"]:
     """Return where each query samples, (x, y) as fractions of each level, in float32 or better.
 
     An offset counts pixels of its level from a center (x, y). From a box (cx, cy, w, h) it counts halves of the box's
-    size divided by the number of points: eighths of the box for the usual four.
+    size divided by the number of points of the level: eighths of the box for the usual four. `points_per_level` is that
+    of `ms_deform_attn`.
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
@@ -191,33 +204,12 @@ def sampling_locations(
         >>> sampling_locations(centers, offsets, [(8, 4)]).flatten()
         tensor([0.7500, 0.2500])
     """
-    pyramid = pack_shapes(spatial_shapes)
-    check_offsets(reference_points, sampling_offsets, pyramid)
-    return locate_samples(reference_points, sampling_offsets, pyramid)
+    pyramid = pack_shapes(spatial_shapes, count_groups(points_per_level))
+    offsets = group_points("sampling_offsets", sampling_offsets, points_per_level, 2)
+    reference_points = group_references(reference_points, offsets, pyramid.repeats)
+    check_offsets(reference_points, offsets, pyramid)
+    return locate_samples(reference_points, offsets, pyramid).view(sampling_offsets.shape)
 
 
 def _is_deterministic(wanted: bool | None) -> bool:  # noqa: FBT001
     return torch.are_deterministic_algorithms_enabled() if wanted is None else wanted
-
-
-@compares_sizes
-def _group_points(
-    locations: Tensor, weights: Tensor, points_per_level: Sequence[int]
-) -> tuple[Tensor, Tensor, list[int]]:
-    """Split the axis of all points into groups of equal size, and return the number of groups of every level."""
-    if not points_per_level or min(points_per_level) < 1:
-        raise ValueError(f"points_per_level must be positive numbers, one per level, got {list(points_per_level)}")
-    check_floating("sampling_locations", locations)
-    check_floating("attention_weights", weights)
-    total = sum(points_per_level)
-    if weights.ndim != 4 or weights.shape[-1] != total or locations.shape != (*weights.shape, 2):
-        raise ValueError(
-            f"with points_per_level {list(points_per_level)}, attention_weights must have 4 dimensions, the last of "
-            f"{total}, and sampling_locations one more of 2; got {tuple(weights.shape)} and {tuple(locations.shape)}"
-        )
-    size = math.gcd(*points_per_level)
-    shape = (*weights.shape[:3], total // size, size)
-    repeats = [count // size for count in points_per_level]
-    if all(count == 1 for count in repeats):
-        repeats = []
-    return locations.reshape(*shape, 2), weights.reshape(shape), repeats

@@ -10,6 +10,7 @@ Triton kernels fuse. Elsewhere the public functions compute locations and weight
 
 import os
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -19,23 +20,27 @@ from torch import Tensor
 from deformdetr import _compat
 from deformdetr._memory import check_storages
 from deformdetr._tracing import is_tracing
-from deformdetr.kernels import _gather, _numba, _reference
+from deformdetr.kernels import _discrete, _gather, _numba, _reference
 from deformdetr.kernels._checks import check_arguments, check_output, check_visible_storages
 from deformdetr.kernels._levels import MOST_POINTS, Pyramid, place_levels, read_on_cpu
 from deformdetr.kernels._sampling import locate_samples, mask_padding, normalize_attention
 
 
-def choose_forward(backend: str, *tensors: Tensor) -> Callable[..., Tensor]:
+def choose_forward(backend: str, method: str, *tensors: Tensor) -> Callable[..., Tensor]:
     """Return the function that runs the forward: the cheapest that every active compiler, mode and transform sees.
 
     Raises:
-        ValueError: If there is no such backend.
+        ValueError: If there is no such backend or method.
     """
     if backend not in ("auto", "reference"):
         raise ValueError(f"backend must be 'auto' or 'reference', got {backend!r}")
+    if method not in ("bilinear", "discrete"):
+        raise ValueError(f"method must be 'bilinear' or 'discrete', got {method!r}")
+    if method == "discrete":
+        return partial(_run_plainly, _discrete.forward)
     # `torch.jit.trace` records operations that serve other sizes, too.
     if backend == "reference" or is_tracing():
-        return _run_reference
+        return partial(_run_plainly, _reference.forward)
     if _needs_op(tensors):
         return forward_op
     run: Callable[..., Tensor] = (_TransformedForward if _compat.is_transformed() else _Forward).apply
@@ -111,12 +116,12 @@ class Inputs(NamedTuple):
         return Pyramid(self.spatial_shapes, self.sizes or [], self.repeats or [])
 
 
-def _run_reference(*arguments: Any) -> Tensor:
-    """Run the reference in operations that autograd, compilers and `torch.jit.trace` see."""
+def _run_plainly(forward: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Run a forward in operations that autograd, compilers and `torch.jit.trace` see."""
     inputs = Inputs(*arguments)
     check_visible_storages(inputs.value, inputs.locations, inputs.weights)
     levels = place_levels(inputs.pyramid(), inputs.value.shape[1])
-    return _reference.forward(inputs.value, levels, inputs.locations, inputs.weights)
+    return forward(inputs.value, levels, inputs.locations, inputs.weights)
 
 
 def _check(inputs: Inputs) -> None:

@@ -4,23 +4,21 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from deformdetr._dtypes import at_least_float32
 from deformdetr._tracing import compares_sizes
 from deformdetr.kernels import (
+    Method,
     SpatialShapes,
     fused_ms_deform_attn,
-    ms_deform_attn,
     register_flop_formulas,
     sampling_locations,
 )
 from deformdetr.kernels._layers import apply_linear
-from deformdetr.kernels._sampling import mask_padding
 
 
 class MSDeformAttn(nn.Module):
@@ -36,15 +34,19 @@ class MSDeformAttn(nn.Module):
         n_points: Sampling points per head and level: one number, or a number for each level.
         ratio: Channels of the projected features as a multiple of `d_model`, rounded down. With 0.5, heads sample half
             as many channels. mmcv calls it `value_proj_ratio`.
+        method: `bilinear`, or RT-DETRv2's `discrete`, which reads one pixel per point. Locations then have no gradient,
+            and `sampling_offsets` is frozen: train the layer with `bilinear` first.
 
     Raises:
         ValueError: If `d_model` is not a positive multiple of `n_heads`, a count is not positive, `n_points` does not
-            have one number per level, or the projected channels are not a positive multiple of `n_heads`.
+            have one number per level, the projected channels are not a positive multiple of `n_heads`, or there is no
+            such method.
 
     References:
         Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", ICLR 2021, equation 3
-        and appendix A.4 for the initialization; Lv et al., "RT-DETRv2", 2024, for points that differ between levels;
-        Chen et al., "Vision Transformer Adapter for Dense Predictions", ICLR 2023, for the ratio.
+        and appendix A.4 for the initialization; Lv et al., "RT-DETRv2", 2024, for points that differ between levels,
+        and for discrete sampling; Chen et al., "Vision Transformer Adapter for Dense Predictions", ICLR 2023, for the
+        ratio.
 
     Examples:
         >>> import torch
@@ -66,6 +68,7 @@ class MSDeformAttn(nn.Module):
         n_points: int | Sequence[int] = 4,
         *,
         ratio: float = 1.0,
+        method: Method = "bilinear",
     ) -> None:
         super().__init__()
         points = (n_points,) * n_levels if isinstance(n_points, int) else tuple(n_points)
@@ -84,18 +87,22 @@ class MSDeformAttn(nn.Module):
                 f"ratio ({ratio}) must give a positive multiple of n_heads ({n_heads}), got {d_value} channels of "
                 f"d_model ({d_model})"
             )
+        if method not in get_args(Method):
+            raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}")
         self.d_model = d_model
         self.n_levels = n_levels
         self.n_heads = n_heads
-        # The fused operator takes one number for all levels.
         self.n_points: int | tuple[int, ...] = points[0] if len(set(points)) == 1 else points
         self.ratio = ratio
+        self.method: Method = method
         self._points_per_level = points
         self.sampling_offsets = nn.Linear(d_model, n_heads * sum(points) * 2)
         self.attention_weights = nn.Linear(d_model, n_heads * sum(points))
         self.value_proj = nn.Linear(d_model, d_value)
         self.output_proj = nn.Linear(d_value, d_model)
         self.reset_parameters()
+        if method == "discrete":
+            self.sampling_offsets.requires_grad_(False)
         if "torch.utils.flop_counter" in sys.modules:
             register_flop_formulas()
 
@@ -147,18 +154,16 @@ class MSDeformAttn(nn.Module):
         _check_level_starts(input_level_start_index, self.n_levels)
         value = _split(apply_linear(self.value_proj, input_flatten), self.n_heads, -1)
         offsets, logits = self._offsets_and_logits(query, reference_points, input_spatial_shapes)
-        if isinstance(self.n_points, int):
-            sampled = fused_ms_deform_attn(
-                value, input_spatial_shapes, reference_points, offsets, logits, input_padding_mask
-            )
-        else:
-            sampled = ms_deform_attn(
-                mask_padding(value, input_padding_mask),
-                input_spatial_shapes,
-                self._locations(reference_points, offsets, input_spatial_shapes),
-                at_least_float32(logits).softmax(-1),
-                points_per_level=self.n_points,
-            )
+        sampled = fused_ms_deform_attn(
+            value,
+            input_spatial_shapes,
+            reference_points,
+            offsets,
+            logits,
+            input_padding_mask,
+            method=self.method,
+            points_per_level=self._uneven_points,
+        )
         return apply_linear(self.output_proj, sampled)
 
     def sampling_locations_and_weights(
@@ -178,19 +183,13 @@ class MSDeformAttn(nn.Module):
         """
         offsets, logits = self._offsets_and_logits(query, reference_points, spatial_shapes)
         weights = logits.flatten(3).softmax(-1).view(logits.shape)
-        return self._locations(reference_points, offsets, spatial_shapes), weights
+        locations = sampling_locations(reference_points, offsets, spatial_shapes, points_per_level=self._uneven_points)
+        return locations, weights
 
-    def _locations(self, reference_points: Tensor, offsets: Tensor, spatial_shapes: SpatialShapes) -> Tensor:
-        if isinstance(self.n_points, int):
-            return sampling_locations(reference_points, offsets, spatial_shapes)
-        references = reference_points.expand(-1, -1, self.n_levels, -1)
-        levels = [
-            sampling_locations(
-                references[:, :, level : level + 1], points[:, :, :, None], spatial_shapes[level : level + 1]
-            )
-            for level, points in enumerate(torch.split(offsets, list(self.n_points), dim=3))
-        ]
-        return torch.cat(levels, dim=4).squeeze(3)
+    @property
+    def _uneven_points(self) -> tuple[int, ...] | None:
+        """Number of points of every level, if levels differ; points then have one axis for all levels."""
+        return None if isinstance(self.n_points, int) else self.n_points
 
     def _offsets_and_logits(
         self, query: Tensor, reference_points: Tensor, spatial_shapes: SpatialShapes
@@ -222,7 +221,8 @@ class MSDeformAttn(nn.Module):
     def extra_repr(self) -> str:
         """Return the settings that the linear layers do not show."""
         ratio = "" if self.ratio == 1 else f", ratio={self.ratio}"
-        return f"n_levels={self.n_levels}, n_heads={self.n_heads}, n_points={self.n_points}{ratio}"
+        method = "" if self.method == "bilinear" else f", method={self.method}"
+        return f"n_levels={self.n_levels}, n_heads={self.n_heads}, n_points={self.n_points}{ratio}{method}"
 
 
 @compares_sizes

@@ -1,6 +1,6 @@
 """The operator in terms of PyTorch's own operators, for formats without custom operators."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deformdetr._dtypes import at_least_float32
-from deformdetr.kernels._levels import Level, Pyramid, place_levels
+from deformdetr.kernels._levels import Level, Pyramid, level_columns, place_levels
 from deformdetr.kernels._sampling import locate_samples, mask_padding
 
 Sampling: TypeAlias = Literal["grid_sample", "gather"]
@@ -87,7 +87,7 @@ def _sample_rows(value: Tensor, levels: list[Level], locations: Tensor, weights:
     # Pixels outside are read from a last row of zeros.
     outside = batch * pixels * heads
     table = torch.cat([value.flatten(0, 2), value.new_zeros(1, channels)])
-    height, width, start = (_column(numbers, value.device) for numbers in zip(*levels, strict=True))
+    height, width, start = level_columns(levels, value.device)
     size = torch.stack([width, height], dim=-1)
     position = locations * size - 0.5
     # NaN and positions too far for integers become positions outside.
@@ -106,12 +106,3 @@ def _sample_rows(value: Tensor, levels: list[Level], locations: Tensor, weights:
             rows = table[torch.where(inside, row, outside)]
             parts.append(((weights * share_y * share_x)[..., None] * rows).sum((3, 4)))
     return (parts[0] + parts[1] + parts[2] + parts[3]).flatten(2)
-
-
-def _column(numbers: Sequence[Any], device: torch.device) -> Tensor:
-    """Return one number per level, (levels, 1)."""
-    scalars = [
-        number.to(torch.int64) if isinstance(number, Tensor) else torch.full((), number, device=device)
-        for number in numbers
-    ]
-    return torch.stack(scalars)[:, None]
