@@ -148,10 +148,7 @@ class Predict(BaseModel):
     Files that cannot be read are reported and skipped. The exit status is then 1.
     """
 
-    run: CliPositionalArg[str] = Field(
-        description="Run directory, one of its checkpoints, or a folder of save_pretrained: a path, a URL, or "
-        "user/name on the Hugging Face Hub."
-    )
+    run: CliPositionalArg[str] = Field(description=RUN)
     images: CliPositionalArg[list[Path]] = Field(description="Files, folders, and patterns such as 'photos/**/*.jpg'.")
     out: Path = Field(description="Folder to write to, which is created.")
     threshold: float = Field(

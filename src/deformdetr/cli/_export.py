@@ -24,7 +24,10 @@ from deformdetr.data import (
 from deformdetr.engine import load_run
 from deformdetr.integrations.export import ExportReport, Sampling, export_onnx
 
-RUN = "Run directory, or one of its checkpoints: a path, a URL, or user/name on the Hugging Face Hub."
+RUN = (
+    "Run directory, one of its checkpoints, or a folder of save_pretrained: a path, a URL, or user/name on the Hugging "
+    "Face Hub."
+)
 # (height, width) of drawn images for the comparison.
 _SIZES = ((320, 256), (224, 320))
 
