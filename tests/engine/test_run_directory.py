@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 import deformdetr.engine
 from deformdetr._files import replacing
+from deformdetr.data import DataConfig
 from deformdetr.engine import (
     Checkpoint,
     ConfigError,
@@ -19,6 +20,7 @@ from deformdetr.engine import (
     evaluate_run,
     load_run,
     read_experiment,
+    train,
 )
 from deformdetr.integrations.hub import save_pretrained
 from experiments import tiny_experiment
@@ -85,6 +87,23 @@ def test_file_in_place_of_a_run_directory_is_refused(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(RunError, match="is a file"):
         RunDirectory(tmp_path / "run").open(tiny_experiment(), resume=False)
+
+
+def test_a_used_directory_is_refused_before_the_dataset_is_read(finished_run):
+    experiment = read_experiment(finished_run / "config.yaml")
+    missing = DataConfig(train_images="a", train_annotations="b", val_images="c", val_annotations="d")
+    with pytest.raises(RunError, match="is not empty"):
+        train(experiment.replace(data=missing), finished_run)
+
+
+def test_another_config_is_refused_with_the_one_that_continues_the_run(finished_run):
+    experiment = read_experiment(finished_run / "config.yaml")
+    changed = experiment.replace(train=experiment.train.replace(lr=0.5))
+    with pytest.raises(RunError, match=r"train\.lr: .* before, 0\.5 now") as caught:
+        RunDirectory(finished_run).open(changed, resume=True)
+    *_, command = str(caught.value).splitlines()
+    assert command.split() == f"deformdetr train {finished_run}/config.yaml --output {finished_run} --resume".split()
+    assert RunDirectory(finished_run).open(experiment, resume=True) is not None
 
 
 def test_truncated_line_is_dropped(tmp_path):

@@ -136,6 +136,15 @@ def test_cards_tell_how_images_are_decoded(settings, told, tmp_path):
     assert 'deformdetr.load("user/name")' in card
 
 
+def test_cards_tell_settings_of_the_evaluation_from_its_metrics(tmp_path):
+    model, config = tiny_config().build(), tiny_config()
+    save_pretrained(model, config, tmp_path, metrics={"AP": 0.5, "max_detections": 300})
+    card = (tmp_path / "README.md").read_text()
+    assert "| AP | 0.5 |" in card
+    assert "AP counts at most 300 detections per image and class." in card
+    assert "max" + "\\_detections" not in card
+
+
 def test_cards_leave_out_what_is_not_known(tmp_path):
     config = tiny_config(masks=True)
     save_pretrained(config.build(), config, tmp_path, settings=InferenceSettings(short_side=None))

@@ -64,6 +64,22 @@ class RunDirectory:
         files = (self.config, self.metrics, self.curves, self.last, self.best, self.environment)
         return {file.name for file in (*files, self.evaluation, self.evaluation_files, self.tracking)}
 
+    def check_usable(self, *, resume: bool) -> None:
+        """Check that the directory is absent, empty or, with `resume`, any directory, before a dataset is read.
+
+        Raises:
+            RunError: If it is not.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path} is a file, not a directory")
+        content = sorted(each.name for each in self.path.iterdir()) if self.path.exists() else []
+        if content and not resume:
+            names = ", ".join(content[:5]) + (", ..." if len(content) > 5 else "")
+            raise RunError(
+                f"{self.path} is not empty (it holds {names}), and is not overwritten: name another directory, or "
+                "resume the run"
+            )
+
     def open(self, experiment: Experiment, *, resume: bool) -> Checkpoint | None:
         """Check that the directory fits the experiment, and return the checkpoint to resume from, if any.
 
@@ -73,17 +89,9 @@ class RunDirectory:
         Raises:
             RunError: If the directory holds other files or a run of another experiment.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path} is a file, not a directory")
-        content = sorted(each.name for each in self.path.iterdir()) if self.path.exists() else []
-        if not content:
+        self.check_usable(resume=resume)
+        if not self.path.exists() or not any(self.path.iterdir()):
             return None
-        if not resume:
-            names = ", ".join(content[:5]) + (", ..." if len(content) > 5 else "")
-            raise RunError(
-                f"{self.path} is not empty (it holds {names}), and is not overwritten: name another directory, or "
-                "resume the run"
-            )
         if not self.last.exists():
             if self.config.exists():
                 return None
@@ -94,7 +102,12 @@ class RunDirectory:
         changed = changes_that_matter(checkpoint.experiment, experiment)
         if changed:
             rows = "\n".join(f"  {name}: {old!r} before, {new!r} now" for name, (old, new) in changed.items())
-            raise RunError(f"{self.path} cannot be resumed with a different config; these settings differ:\n{rows}")
+            raise RunError(
+                f"{self.path} cannot be resumed with a different config; these settings differ:\n{rows}\n"
+                "Settings that a config leaves out have the defaults of this version, which may be others than those "
+                f"that the run started with. {self.config} has them all and continues the run:\n"
+                f"  deformdetr train {self.config} --output {self.path} --resume"
+            )
         return checkpoint
 
     def create(self, experiment: Experiment, environment: Mapping[str, Any], *, epoch: int) -> None:
