@@ -91,11 +91,9 @@ def _without_image(entry: Any, number: int) -> str:
     if not isinstance(entry, dict):
         return f"annotation number {number} is {entry!r:.60}, not an object"
     name = annotation_name(entry, number - 1)
-    return (
-        f"{name}: image {entry['image_id']!r:.60} is not in the list of images"
-        if "image_id" in entry
-        else (f"{name}: it has no 'image_id'")
-    )
+    if "image_id" not in entry:
+        return f"{name}: it has no 'image_id'"
+    return f"{name}: image {entry['image_id']!r:.60} is not in the list of images"
 
 
 def _position(entry: Any, positions: dict[Any, int]) -> int | None:

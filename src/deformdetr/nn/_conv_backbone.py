@@ -96,5 +96,4 @@ def _group_norm(channels: int) -> nn.GroupNorm:
 
 
 def _normalized(norm: nn.Module, x: Tensor) -> Tensor:
-    _, channels, height, width = x.shape
-    return normalize_any_size(norm, x, values_per_group=channels // _GROUPS * height * width)
+    return normalize_any_size(norm, x, channels_per_group=x.shape[1] // _GROUPS)

@@ -73,6 +73,6 @@ class ChannelMapper(nn.Module):
         return levels
 
     def _level(self, index: int, feature: Tensor, *, stride: int) -> Tensor:
-        height, width = (-(-side // stride) for side in feature.shape[2:])
-        values = self._channels_per_group * height * width
-        return normalize_any_size(self.levels[index], feature, values_per_group=values)
+        return normalize_any_size(
+            self.levels[index], feature, channels_per_group=self._channels_per_group, stride=stride
+        )

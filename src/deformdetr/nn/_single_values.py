@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 
-def normalize_any_size(module: nn.Module, features: Tensor, *, values_per_group: int) -> Tensor:
+def normalize_any_size(module: nn.Module, features: Tensor, *, channels_per_group: int, stride: int = 1) -> Tensor:
     """Return the output of a module that ends in a group norm, also if its groups have a single value each.
 
     PyTorch normalizes single values, to the bias, unless the batch has one image. That case is computed in a batch of
@@ -12,8 +12,9 @@ def normalize_any_size(module: nn.Module, features: Tensor, *, values_per_group:
     Args:
         module: The module.
         features: Its input, of shape (batch, channels, height, width).
-        values_per_group: Channels of a group, times height and width of the map that the norm gets.
+        channels_per_group: Channels of a group of the norm.
+        stride: Pixels of the input per pixel that the norm gets, along each axis.
     """
-    if values_per_group > 1 or len(features) != 1:
-        return module(features)  # type: ignore[no-any-return]
-    return module(features.expand(2, -1, -1, -1))[:1]  # type: ignore[no-any-return]
+    is_single = channels_per_group == 1 and len(features) == 1 and max(features.shape[2:]) <= stride
+    normalized: Tensor = module(features.expand(2, -1, -1, -1))[:1] if is_single else module(features)
+    return normalized
