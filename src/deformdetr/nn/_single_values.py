@@ -1,5 +1,6 @@
 """Group norms of maps so small that a group has a single value."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -15,6 +16,8 @@ def normalize_any_size(module: nn.Module, features: Tensor, *, channels_per_grou
         channels_per_group: Channels of a group of the norm.
         stride: Pixels of the input per pixel that the norm gets, along each axis.
     """
-    is_single = channels_per_group == 1 and len(features) == 1 and max(features.shape[2:]) <= stride
+    # Compilers and exporters would turn these comparisons into limits of variable sizes.
+    may_be_single = channels_per_group == 1 and not torch.compiler.is_compiling()
+    is_single = may_be_single and len(features) == 1 and max(features.shape[2:]) <= stride
     normalized: Tensor = module(features.expand(2, -1, -1, -1))[:1] if is_single else module(features)
     return normalized
