@@ -29,7 +29,7 @@ $(READY): pyproject.toml
 
 demo: $(READY) ## Train a small detector on synthetic shapes, evaluate it and draw what it sees (two CPU cores, minutes).
 	@echo "== Training, evaluating and drawing into runs/demo"
-	$(VENV)/bin/deformdetr demo --out runs/demo
+	$(VENV)/bin/deformdetr demo --output runs/demo
 
 test: test-compile test-interpreter test-fast ## Run the fast tests.
 

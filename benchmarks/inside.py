@@ -1,6 +1,6 @@
 """Draw the pictures of detections, of an evaluation and of the inside of a model, from a run of `deformdetr demo`.
 
-deformdetr demo --out runs/demo
+deformdetr demo --output runs/demo
 python -m benchmarks.inside runs/demo
 """
 

@@ -127,9 +127,36 @@ def test_summary_describes_the_model_of_a_preset_and_of_a_config(capsys, config)
     assert "no_preset" in refused(capsys, "summary", "no_preset")
 
 
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "coco", "split", "demo"])
+def test_what_is_written_has_one_name_in_all_commands(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "--output Path, --out Path" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("predict", "nothing", "photo.png", "--output", "{}", "--font", "gone.ttf"),
+            "gone.ttf cannot be read as a font",
+        ),
+        (("check", "nothing.yaml", "--draw", "{}/sheet.txt"), "no image format has the suffix '.txt'"),
+        (("check", "nothing.yaml", "--draw", "{}/gone/sheet.png"), "there is no folder"),
+        (("split", "nothing.json", "--output", "{}/file.txt"), "is a file, and a folder is needed"),
+        (("split", "nothing.json", "--output", "{}"), "train.json exists already"),
+        (("coco", "nothing", "--output", "{}/file.txt"), "is a file, and a folder is needed"),
+    ],
+)
+def test_files_that_are_named_are_checked_before_anything_else(arguments, message, capsys, tmp_path):
+    for name in ("file.txt", "train.json"):
+        (tmp_path / name).touch()
+    assert message in refused(capsys, *(each.format(tmp_path) for each in arguments))
+
+
 def test_prediction_says_what_scores_below_the_threshold(capsys, tmp_path, run):
     Image.effect_noise((70, 50), 90).save(tmp_path / "photo.png")
-    text = shown(capsys, "predict", run, tmp_path / "*.png", "--out", tmp_path / "out", "--threshold", "1")
+    text = shown(capsys, "predict", run, tmp_path / "*.png", "--output", tmp_path / "out", "--threshold", "1")
     assert "no detection scores 1 or more in the image; the best score is 0." in text
 
 
@@ -227,13 +254,13 @@ def test_unknown_command_is_refused_with_the_known_ones(capsys):
 
 def test_missing_argument_is_named(capsys):
     assert "CONFIG" in refused(capsys, "train")
-    assert "IMAGES" in refused(capsys, "predict", "run", "--out", "x")
-    assert "--out" in refused(capsys, "predict", "run", "image.png")
+    assert "IMAGES" in refused(capsys, "predict", "run", "--output", "x")
+    assert "--output" in refused(capsys, "predict", "run", "image.png")
 
 
 def test_invalid_value_is_named_with_its_option(capsys, config):
     assert "train.lr: Input should be a valid number" in refused(capsys, "train", config, "--train.lr", "fast")
-    message = refused(capsys, "predict", "run", "image.png", "--out", "x", "--threshold", "7")
+    message = refused(capsys, "predict", "run", "image.png", "--output", "x", "--threshold", "7")
     assert "--threshold: Input should be less than or equal to 1" in message
 
 
@@ -323,16 +350,16 @@ def test_prediction_accepts_options_between_images_and_reports_skipped_files(cap
     (tmp_path / "broken.png").write_bytes(b"")
     out = tmp_path / "out"
     good = ["predict", str(run), str(tmp_path / "photo.png")]
-    assert main([*good, "--out", str(out), "--threshold", "0.1"]) == 0
+    assert main([*good, "--output", str(out), "--threshold", "0.1"]) == 0
     assert "1 pictures" in capsys.readouterr().out
-    assert main(["predict", "--out", str(out), *good[1:], str(tmp_path / "broken.png")]) == 1
+    assert main(["predict", "--output", str(out), *good[1:], str(tmp_path / "broken.png")]) == 1
     assert "broken.png" in capsys.readouterr().out
     assert (out / "photo.png").exists()
 
 
 def test_demonstration_prints_table_and_pictures(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("deformdetr.engine._demo.demo_experiment", lambda: tiny_experiment(epochs=1))
-    text = shown(capsys, "demo", "--out", tmp_path / "demo")
+    text = shown(capsys, "demo", "--output", tmp_path / "demo")
     assert "Average Precision" in text
     for name in ("detections.png", "sampling_points.png"):
         assert str(tmp_path / "demo" / name) in text

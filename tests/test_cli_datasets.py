@@ -7,10 +7,11 @@ import sys
 
 import pytest
 import yaml
+from PIL import Image
 
 from deformdetr.cli import main
 from deformdetr.data import ShapesConfig, write_shapes
-from foreign_datasets import put, voc_labelimg, voc_roboflow, yolo_roboflow
+from foreign_datasets import CAT, put, voc_labelimg, voc_roboflow, yolo_label_studio, yolo_roboflow
 
 
 def shown(capsys, *arguments):
@@ -26,28 +27,38 @@ def refused(capsys, *arguments):
 @pytest.mark.parametrize("write", [yolo_roboflow, voc_roboflow])
 def test_dataset_with_splits_is_converted_checked_and_ready_for_a_config(capsys, tmp_path, write):
     write(tmp_path / "pets")
-    text = shown(capsys, "coco", tmp_path / "pets", "--out", tmp_path / "coco")
+    text = shown(capsys, "coco", tmp_path / "pets", "--output", tmp_path / "coco")
     assert text.count("1 images (0 without boxes), 2 boxes; nothing skipped") == 2
     settings = yaml.safe_load(text[text.index("data:") :])
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(settings))
     assert "2 image files decoded" in shown(capsys, "check", config, "--decode")
-    message = refused(capsys, "coco", tmp_path / "pets", "--out", tmp_path / "coco")
+    message = refused(capsys, "coco", tmp_path / "pets", "--output", tmp_path / "coco")
     assert "train.json exists already" in message
-    shown(capsys, "coco", tmp_path / "pets", "--out", tmp_path / "coco", "--force")
+    shown(capsys, "coco", tmp_path / "pets", "--output", tmp_path / "coco", "--force")
 
 
 def test_dataset_without_splits_is_split_by_the_next_command(capsys, tmp_path):
     voc_labelimg(tmp_path / "pets")
-    text = shown(capsys, "coco", tmp_path / "pets", "--out", tmp_path)
+    text = shown(capsys, "coco", tmp_path / "pets", "--output", tmp_path)
     assert "1 images (0 without boxes), 2 boxes" in text
-    assert text.endswith(f"next: deformdetr split {tmp_path / 'all.json'}\n")
+    assert text.endswith(f"no warnings\nnext: deformdetr split {tmp_path / 'all.json'}\n")
+
+
+def test_warnings_about_a_dataset_without_splits_come_before_it_is_split(capsys, tmp_path):
+    yolo_label_studio(tmp_path / "pets")
+    put(tmp_path / "pets" / "labels" / "a.txt", f"0 {CAT}\n")
+    put(tmp_path / "pets" / "labels" / "copy.txt", f"0 {CAT}\n")
+    Image.new("L", (80, 40)).save(tmp_path / "pets" / "images" / "copy.png")
+    text = shown(capsys, "coco", tmp_path / "pets", "--output", tmp_path)
+    assert "warning: 1 of 2 categories have no boxes: dog\n" in text
+    assert "warning: images differ in their pixels: 1 color, 1 gray" in text
 
 
 def test_converted_boxes_are_checked(capsys, tmp_path):
     yolo_roboflow(tmp_path)
     put(tmp_path / "train" / "labels" / "a.v1.txt", "0 1.5 0.5 0.1 0.1\n")
-    assert "boxes outside" not in (message := refused(capsys, "coco", tmp_path, "--out", tmp_path / "out"))
+    assert "boxes outside" not in (message := refused(capsys, "coco", tmp_path, "--output", tmp_path / "out"))
     assert "lies outside its image" in message
 
 
@@ -56,10 +67,10 @@ def test_file_is_split_beside_itself(capsys, tmp_path):
     whole = tmp_path / "train.json"
     assert "train.json exists already" in refused(capsys, "split", whole)
     out = tmp_path / "parts"
-    text = shown(capsys, "split", whole, "--out", out, "--val_share", "0.3")
+    text = shown(capsys, "split", whole, "--output", out, "--val_share", "0.3")
     assert f"{out / 'train.json'}: 7 images" in text
     assert len(json.loads((out / "val.json").read_text())["images"]) == 3
-    assert "too few" in refused(capsys, "split", out / "val.json", "--out", tmp_path / "more", "--val_share", "0.01")
+    assert "too few" in refused(capsys, "split", out / "val.json", "--output", tmp_path / "more", "--val_share", "0.01")
 
 
 def test_names_that_a_terminal_cannot_show_are_escaped(tmp_path):
@@ -67,7 +78,7 @@ def test_names_that_a_terminal_cannot_show_are_escaped(tmp_path):
     xml = tmp_path / "a.xml"
     xml.write_text(xml.read_text().replace("cat", "\u732b"), encoding="utf-8")
     process = subprocess.run(
-        [sys.executable, "-m", "deformdetr", "coco", str(tmp_path), "--out", str(tmp_path)],
+        [sys.executable, "-m", "deformdetr", "coco", str(tmp_path), "--output", str(tmp_path)],
         capture_output=True,
         text=True,
         check=False,

@@ -44,7 +44,7 @@ def test_train_eval_and_predict_succeed(capsys, config, tmp_path):
     lines = shown(capsys, "eval", run).splitlines()
     assert [line for line in lines if line in ("boxes", "masks")] == ["boxes", "masks", "boxes", "masks"]
     assert json.loads((run / "evaluation.json").read_text())["segm"]["AP"] is not None
-    shown(capsys, "predict", run, tmp_path / "shapes" / "val", "--out", tmp_path / "found")
+    shown(capsys, "predict", run, tmp_path / "shapes" / "val", "--output", tmp_path / "found")
     written = json.loads((tmp_path / "found" / "predictions.json").read_text())
     assert all(len(image["masks"]) == len(image["boxes"]) for image in written["images"])
 
@@ -65,7 +65,7 @@ def test_the_demonstration_has_an_option_for_masks(options, masks, monkeypatch, 
         )
 
     monkeypatch.setattr("deformdetr.cli._commands.run_demo", run_demo)
-    assert "a table" in shown(capsys, "demo", "--out", tmp_path, *options)
+    assert "a table" in shown(capsys, "demo", "--output", tmp_path, *options)
     assert [experiment.model.masks for experiment in asked] == [masks]
 
 

@@ -82,7 +82,7 @@ def test_annotations_without_an_image_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         split_coco(write(tmp_path, whole))
     assert len(caught.value.problems) == 2
-    assert "annotation number 61: 'img99' is no image" in str(caught.value)
+    assert "annotation number 61: image 'img99' is not in the list of images" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 from deformdetr.data import DatasetError, build_dataset, write_shapes
 from deformdetr.engine import ConfigError, Processes, RunError, evaluate, evaluate_run, load, load_run
+from deformdetr.integrations.hub import save_pretrained
 from experiments import tiny_experiment
 from local_server import point_hub_to, serving
 from oracle import Oracle
@@ -53,6 +54,20 @@ def test_another_dataset_of_the_same_categories_can_be_evaluated_on(finished_run
     changes = files.model_dump(mode="json", exclude_unset=True) | {"kind": "coco"}
     found = evaluate_run(finished_run, data_changes=changes, output=tmp_path / "result.json")
     assert found.metrics == evaluate_run(finished_run, output=tmp_path / "expected.json").metrics
+
+
+def test_a_published_model_is_evaluated_on_a_dataset_of_the_same_categories(finished_run, tmp_path):
+    _, checkpoint = load_run(finished_run)
+    shapes = checkpoint.experiment.data
+    data = write_shapes(shapes, tmp_path / "data")
+    folder = tmp_path / "folder"
+    settings = checkpoint.inference_settings()
+    save_pretrained(checkpoint.build(), checkpoint.experiment.model, folder, settings=settings)
+    changes = {"val_images": str(data.val_images), "val_annotations": str(data.val_annotations), "num_workers": 0}
+    published = evaluate_run(folder, data_changes=changes, batch_size=1)
+    expected = evaluate_run(finished_run, output=tmp_path / "run.json", batch_size=1)
+    assert published.metrics == expected.metrics
+    assert json.loads((folder / "evaluation.json").read_text())["checkpoint"] == "model.safetensors"
 
 
 def test_dataset_of_other_categories_is_refused(finished_run, tmp_path):

@@ -135,6 +135,29 @@ def test_the_best_threshold_is_suggested_unless_it_is_used():
     assert result.remarks(0.25) == PredictResult([], {}).remarks(0.5) == []
 
 
+def test_patterns_take_images_by_their_names_and_files_whatever_these_are(tmp_path):
+    for name in ("a.png", "b.JPG", "c.txt", ".d.png", "clip.mp4", "scan"):
+        (tmp_path / name).touch()
+    found = find_files([tmp_path / "*"])
+    assert [file.name for file in found.images] == ["a.png", "b.JPG", "clip.mp4"]
+    assert [file.name for file in found.others] == [".d.png", "c.txt", "scan"]
+    assert find_files([tmp_path / "scan"]).images == [tmp_path / "scan"]
+    with pytest.raises(PredictionError, match="no image with one of the suffixes"):
+        find_files([tmp_path / "*.txt"])
+    # Newer releases of Python take this pattern, which fits nothing.
+    with pytest.raises(PredictionError, match=r"(\*\*x is no valid pattern: |no such file or folder: .*\*\*x)"):
+        find_files([tmp_path / "**x"])
+
+
+def test_pictures_of_images_with_long_names_are_written(finished_run, tmp_path):
+    (tmp_path / "b").mkdir()
+    files = [save_picture(tmp_path / folder / ("x" * 250 + ".bmp"), 40, 40) for folder in (".", "b")]
+    for file in files:
+        file.rename(file.with_name("x" * 252 + ".im"))
+    predict(finished_run, [file.with_name("x" * 252 + ".im") for file in files], tmp_path / "out")
+    assert sorted(file.name for file in tmp_path.glob("out/*.png")) == ["x" * 249 + "_2.png", "x" * 251 + ".png"]
+
+
 def test_folders_are_searched_recursively_and_patterns_are_expanded(finished_run, tmp_path):
     (tmp_path / "photos" / "deep").mkdir(parents=True)
     files = [save_picture(tmp_path / "photos" / name, 64, 64) for name in ("a.png", "deep/b.jp2", "deep/c.PNG")]

@@ -223,6 +223,13 @@ def test_repositories_are_loaded_unless_there_is_a_folder_of_their_user(
         deformdetr.load("user/other")
 
 
+def test_a_published_threshold_is_suggested(pretrained: Path) -> None:
+    assert deformdetr.load(pretrained).best_threshold is None
+    file = pretrained / "inference.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"best_threshold": 0.375}))
+    assert deformdetr.load(pretrained).best_threshold == 0.375
+
+
 def test_the_threshold_of_the_evaluation_is_suggested(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

@@ -2,21 +2,27 @@
 
 import inspect
 import re
+from dataclasses import replace
 
 import pytest
+import torch
 from pydantic import BaseModel
 
 import deformdetr.engine
 from deformdetr._files import replacing
+from deformdetr.data import DataConfig
 from deformdetr.engine import (
     Checkpoint,
     ConfigError,
     DetectionResult,
     RunDirectory,
     RunError,
+    evaluate_run,
     load_run,
     read_experiment,
+    train,
 )
+from deformdetr.integrations.hub import save_pretrained
 from experiments import tiny_experiment
 from local_server import point_hub_to, serving
 
@@ -46,11 +52,28 @@ def test_checkpoints_of_runs_come_from_urls_and_the_hub(finished_run, monkeypatc
             assert path.read_bytes() == content
             assert checkpoint.label_map.names
         for source in (f"{server.url}/gone.pt", "user/gone", "user/shapes:gone.pt", "gone.pt", tmp_path / "a\0b"):
-            with pytest.raises(RunError, match=r"; a run directory of `deformdetr train` or one of its checkpoints"):
+            with pytest.raises(RunError, match="; a run directory of `deformdetr train`, one of its"):
                 load_run(source)
         server.gated.add("user/shapes")
         with pytest.raises(PermissionError, match="gated"):
             load_run("user/shapes")
+
+
+def test_a_published_model_is_a_checkpoint_without_a_dataset(finished_run, tmp_path):
+    _, checkpoint = load_run(finished_run)
+    published = replace(checkpoint, metrics={"AP": 0.5, "best_threshold": 0.25})
+    settings = published.inference_settings().replace(short_side=48, max_size=None)
+    save_pretrained(published.build(), published.experiment.model, tmp_path, settings=settings)
+    path, loaded = load_run(str(tmp_path))
+    assert path == tmp_path / "model.safetensors"
+    assert loaded.inference_settings() == settings
+    assert loaded.label_map == checkpoint.label_map
+    assert loaded.model.keys() == checkpoint.model.keys()
+    assert all(torch.equal(loaded.model[name], checkpoint.model[name]) for name in loaded.model)
+    loaded.save(tmp_path / "copy.pt")
+    assert load_run(tmp_path / "copy.pt")[1].inference_settings() == settings
+    with pytest.raises(RunError, match=r"published without its dataset: name one, data\.val_images and"):
+        evaluate_run(tmp_path)
 
 
 def test_directory_without_checkpoints_is_refused(tmp_path):
@@ -64,6 +87,23 @@ def test_file_in_place_of_a_run_directory_is_refused(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(RunError, match="is a file"):
         RunDirectory(tmp_path / "run").open(tiny_experiment(), resume=False)
+
+
+def test_a_used_directory_is_refused_before_the_dataset_is_read(finished_run):
+    experiment = read_experiment(finished_run / "config.yaml")
+    missing = DataConfig(train_images="a", train_annotations="b", val_images="c", val_annotations="d")
+    with pytest.raises(RunError, match="is not empty"):
+        train(experiment.replace(data=missing), finished_run)
+
+
+def test_another_config_is_refused_with_the_one_that_continues_the_run(finished_run):
+    experiment = read_experiment(finished_run / "config.yaml")
+    changed = experiment.replace(train=experiment.train.replace(lr=0.5))
+    with pytest.raises(RunError, match=r"train\.lr: .* before, 0\.5 now") as caught:
+        RunDirectory(finished_run).open(changed, resume=True)
+    *_, command = str(caught.value).splitlines()
+    assert command.split() == f"deformdetr train {finished_run}/config.yaml --output {finished_run} --resume".split()
+    assert RunDirectory(finished_run).open(experiment, resume=True) is not None
 
 
 def test_truncated_line_is_dropped(tmp_path):

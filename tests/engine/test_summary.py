@@ -48,3 +48,10 @@ def test_pretrained_weights_are_not_loaded() -> None:
 def test_sizes_that_are_not_positive_are_refused() -> None:
     with pytest.raises(ValueError, match="size must be positive, got 0 x 5"):
         summarize(preset("demo"), (0, 5))
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("size", [(800.5, 600), (800.0, 600), ("800", 600), (800,), (800, 600, 3)])
+def test_sides_that_are_no_two_integers_are_refused(size: object) -> None:
+    with pytest.raises(TypeError, match="size must be a height and a width in whole pixels, got"):
+        summarize(preset("demo"), size)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deformdetr._files import FileError, check_writable, expand_path
+from deformdetr._files import FileError, check_writable, expand_path, fitting_name
 from deformdetr._files._paths import check_readable
 
 
@@ -69,3 +69,12 @@ def test_paths_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
             check_writable(tmp_path / name, suffixes=[".pth", ".pt"], overwrite=False)
     check_writable(tmp_path / "old.pth", suffixes=[".pth"], overwrite=True)
     check_writable(tmp_path / "new.pth", suffixes=[".pth"], overwrite=False)
+
+
+@pytest.mark.parametrize("stem", ["short", "x" * 300, "é" * 200, "名" * 100, "\udcff" * 260])
+def test_long_names_are_shortened_to_what_file_systems_allow(stem, tmp_path):
+    name = fitting_name(stem, "_1.png")
+    assert name.endswith("_1.png")
+    assert stem.startswith(name.removesuffix("_1.png"))
+    assert len(os.fsencode(name)) in range(min(len(os.fsencode(stem)) + 6, 252), 256)
+    (tmp_path / name).touch()

@@ -1,5 +1,7 @@
 """Checkpoints by name: paths, folders, and repositories of a Hub on this machine."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -173,3 +175,22 @@ def test_names_without_huggingface_hub_say_what_to_install(monkeypatch, tmp_path
     with pytest.raises(ModuleNotFoundError, match=r'no file user/cells, .*pip install "deformdetr\[hub\]"') as caught:
         locate_checkpoint("user/cells")
     assert caught.value.name == "huggingface_hub"
+
+
+@pytest.mark.slow
+def test_variables_of_a_new_process_choose_the_hub_and_its_cache(tmp_path):
+    program = "from deformdetr.integrations import locate_checkpoint; print(locate_checkpoint('user/cells'))"
+    with serving() as server:
+        server.repositories["user/cells"] = {"model.safetensors": b"weights"}
+        variables = {"HF_ENDPOINT": server.url, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, **variables},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    found = Path(done.stdout.strip())
+    assert found.is_relative_to(tmp_path / "cache")
+    assert found.read_bytes() == b"weights"

@@ -19,6 +19,7 @@ from deformdetr.integrations import CheckpointError
 from deformdetr.integrations.hub import (
     InferenceSettings,
     from_pretrained,
+    is_pretrained,
     pretrained_config,
     pretrained_settings,
     push_to_hub,
@@ -133,6 +134,15 @@ def test_cards_tell_how_images_are_decoded(settings, told, tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert told in card
     assert 'deformdetr.load("user/name")' in card
+
+
+def test_cards_tell_settings_of_the_evaluation_from_its_metrics(tmp_path):
+    model, config = tiny_config().build(), tiny_config()
+    save_pretrained(model, config, tmp_path, metrics={"AP": 0.5, "max_detections": 300})
+    card = (tmp_path / "README.md").read_text()
+    assert "| AP | 0.5 |" in card
+    assert "AP counts at most 300 detections per image and class." in card
+    assert "max" + "\\_detections" not in card
 
 
 def test_cards_leave_out_what_is_not_known(tmp_path):
@@ -259,6 +269,23 @@ def test_damaged_folders_are_named(tmp_path):
         pretrained_settings(tmp_path)
     (tmp_path / "inference.json").unlink()
     assert pretrained_settings(tmp_path) == InferenceSettings()
+
+
+def test_names_are_told_from_paths_by_the_rule_of_checkpoints(hub_with_a_model, tmp_path, monkeypatch):
+    server, _ = hub_with_a_model
+    save_pretrained(tiny_config().build(), tiny_config(), tmp_path / "mine")
+    monkeypatch.setenv("MODELS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert is_pretrained("$MODELS/mine")
+    assert_same(from_pretrained("$MODELS/mine"), from_pretrained(tmp_path / "mine"))
+    assert not any(map(is_pretrained, (tmp_path, "mine/config.json", "https://host/model.pth", "user/cells:best.pt")))
+    (tmp_path / "user").mkdir()
+    with pytest.raises(FileNotFoundError, match="beside a folder user this is a path, and user/cells@main a"):
+        from_pretrained("user/cells")
+    assert not is_pretrained("user/cells")
+    assert server.requests == []
+    assert is_pretrained("user/cells@main")
+    assert pretrained_config("user/cells@main") == tiny_config()
 
 
 @pytest.mark.parametrize("source", ["./runs/model", "runs", "/nowhere/model", "a/b/c"])

@@ -58,3 +58,12 @@ def test_images_of_a_batch_do_not_influence_each_other_in_the_small_backbone(rng
 def test_small_backbone_refuses_other_widths_and_stages(channels, out_layers, message):
     with pytest.raises(ValueError, match=message):
         ConvBackbone(channels, out_layers=out_layers)
+
+
+def test_maps_of_one_pixel_do_not_depend_on_the_batch(rng):
+    backbone = ConvBackbone(channels=(8, 8, 8, 8))
+    images = torch.randn(2, 3, 16, 9, generator=rng)
+    assert backbone(images)[-1].shape == (2, 8, 1, 1)
+    for alone, together in zip(backbone(images[:1]), backbone(images), strict=True):
+        # The norm divides rounding errors of its mean by the square root of its epsilon.
+        torch.testing.assert_close(alone, together[:1], atol=1e-3, rtol=1e-3)

@@ -82,3 +82,14 @@ def test_another_number_of_features_is_refused(rng, count):
     features = (_features(rng) * 2)[:count]
     with pytest.raises(ValueError, match=rf"expected 3 features .* got {count}"):
         neck(features)
+
+
+@pytest.mark.parametrize("n_levels", [1, 2, 3])
+def test_a_level_of_one_value_per_group_does_not_depend_on_the_batch(rng, n_levels):
+    neck = _randomise(ChannelMapper([6], 8, n_levels=n_levels, norm_groups=8), rng)
+    features = torch.randn(2, 6, 1, 1, generator=rng)
+    together = neck([features])
+    for level, both in zip(neck([features[:1]]), together, strict=True):
+        torch.testing.assert_close(level, both[:1], atol=1e-3, rtol=1e-3)
+    neck([features[:1]])[-1].sum().backward()
+    assert neck.levels[-1].norm.bias.grad.eq(1).all()

@@ -4,13 +4,13 @@ Readers raise `FileNotFoundError` for a missing file, and `FileError` for a dama
 file and the reason in one line. Writers leave either the old or the new file, and raise an `OSError` that names it.
 """
 
-from deformdetr._files._download import cache_folder, download_once
+from deformdetr._files._download import cache_folder, download_once, is_url
 from deformdetr._files._errors import FileError
 from deformdetr._files._hub import CHECKPOINT_SUFFIXES, HubName, HubOptions, fetch_file, http_error
-from deformdetr._files._paths import check_folder, check_writable, expand_path
+from deformdetr._files._paths import check_folder, check_writable, expand_path, fitting_name
 from deformdetr._files._replacing import remove_unfinished, replacing, write_text
 from deformdetr._files._settings import read_json, read_mapping, write_mapping
-from deformdetr._files._sources import locate_checkpoint
+from deformdetr._files._sources import locate_checkpoint, parse_source
 from deformdetr._files._tensors import (
     check_tensors,
     read_tensor_file,
@@ -31,8 +31,11 @@ __all__ = [
     "download_once",
     "expand_path",
     "fetch_file",
+    "fitting_name",
     "http_error",
+    "is_url",
     "locate_checkpoint",
+    "parse_source",
     "read_json",
     "read_mapping",
     "read_tensor_file",

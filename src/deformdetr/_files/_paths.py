@@ -84,3 +84,10 @@ def check_writable(path: Path, *, suffixes: Sequence[str], overwrite: bool) -> N
 def reason_of(error: Exception) -> str:
     """Return the message of an error, without the name of the file."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def fitting_name(stem: str, ending: str) -> str:
+    """Return a file name that file systems allow, at most 255 bytes: the stem, shortened if needed, and its ending."""
+    while len(os.fsencode(stem + ending)) > 255:
+        stem = stem[:-1]
+    return stem + ending

@@ -45,22 +45,29 @@ def locate_checkpoint(
     """
     if isinstance(source, str) and is_url(source):
         return fetch_url(source)
+    found = parse_source(source)
+    if isinstance(found, HubName):
+        return fetch_checkpoint(found, HubOptions(token, cache_dir, local_files_only))
+    if _exists(found) and found.is_dir():
+        files = [each.name for each in found.iterdir() if each.is_file()]
+        return found / choose_checkpoint(files, f"{found} is a folder; name a file in it: it")
+    check_readable(found)
+    return found
+
+
+def parse_source(source: str | Path) -> Path | HubName:
+    """Return the path or the name on the Hub that a source other than a URL stands for.
+
+    What exists is a path. So is `user/name` beside a folder `user`: in a folder with `runs`, `runs/nme` is a path that
+    does not exist, but `runs/nme@main` is a name.
+
+    Raises:
+        FileError: If a variable in a path is not set.
+    """
     path = Path(source) if _exists(Path(source)) else expand_path(source)
-    if _exists(path) and path.is_dir():
-        files = [each.name for each in path.iterdir() if each.is_file()]
-        return path / choose_checkpoint(files, f"{path} is a folder; name a file in it: it")
-    name = _hub_name(source, path)
-    if name is not None:
-        return fetch_checkpoint(name, HubOptions(token, cache_dir, local_files_only))
-    check_readable(path)
-    return path
-
-
-def _hub_name(source: str | Path, path: Path) -> HubName | None:
-    """Return the name on the Hub, or None for a path. In a folder of `runs`, `runs/nme` is a path that is not there."""
     name = HubName.parse(source) if isinstance(source, str) and not _exists(path) else None
-    if name is not None and name == HubName(name.repository) and path.parent.is_dir():
-        return None
+    if name is None or (name == HubName(name.repository) and path.parent.is_dir()):
+        return path
     return name
 
 

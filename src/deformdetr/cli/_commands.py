@@ -23,7 +23,8 @@ from pydantic_settings import (
 from deformdetr import __version__
 from deformdetr.cli._convert import Convert
 from deformdetr.cli._datasets import Coco, Split
-from deformdetr.cli._export import RUN, Export
+from deformdetr.cli._export import Export
+from deformdetr.cli._options import OUTPUT, RUN
 from deformdetr.cli._summary import Summary
 from deformdetr.cli._template import commented_yaml
 from deformdetr.config import (
@@ -55,7 +56,7 @@ from deformdetr.engine import (
     suggest,
     train,
 )
-from deformdetr.visualize import save_image
+from deformdetr.visualize import check_picture, save_image
 
 
 class _DeformableDETROptions(DeformableDETRConfig):
@@ -87,7 +88,9 @@ class Train(BaseModel):
     config: CliPositionalArg[Path] = Field(
         description="YAML or JSON file; `deformdetr config` prints one to start from."
     )
-    output: Path | None = Field(default=None, description="Run directory; by default runs/ and the name of CONFIG.")
+    output: Path | None = Field(
+        default=None, validation_alias=OUTPUT, description="Run directory; by default runs/ and the name of CONFIG."
+    )
     resume: CliToggleFlag[bool] = Field(
         default=False, description="Continue the run in the directory, or start it if there is none."
     )
@@ -116,6 +119,7 @@ class Eval(BaseModel):
     run: CliPositionalArg[str] = Field(description=RUN)
     output: Path | None = Field(
         default=None,
+        validation_alias=OUTPUT,
         description="JSON file to write, and beside it a folder; by default evaluation.json in the run directory. A "
         "downloaded run needs it.",
     )
@@ -148,12 +152,9 @@ class Predict(BaseModel):
     Files that cannot be read are reported and skipped. The exit status is then 1.
     """
 
-    run: CliPositionalArg[str] = Field(
-        description="Run directory, one of its checkpoints, or a folder of save_pretrained: a path, a URL, or "
-        "user/name on the Hugging Face Hub."
-    )
+    run: CliPositionalArg[str] = Field(description=RUN)
     images: CliPositionalArg[list[Path]] = Field(description="Files, folders, and patterns such as 'photos/**/*.jpg'.")
-    out: Path = Field(description="Folder to write to, which is created.")
+    output: Path = Field(validation_alias=OUTPUT, description="Folder to write to, which is created.")
     threshold: float = Field(
         default=0.5, ge=0, le=1, description="Lowest score to draw; predictions.json has all detections."
     )
@@ -165,10 +166,10 @@ class Predict(BaseModel):
     def execute(self) -> int:
         """Run the command."""
         result = predict(
-            self.run, self.images, self.out, threshold=self.threshold, batch_size=self.batch_size, font=self.font
+            self.run, self.images, self.output, threshold=self.threshold, batch_size=self.batch_size, font=self.font
         )
         pictures = len({image["file"] for image in result.images})
-        print(f"{pictures} pictures and predictions.json in {self.out}; {len(result.skipped)} files skipped")
+        print(f"{pictures} pictures and predictions.json in {self.output}; {len(result.skipped)} files skipped")
         for remark in result.remarks(self.threshold):
             print(remark)
         return 1 if result.skipped else 0
@@ -189,6 +190,8 @@ class Check(BaseModel):
 
     def execute(self) -> int:
         """Run the command."""
+        if self.draw is not None:
+            check_picture(self.draw)
         experiment = read_experiment(self.config, _overrides(self))
         self._check(experiment)
         if self.draw is not None:
@@ -256,15 +259,16 @@ class Schema(BaseModel):
 class Demo(BaseModel):
     """Train a small model on synthetic shapes, evaluate it and draw its detections, in minutes on two CPU cores."""
 
-    out: Path = Field(
-        default=Path("runs/demo"), description="Run directory; an earlier demonstration in it is replaced."
+    output: Path = Field(
+        default=Path("runs/demo"),
+        validation_alias=OUTPUT,
+        description="Run directory; an earlier demonstration in it is replaced.",
     )
-
     masks: CliToggleFlag[bool] = Field(default=False, description="Predict masks too, which takes longer.")
 
     def execute(self) -> int:
         """Run the command."""
-        result = run_demo(self.out, demo_experiment(masks=True) if self.masks else None)
+        result = run_demo(self.output, demo_experiment(masks=True) if self.masks else None)
         print(result.evaluation.table)
         print(f"detections beside ground truth: {result.detections}")
         print(f"sampling points of a decoder query: {result.sampling_points}")
@@ -279,7 +283,7 @@ class Commands(BaseSettings):
       deformdetr check detector.yaml --decode
       deformdetr train detector.yaml --output runs/detector
       deformdetr eval runs/detector
-      deformdetr predict runs/detector photo.jpg --out predictions
+      deformdetr predict runs/detector photo.jpg --output predictions
     Without any data, in minutes on a CPU:
       deformdetr demo
     """

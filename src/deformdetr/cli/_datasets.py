@@ -8,11 +8,12 @@ from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg, CliToggleFlag
 
 from deformdetr._files import check_folder, check_writable, write_text
+from deformdetr.cli._options import OUTPUT
 from deformdetr.data import (
     DataConfig,
     check,
+    check_file,
     find_images,
-    read_coco,
     read_voc,
     read_yolo,
     split_coco,
@@ -29,7 +30,7 @@ class Coco(BaseModel):
     """
 
     source: CliPositionalArg[Path] = Field(description="Folder of the dataset.")
-    out: Path = Field(description="Folder to write train.json, val.json and so on to.")
+    output: Path = Field(validation_alias=OUTPUT, description="Folder to write train.json, val.json and so on to.")
     format: Literal["yolo", "voc"] | None = Field(
         default=None, description="Format of the dataset; by default voc if there are XML files, and else yolo."
     )
@@ -40,10 +41,11 @@ class Coco(BaseModel):
 
     def execute(self) -> int:
         """Convert the dataset."""
+        check_folder(self.output)
         has_xml = any(file.suffix.lower() == ".xml" for file in find_images([self.source]).others)
         kind = self.format or ("voc" if has_xml else "yolo")
         dataset = read_voc(self.source, first_pixel=self.first_pixel) if kind == "voc" else read_yolo(self.source)
-        files = write_documents(dataset, self.out, overwrite=self.force)
+        files = write_documents(dataset, self.output, overwrite=self.force)
         for note in dataset.notes:
             print(note)
         if set(_NAMES) <= files.keys():
@@ -51,7 +53,7 @@ class Coco(BaseModel):
             print("in a config:", _settings(self.source, files), sep="\n")
             return 0
         for file in files.values():
-            print(read_coco(self.source, file).summary())
+            print(check_file(self.source, file))
         print(f"next: deformdetr split {next(iter(files.values()))}")
         return 0
 
@@ -63,20 +65,22 @@ class Split(BaseModel):
     """
 
     annotations: CliPositionalArg[Path] = Field(description="COCO annotation file.")
-    out: Path | None = Field(default=None, description="Folder to write to; by default that of the file.")
+    output: Path | None = Field(
+        default=None, validation_alias=OUTPUT, description="Folder to write to; by default that of the file."
+    )
     val_share: float = Field(default=0.2, gt=0, lt=1, description="Share of the images for evaluation.")
     seed: int = Field(default=0, ge=0, description="Number that the choice depends on.")
     force: CliToggleFlag[bool] = Field(default=False, description="Replace files that exist.")
 
     def execute(self) -> int:
         """Split the file."""
-        folder = self.annotations.parent if self.out is None else self.out
-        parts = split_coco(self.annotations, val_share=self.val_share, seed=self.seed)
-        check_folder(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self.annotations.parent if self.output is None else self.output
         files = {name: folder / f"{name}.json" for name in _NAMES}
-        for file in files.values():
+        check_folder(folder)
+        for file in files.values() if folder.exists() else ():
             check_writable(file, suffixes=(".json",), overwrite=self.force)
+        parts = split_coco(self.annotations, val_share=self.val_share, seed=self.seed)
+        folder.mkdir(parents=True, exist_ok=True)
         for file, part in zip(files.values(), parts, strict=True):
             write_text(file, json.dumps(part, ensure_ascii=False))
             print(f"{file}: {len(part['images']):,} images, {len(part['annotations']):,} annotations")

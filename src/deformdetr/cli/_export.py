@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, PositiveFloat
 from pydantic_settings import CliPositionalArg, CliToggleFlag
 from torch import Tensor
 
+from deformdetr.cli._options import RUN
 from deformdetr.cli._tables import table
 from deformdetr.data import (
     AnyDataConfig,
@@ -24,7 +25,6 @@ from deformdetr.data import (
 from deformdetr.engine import load_run
 from deformdetr.integrations.export import ExportReport, Sampling, export_onnx
 
-RUN = "Run directory, or one of its checkpoints: a path, a URL, or user/name on the Hugging Face Hub."
 # (height, width) of drawn images for the comparison.
 _SIZES = ((320, 256), (224, 320))
 

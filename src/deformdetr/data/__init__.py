@@ -2,7 +2,7 @@
 
 from deformdetr._coco_types import LabelMap
 from deformdetr.data._annotations import Annotations, DatasetReport
-from deformdetr.data._check import CheckReport, check, judge
+from deformdetr.data._check import CheckReport, FileReport, check, check_file, judge
 from deformdetr.data._coco import read_coco
 from deformdetr.data._config import (
     AnyDataConfig,
@@ -48,6 +48,7 @@ __all__ = [
     "Datasets",
     "DecodeConfig",
     "DetectionDataset",
+    "FileReport",
     "ForeignDataset",
     "FoundImages",
     "Headers",
@@ -66,6 +67,7 @@ __all__ = [
     "build_dataset",
     "build_datasets",
     "check",
+    "check_file",
     "collate",
     "draw_shapes",
     "eval_transforms",

@@ -1,11 +1,12 @@
 """Checking a dataset before training on it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 from deformdetr.data._config import AnyDataConfig
-from deformdetr.data._dataset import Datasets, DetectionDataset, build_datasets
+from deformdetr.data._dataset import Datasets, DetectionDataset, build_datasets, read_dataset
 from deformdetr.data._errors import DatasetError, Problem, dataset_error
 from deformdetr.data._headers import UNUSABLE_FILE, read_headers
 from deformdetr.data._warnings import NO_LIMITS, ObjectLimits, find_warnings
@@ -32,8 +33,7 @@ class CheckReport(NamedTuple):
 
     def __str__(self) -> str:
         decoded = f"{self.decoded:,} image files decoded" if self.decoded else "headers of all image files read"
-        warnings = [f"warning: {each}" for each in self.warnings] or ["no warnings"]
-        return "\n".join([f"train: {self.train}", f"val: {self.val}", *warnings, decoded])
+        return "\n".join([f"train: {self.train}", f"val: {self.val}", *_listed(self.warnings), decoded])
 
 
 def check(
@@ -74,6 +74,50 @@ def check(
     return CheckReport(datasets.train.summary(), datasets.val.summary(), tuple(warnings), decoded)
 
 
+class FileReport(NamedTuple):
+    """Summary of an annotation file, and warnings about it and its images. `str()` returns the whole report.
+
+    Examples:
+        >>> from deformdetr.data import FileReport
+        >>> print(FileReport("80 images", warnings=("3 images have the file of another image",)))
+        80 images
+        warning: 3 images have the file of another image
+    """
+
+    summary: str
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([self.summary, *_listed(self.warnings)])
+
+
+def check_file(images: str | Path, annotations: str | Path) -> FileReport:
+    """Check one annotation file and the headers of its images, before it is split or has a counterpart.
+
+    Args:
+        images: Folder that the file names are relative to.
+        annotations: The COCO JSON file.
+
+    Raises:
+        DatasetError: If there are problems. The message has those of each kind with file, id and value.
+
+    Examples:
+        >>> import tempfile
+        >>> from deformdetr.data import ShapesConfig, check_file, write_shapes
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     config = write_shapes(ShapesConfig(num_train=3, num_val=1), folder)
+        ...     report = check_file(config.train_images, config.train_annotations)
+        >>> report.warnings
+        ()
+    """
+    dataset = read_dataset(images, annotations)
+    headers = read_headers(dataset)
+    if headers.problems:
+        raise dataset_error(headers.problems)
+    warnings = find_warnings(dataset, headers=headers)
+    return FileReport(dataset.summary(), tuple(warnings))
+
+
 def judge(datasets: Datasets, *, limits: ObjectLimits = NO_LIMITS) -> list[str]:
     """Return warnings about a dataset, in the time that the start of a training can take: from a sample of its files.
 
@@ -90,6 +134,10 @@ def judge(datasets: Datasets, *, limits: ObjectLimits = NO_LIMITS) -> list[str]:
     if headers.problems:
         raise dataset_error(headers.problems)
     return find_warnings(datasets, limits=limits, headers=headers)
+
+
+def _listed(warnings: Sequence[str]) -> list[str]:
+    return [f"warning: {each}" for each in warnings] or ["no warnings"]
 
 
 def _decode(datasets: list[DetectionDataset], progress: Callable[[int, int], None] | None) -> list[str]:

@@ -181,9 +181,10 @@ class DataConfig(Config):
     eval_short_side: PositiveInt | None = Field(
         default=800, description="The shorter side of an image in evaluation, in pixels; None keeps the size."
     )
-    eval_max_size: PositiveInt = Field(
+    eval_max_size: PositiveInt | None = Field(
         default=1333,
-        description="Limit of the longer side in evaluation; the shorter side shrinks to keep the aspect ratio.",
+        description="Limit of the longer side in evaluation; the shorter side shrinks to keep the aspect ratio. None "
+        "sets no limit.",
     )
     image_mean: _ImageMean = IMAGENET_MEAN
     image_std: _ImageStd = IMAGENET_STD
@@ -191,8 +192,9 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
-        if self.eval_short_side is not None and self.eval_max_size < self.eval_short_side:
-            raise ValueError(f"eval_max_size ({self.eval_max_size}) is below eval_short_side ({self.eval_short_side})")
+        short_side, max_size = self.eval_short_side, self.eval_max_size
+        if short_side is not None and max_size is not None and max_size < short_side:
+            raise ValueError(f"eval_max_size ({max_size}) is below eval_short_side ({short_side})")
         return self
 
 
@@ -229,7 +231,9 @@ class ShapesConfig(DefaultedConfig):
     eval_short_side: PositiveInt | None = Field(
         default=None, description="Side of an image in evaluation, in pixels; None keeps the size."
     )
-    eval_max_size: PositiveInt = Field(default=1333, description="Limit of the side in evaluation, in pixels.")
+    eval_max_size: PositiveInt | None = Field(
+        default=1333, description="Limit of the side in evaluation, in pixels; None sets no limit."
+    )
     image_mean: _ImageMean = IMAGENET_MEAN
     image_std: _ImageStd = IMAGENET_STD
     num_workers: _NumWorkers = 0

@@ -1,6 +1,7 @@
 """Annotated images as a PyTorch dataset, and its batches."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -203,6 +204,21 @@ def build_dataset(config: AnyDataConfig, split: Split, *, masks: bool = False) -
     if label_map is None and split == "val":
         label_map = build_dataset(config, "train").label_map
     return _coco_dataset(config, split, label_map, masks=masks)
+
+
+def read_dataset(images: str | Path, annotations: str | Path) -> DetectionDataset:
+    """Read and check one annotation file, as a dataset of images as they are.
+
+    Args:
+        images: Folder that the file names are relative to.
+        annotations: The COCO JSON file.
+
+    Raises:
+        DatasetError: If there are problems.
+    """
+    read = read_coco(images, annotations)
+    files = ImageFiles([Path(images, name) for name in read.file_names], read.sizes)
+    return DetectionDataset(read, files, transforms=lambda sample: sample)
 
 
 def _coco_dataset(config: DataConfig, split: Split, label_map: LabelMap | None, *, masks: bool) -> DetectionDataset:

@@ -13,7 +13,7 @@ from deformdetr.data._errors import DatasetError, Kind, Problem
 from deformdetr.data._ids import parse_id, parse_integer, spellings
 from deformdetr.data._image_entries import INVALID_IMAGE, NO_OBJECT
 
-_UNKNOWN_IMAGE = Kind(
+UNKNOWN_IMAGE = Kind(
     "annotations of an image that is not in the list of images", "an image deleted without its annotations?"
 )
 _UNKNOWN_CATEGORY = Kind(
@@ -202,7 +202,7 @@ def _look_up(entry: dict[str, Any], key: str, positions: dict[Any, int]) -> int:
     try:
         return positions[value]
     except (LookupError, TypeError):
-        kind = _UNKNOWN_IMAGE if key == "image_id" else _UNKNOWN_CATEGORY
+        kind = UNKNOWN_IMAGE if key == "image_id" else _UNKNOWN_CATEGORY
         if key not in entry:
             raise _FaultError(f"it has no {key!r}", kind) from None
         what, listed = ("image", "images") if key == "image_id" else ("category", "categories")

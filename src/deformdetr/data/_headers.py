@@ -47,8 +47,15 @@ class Headers(NamedTuple):
 _DEEP = "16-bit gray"
 
 
-def read_headers(datasets: Datasets, *, sample: int | None = None) -> Headers:
+def named_splits(datasets: Datasets | DetectionDataset) -> dict[str, DetectionDataset]:
+    """Return the datasets by the names of their splits; a single one has none."""
+    return {"": datasets} if isinstance(datasets, DetectionDataset) else datasets._asdict()
+
+
+def read_headers(datasets: Datasets | DetectionDataset, *, sample: int | None = None) -> Headers:
     """Read the headers of image files, of at most `sample` evenly spaced ones per split. `None` reads all.
+
+    A single dataset is a split without a name.
 
     Examples:
         >>> import tempfile
@@ -61,7 +68,7 @@ def read_headers(datasets: Datasets, *, sample: int | None = None) -> Headers:
     """
     headers = Headers({}, [])
     with ThreadPoolExecutor() as pool:
-        for split, dataset in datasets._asdict().items():
+        for split, dataset in named_splits(datasets).items():
             files = dataset.files
             if files is None:
                 continue

@@ -5,13 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deformdetr.data._entries import load_document
-from deformdetr.data._errors import Kind, Problem, dataset_error
+from deformdetr.data._entries import UNKNOWN_IMAGE, annotation_name, load_document
+from deformdetr.data._errors import Problem, dataset_error
 from deformdetr.data._ids import parse_id, spellings
-
-_WITHOUT_IMAGE = Kind(
-    "annotations of an image that is not in the list of images", "an image deleted without its annotations?"
-)
 
 
 class SplitDocuments(NamedTuple):
@@ -53,8 +49,8 @@ def split_coco(annotations: str | Path, *, val_share: float = 0.2, seed: int = 0
     image_of = [_position(entry, positions) for entry in document["annotations"]]
     problems = [
         Problem(
-            f"annotation number {number}: {_image_id(entry)!r:.60} is no image of the file",
-            _WITHOUT_IMAGE,
+            _without_image(entry, number),
+            UNKNOWN_IMAGE,
             source=str(annotations),
         )
         for number, (entry, image) in enumerate(zip(document["annotations"], image_of, strict=True), start=1)
@@ -91,12 +87,17 @@ def _positions(images: list[Any]) -> dict[Any, int]:
     }
 
 
-def _image_id(entry: Any) -> Any:
-    return entry.get("image_id") if isinstance(entry, dict) else entry
+def _without_image(entry: Any, number: int) -> str:
+    if not isinstance(entry, dict):
+        return f"annotation number {number} is {entry!r:.60}, not an object"
+    name = annotation_name(entry, number - 1)
+    if "image_id" not in entry:
+        return f"{name}: it has no 'image_id'"
+    return f"{name}: image {entry['image_id']!r:.60} is not in the list of images"
 
 
 def _position(entry: Any, positions: dict[Any, int]) -> int | None:
-    identifier = parse_id(_image_id(entry)) if isinstance(entry, dict) else None
+    identifier = parse_id(entry.get("image_id")) if isinstance(entry, dict) else None
     return None if identifier is None else positions.get(identifier)
 
 

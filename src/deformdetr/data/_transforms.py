@@ -208,7 +208,7 @@ def train_transforms(augment: AugmentConfig, mean: Sequence[float], std: Sequenc
 
 
 def eval_transforms(
-    short_side: int | None, max_size: int, mean: Sequence[float], std: Sequence[float]
+    short_side: int | None, max_size: int | None, mean: Sequence[float], std: Sequence[float]
 ) -> SampleTransform:
     """Return the evaluation transforms: resize to a shorter side (`None` keeps the size) and normalize.
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int64
 
 from deformdetr.data._annotations import Annotations
 from deformdetr.data._dataset import Datasets, DetectionDataset
-from deformdetr.data._headers import Headers
+from deformdetr.data._headers import Headers, named_splits
 
 # Share of boxes that must fit an explanation, and pixels that rounding may add to a side.
 _NEARLY_ALL = 0.95
@@ -32,11 +32,13 @@ class ObjectLimits(NamedTuple):
 NO_LIMITS = ObjectLimits()
 
 
-def find_warnings(datasets: Datasets, *, limits: ObjectLimits = NO_LIMITS, headers: Headers | None = None) -> list[str]:
-    """Return warnings about both splits, one per kind, with counts.
+def find_warnings(
+    datasets: Datasets | DetectionDataset, *, limits: ObjectLimits = NO_LIMITS, headers: Headers | None = None
+) -> list[str]:
+    """Return warnings about both splits, or about a single dataset, one per kind, with counts.
 
     Args:
-        datasets: Both splits.
+        datasets: Both splits, or one dataset.
         limits: Limits of the model and of the evaluation.
         headers: Headers of the image files, for warnings about orientations and pixel formats.
 
@@ -49,13 +51,13 @@ def find_warnings(datasets: Datasets, *, limits: ObjectLimits = NO_LIMITS, heade
         val: 2 images have more objects than the model has queries (3): up to 5
     """
     warnings = []
-    for name, dataset in datasets._asdict().items():
+    for name, dataset in named_splits(datasets).items():
         found = [*_of_boxes(dataset.annotations), *_of_counts(dataset.annotations, limits)]
-        if name == "train":
+        if name != "val":
             found += [*_of_categories(dataset.annotations), *_of_files(dataset.annotations)]
         found += [] if headers is None else headers.warnings(name, dataset)
-        warnings += [f"{name}: {each}" for each in found]
-    return [*warnings, *_of_splits(datasets)]
+        warnings += [f"{name}: {each}" if name else each for each in found]
+    return warnings if isinstance(datasets, DetectionDataset) else [*warnings, *_of_splits(datasets)]
 
 
 def _of_boxes(annotations: Annotations) -> Iterator[str]:

@@ -9,12 +9,15 @@ from torch import Tensor
 
 from deformdetr._files import FileError, read_tensor_file, write_tensor_file
 from deformdetr.config import with_backbone_weights
-from deformdetr.data import LabelMap
+from deformdetr.data import DataConfig, DecodeConfig, LabelMap
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import RunError
+from deformdetr.integrations import hub
 from deformdetr.integrations.hub import InferenceSettings
 from deformdetr.models import DETR, DeformableDETR
 
+# In place of the folders and files of a dataset, for models that were published without it.
+UNKNOWN_DATASET = Path("unknown-dataset")
 _FORMAT = 1
 
 
@@ -109,6 +112,37 @@ class Checkpoint:
             ) from error
         return cls(**fields)
 
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> "Checkpoint":
+        """Return a model that `deformdetr.integrations.hub` reads as a checkpoint without a dataset, on the CPU.
+
+        `inference_settings` are those of the source. Without names of classes, the labels are named by their numbers.
+
+        Args:
+            source: A folder or a repository, as in `hub.from_pretrained`, which has the errors too.
+        """
+        config, settings = hub.pretrained_config(source), hub.pretrained_settings(source)
+        unnamed = LabelMap.contiguous({label: str(label) for label in range(config.num_classes)})
+        data = DataConfig(
+            train_images=UNKNOWN_DATASET,
+            train_annotations=UNKNOWN_DATASET,
+            val_images=UNKNOWN_DATASET,
+            val_annotations=UNKNOWN_DATASET,
+            decode=DecodeConfig(orientation=settings.orientation, gray_bits=settings.gray_bits),
+            eval_short_side=settings.short_side,
+            eval_max_size=settings.max_size,
+            image_mean=settings.image_mean,
+            image_std=settings.image_std,
+        )
+        return cls(
+            model=hub.from_pretrained(source).state_dict(),
+            experiment=Experiment(model=config, data=data),
+            label_map=settings.label_map or unnamed,
+            epoch=0,
+            step=0,
+            metrics={} if settings.best_threshold is None else {"best_threshold": settings.best_threshold},
+        )
+
     def build(self) -> DeformableDETR | DETR:
         """Return the model with the saved weights, in evaluation mode.
 
@@ -124,7 +158,7 @@ class Checkpoint:
         return model.eval()
 
     def inference_settings(self) -> InferenceSettings:
-        """Return the names of classes and the preparation of images, for `deformdetr.integrations.hub`."""
+        """Return names of classes, preparation of images and best threshold, for `deformdetr.integrations.hub`."""
         data = self.experiment.data
         return InferenceSettings(
             label_map=self.label_map,
@@ -134,4 +168,5 @@ class Checkpoint:
             max_size=data.eval_max_size,
             orientation=data.decode.orientation,
             gray_bits=data.decode.gray_bits,
+            best_threshold=self.metrics.get("best_threshold"),
         )

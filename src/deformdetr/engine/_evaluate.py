@@ -9,6 +9,7 @@ from torch import nn
 
 from deformdetr._files import check_folder, check_writable, expand_path, write_text
 from deformdetr.data import DataConfig, DetectionDataset, LabelMap, build_dataset
+from deformdetr.engine._checkpoint import UNKNOWN_DATASET
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import RunError
 from deformdetr.engine._evaluation_files import write_report
@@ -141,8 +142,9 @@ def evaluate_run(
     any annotation are predicted: `detections.json` is then the only file in the folder.
 
     Args:
-        run: A run directory, or one of its checkpoints.
-        data_changes: Settings that replace those of the run's dataset. Its categories must stay the same.
+        run: As in `load_run`.
+        data_changes: Settings that replace those of the run's dataset. Its categories must stay the same. A model of
+            `save_pretrained` has no dataset and needs `val_images` and `val_annotations`.
         batch_size: Images per forward pass, by default as in training.
         max_detections: Detections per image and class that count, at least 100; by default as in training.
         output: JSON file for the metrics, by default `evaluation.json` in the run directory. Existing files are
@@ -151,8 +153,8 @@ def evaluate_run(
 
     Raises:
         ConfigError: If the changed settings are not valid.
-        RunError: If the run does not exist, the categories of the dataset differ, or the run is downloaded and `output`
-            is None.
+        RunError: If the run does not exist, it has no dataset and `data_changes` names none, the categories of the
+            dataset differ, or the run is downloaded and `output` is None.
         DatasetError: If the dataset has problems.
         ValueError: If `batch_size` is not positive, `num_worst` is negative, or `output` does not end in `.json`.
         OSError: If `output` is or lies in what is no folder.
@@ -229,10 +231,14 @@ def _dataset(experiment: Experiment, label_map: LabelMap, path: Path) -> Detecti
     """Return the validation images of an experiment.
 
     Raises:
-        RunError: If their labels are not those of the checkpoint.
+        RunError: If they are not known, or their labels are not those of the checkpoint.
     """
     data = experiment.data
     if isinstance(data, DataConfig):
+        if UNKNOWN_DATASET in (data.val_images, data.val_annotations):
+            raise RunError(
+                f"{path} was published without its dataset: name one, data.val_images and data.val_annotations"
+            )
         data = data.replace(label_map=label_map)
     dataset = build_dataset(data, "val", masks=experiment.model.masks)
     if dataset.label_map != label_map:

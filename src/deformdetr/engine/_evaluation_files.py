@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from deformdetr._files import write_text
+from deformdetr._files import fitting_name, write_text
 from deformdetr.data import DetectionDataset
 from deformdetr.evaluation import CocoEvaluator, CocoMetrics
 from deformdetr.structures import Detections
@@ -64,7 +64,7 @@ def _draw_worst(
         )
         name = Path(dataset.annotations.file_names[position]).stem
         counts = f"{errors.missed}-missed_{errors.spurious}-spurious_{errors.confused}-confused"
-        save_image(picture, folder / f"{rank:02}_{name}_{counts}.png")
+        save_image(picture, folder / fitting_name(f"{rank:02}_{name}", f"_{counts}.png"))
 
 
 def _detections(evaluator: CocoEvaluator, image_id: Any) -> Detections:

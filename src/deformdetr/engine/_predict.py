@@ -8,7 +8,7 @@ from typing import NamedTuple, NotRequired, TypedDict
 
 from torch import Tensor
 
-from deformdetr._files import check_folder, write_text
+from deformdetr._files import check_folder, fitting_name, write_text
 from deformdetr.data import DatasetError, DecodeConfig, LabelMap, load_image
 from deformdetr.engine._errors import PredictionError
 from deformdetr.engine._image_files import find_files, is_video
@@ -17,7 +17,7 @@ from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._result import DetectionResult
 from deformdetr.engine._video import require_av, video_frames, writing_video
 from deformdetr.evaluation import RunLengths, encode_masks
-from deformdetr.visualize import save_image
+from deformdetr.visualize import check_font, save_image
 
 _NAMED = 5
 
@@ -108,6 +108,7 @@ def predict(
         PredictionError: If a path does not exist, there are no images, or a picture would replace one of the images.
             Nothing is written then.
         NotADirectoryError: If `out_dir` is a file.
+        OSError: If `font` cannot be read as a font. Nothing is written then.
         ModuleNotFoundError: If there is a video, and PyAV is not installed.
 
     Examples:
@@ -117,6 +118,8 @@ def predict(
     """
     out_dir = Path(out_dir)
     check_folder(out_dir)
+    if font is not None:
+        check_font(font)
     given = [images] if isinstance(images, str | Path) else images
     files, others = find_files([Path(image) for image in given], leave_out=out_dir)
     pictures = _name_pictures(files, out_dir)
@@ -208,10 +211,10 @@ def _name_pictures(files: Sequence[Path], out_dir: Path) -> list[Path]:
     pictures = []
     for file in files:
         suffix = ".mp4" if is_video(file) else ".png"
-        picture, number = out_dir / f"{file.stem}{suffix}", 1
+        picture, number = out_dir / fitting_name(file.stem, suffix), 1
         while picture in taken:
             number += 1
-            picture = out_dir / f"{file.stem}_{number}{suffix}"
+            picture = out_dir / fitting_name(file.stem, f"_{number}{suffix}")
         taken.add(picture)
         pictures.append(picture)
     overwritten = {picture.resolve() for picture in pictures} & {file.resolve() for file in files}

@@ -18,7 +18,6 @@ from deformdetr.engine._checkpoint import Checkpoint
 from deformdetr.engine._inference import MASK_THRESHOLD, detect
 from deformdetr.engine._result import DetectionResult
 from deformdetr.engine._run_directory import evaluated_threshold, load_run
-from deformdetr.integrations import hub
 from deformdetr.models import IMAGENET_MEAN, IMAGENET_STD, prepare_image
 from deformdetr.structures import Detections, ImageBatch
 
@@ -188,8 +187,8 @@ def load(source: str | Path, *, device: torch.device | str | None = None) -> Pre
 
     Args:
         source: A run directory, whose best checkpoint is used, or one of its checkpoints, also by URL; or a folder that
-            `deformdetr.integrations.hub.from_pretrained` reads, also as a repository on the Hugging Face Hub,
-            `user/name`.
+            `deformdetr.integrations.hub.from_pretrained` reads. Either may be a repository on the Hugging Face Hub,
+            `user/name`. A path that exists is a path, and so is `user/name` beside a folder `user`.
         device: Device of the model, by default a GPU if there is one.
 
     Raises:
@@ -206,12 +205,8 @@ def load(source: str | Path, *, device: torch.device | str | None = None) -> Pre
         ...     print(name, float(score), box.tolist())
         >>> result.draw().save("found.png")  # doctest: +SKIP
     """
-    if _is_repository(source):
-        predictor = _load_repository(source)
-    elif (Path(source) / "config.json").is_file():
-        predictor = _load_pretrained(source)
-    else:
-        predictor = _load_run(source)
+    path, checkpoint = load_run(source)
+    predictor = predictor_of(checkpoint, best_threshold=evaluated_threshold(path, checkpoint))
     default = "cuda" if torch.cuda.is_available() else "cpu"
     return predictor.to(default if device is None else device)
 
@@ -230,45 +225,6 @@ def predictor_of(
         precision=experiment.train.precision,
         best_threshold=best_threshold,
     )
-
-
-def _load_run(run: str | Path) -> Predictor:
-    path, checkpoint = load_run(run)
-    return predictor_of(checkpoint, best_threshold=evaluated_threshold(path, checkpoint))
-
-
-def _load_pretrained(source: str | Path) -> Predictor:
-    config, settings = hub.pretrained_config(source), hub.pretrained_settings(source)
-    unnamed = LabelMap.contiguous({label: str(label) for label in range(config.num_classes)})
-    return Predictor(
-        hub.from_pretrained(source),
-        config.build_postprocess(mask_threshold=MASK_THRESHOLD),
-        settings.label_map or unnamed,
-        prepare=partial(
-            prepare_image,
-            short_side=settings.short_side,
-            max_size=settings.max_size,
-            mean=settings.image_mean,
-            std=settings.image_std,
-        ),
-        decode=DecodeConfig(orientation=settings.orientation, gray_bits=settings.gray_bits),
-    )
-
-
-def _is_repository(source: str | Path) -> bool:
-    """Return whether a source names a repository: there is neither such a path nor a folder `user` of its name."""
-    is_id = isinstance(source, str) and hub.is_repository_id(source)
-    return is_id and not Path(source).exists() and not Path(source).parent.is_dir()
-
-
-def _load_repository(source: str | Path) -> Predictor:
-    """Load a repository on the Hub: a config with weights, or the checkpoint of a run."""
-    try:
-        return _load_pretrained(source)
-    except FileNotFoundError:
-        return _load_run(source)
-    except ConnectionError as error:
-        raise ConnectionError(f"there is no file or folder {source} here, and {error}") from error
 
 
 def checked_batch_size(batch_size: int | None, device: torch.device) -> int:

@@ -5,11 +5,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deformdetr._files import FileError, locate_checkpoint, read_mapping, remove_unfinished, write_mapping, write_text
+from deformdetr._files import (
+    FileError,
+    HubName,
+    is_url,
+    locate_checkpoint,
+    parse_source,
+    read_mapping,
+    remove_unfinished,
+    write_mapping,
+    write_text,
+)
 from deformdetr.engine._checkpoint import Checkpoint
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import RunError
 from deformdetr.engine._experiment import changes_that_matter
+from deformdetr.integrations import hub
+
+_NEEDED = "a run directory of `deformdetr train`, one of its checkpoints, or a folder of save_pretrained is needed"
 
 
 class RunDirectory:
@@ -51,6 +64,22 @@ class RunDirectory:
         files = (self.config, self.metrics, self.curves, self.last, self.best, self.environment)
         return {file.name for file in (*files, self.evaluation, self.evaluation_files, self.tracking)}
 
+    def check_usable(self, *, resume: bool) -> None:
+        """Check that the directory is absent, empty or, with `resume`, any directory, before a dataset is read.
+
+        Raises:
+            RunError: If it is not.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path} is a file, not a directory")
+        content = sorted(each.name for each in self.path.iterdir()) if self.path.exists() else []
+        if content and not resume:
+            names = ", ".join(content[:5]) + (", ..." if len(content) > 5 else "")
+            raise RunError(
+                f"{self.path} is not empty (it holds {names}), and is not overwritten: name another directory, or "
+                "resume the run"
+            )
+
     def open(self, experiment: Experiment, *, resume: bool) -> Checkpoint | None:
         """Check that the directory fits the experiment, and return the checkpoint to resume from, if any.
 
@@ -60,17 +89,9 @@ class RunDirectory:
         Raises:
             RunError: If the directory holds other files or a run of another experiment.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path} is a file, not a directory")
-        content = sorted(each.name for each in self.path.iterdir()) if self.path.exists() else []
-        if not content:
+        self.check_usable(resume=resume)
+        if not self.path.exists() or not any(self.path.iterdir()):
             return None
-        if not resume:
-            names = ", ".join(content[:5]) + (", ..." if len(content) > 5 else "")
-            raise RunError(
-                f"{self.path} is not empty (it holds {names}), and is not overwritten: name another directory, or "
-                "resume the run"
-            )
         if not self.last.exists():
             if self.config.exists():
                 return None
@@ -81,7 +102,12 @@ class RunDirectory:
         changed = changes_that_matter(checkpoint.experiment, experiment)
         if changed:
             rows = "\n".join(f"  {name}: {old!r} before, {new!r} now" for name, (old, new) in changed.items())
-            raise RunError(f"{self.path} cannot be resumed with a different config; these settings differ:\n{rows}")
+            raise RunError(
+                f"{self.path} cannot be resumed with a different config; these settings differ:\n{rows}\n"
+                "Settings that a config leaves out have the defaults of this version, which may be others than those "
+                f"that the run started with. {self.config} has them all and continues the run:\n"
+                f"  deformdetr train {self.config} --output {self.path} --resume"
+            )
         return checkpoint
 
     def create(self, experiment: Experiment, environment: Mapping[str, Any], *, epoch: int) -> None:
@@ -123,31 +149,43 @@ def load_run(run: str | Path, *, prefer: Sequence[str] = ("best.pt", "last.pt"))
     """Return the path of a run's checkpoint, and the checkpoint.
 
     Args:
-        run: A run directory, or one of its checkpoints: a path, a URL, or `user/name` or `user/name:file.pt` on the
-            Hugging Face Hub.
+        run: A run directory, or one of its checkpoints, also by URL; or a folder that
+            `deformdetr.integrations.hub.from_pretrained` reads, which has no dataset. Either may be a repository on the
+            Hugging Face Hub, `user/name` or `user/name:file.pt`.
         prefer: File names of checkpoints in order of preference. The first that exists is loaded.
 
     Raises:
         RunError: If there is none.
         OSError: If it cannot be downloaded.
+        ValueError: If the config in a folder is not one of this library.
+        CheckpointError: If the weights in a folder do not fit its config.
 
     Examples:
         >>> from deformdetr.engine import load_run
         >>> path, checkpoint = load_run("runs/detector")  # doctest: +SKIP
         >>> model = checkpoint.build()  # doctest: +SKIP
     """
-    needed = "a run directory of `deformdetr train` or one of its checkpoints is needed"
-    if not Path(run).is_dir():
-        try:
-            found = locate_checkpoint(run)
-        except (FileError, FileNotFoundError) as error:
-            raise RunError(f"{error}; {needed}") from error
-        return found, Checkpoint.load(found)
-    files = [Path(run) / name for name in prefer]
-    existing = next((file for file in files if file.exists()), None)
+    try:
+        if hub.is_pretrained(run):
+            return locate_checkpoint(run), Checkpoint.from_pretrained(run)
+        path = _find_checkpoint(run, prefer)
+    except (FileError, FileNotFoundError) as error:
+        raise RunError(f"{error}; {_NEEDED}") from error
+    except ConnectionError as error:
+        if is_url(run):
+            raise
+        raise ConnectionError(f"there is no file or folder {run} here, and {error}") from error
+    return path, Checkpoint.load(path)
+
+
+def _find_checkpoint(run: str | Path, prefer: Sequence[str]) -> Path:
+    folder = None if is_url(run) else parse_source(run)
+    if folder is None or isinstance(folder, HubName) or not folder.is_dir():
+        return locate_checkpoint(run)
+    existing = next((folder / name for name in prefer if (folder / name).exists()), None)
     if existing is None:
-        raise RunError(f"{run} holds none of {', '.join(prefer)}; {needed}")
-    return existing, Checkpoint.load(existing)
+        raise FileNotFoundError(f"{run} holds none of {', '.join(prefer)}")
+    return existing
 
 
 def evaluated_threshold(path: Path, checkpoint: Checkpoint) -> float | None:

@@ -1,5 +1,6 @@
 """Shapes, parameters, operations and memory of a model, without computing anything."""
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -95,6 +96,7 @@ def summarize(config: DeformableDETRConfig | DETRConfig, size: tuple[int, int] =
         size: (height, width) of the image, in pixels.
 
     Raises:
+        TypeError: If the sides are not two integers.
         ValueError: If a side is not positive, or the image is too small for the model.
 
     Examples:
@@ -106,11 +108,15 @@ def summarize(config: DeformableDETRConfig | DETRConfig, size: tuple[int, int] =
         >>> summary.parameters
         491213
     """
-    if min(size) < 1:
-        raise ValueError(f"size must be positive, got {size[0]} x {size[1]}")
+    try:
+        height, width = map(operator.index, size)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"size must be a height and a width in whole pixels, got {size!r}") from error
+    if min(height, width) < 1:
+        raise ValueError(f"size must be positive, got {height} x {width}")
     with torch.device("meta"):
         model = with_backbone_weights(config, None).build().eval()
-        image = torch.empty(1, 3, *size)
+        image = torch.empty(1, 3, height, width)
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     activation_bytes = _kept_bytes(model, image)
     outputs, flops = _trace(model, image)
@@ -127,7 +133,7 @@ def summarize(config: DeformableDETRConfig | DETRConfig, size: tuple[int, int] =
     parameters = list(model.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if id(parameter) in trained)
     return ModelSummary(
-        size=size,
+        size=(height, width),
         stages=[stage for stage in stages if stage.parameters],
         parameters=sum(parameter.numel() for parameter in parameters),
         trainable=trainable,

@@ -77,6 +77,7 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
         >>> result = train(read_experiment("detector.yaml"), "runs/detector")  # doctest: +SKIP
     """
     run = RunDirectory(output_dir)
+    run.check_usable(resume=resume)
     tracking = experiment.train.tracking
     if tracking is not None:
         check_tools(tracking)

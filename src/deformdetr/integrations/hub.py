@@ -14,7 +14,16 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from deformdetr._files import HubName, HubOptions, check_folder, fetch_file, read_mapping, write_text
+from deformdetr._files import (
+    HubName,
+    HubOptions,
+    check_folder,
+    fetch_file,
+    is_url,
+    parse_source,
+    read_mapping,
+    write_text,
+)
 from deformdetr.config import (
     DeformableDETRConfig,
     DETRConfig,
@@ -33,6 +42,7 @@ from deformdetr.models import DETR, DeformableDETR
 __all__ = [
     "InferenceSettings",
     "from_pretrained",
+    "is_pretrained",
     "is_repository_id",
     "pretrained_config",
     "pretrained_settings",
@@ -128,6 +138,30 @@ def from_pretrained(
     model = files.read_config().build()
     load_checkpoint(model, files.locate_weights())
     return model.eval()
+
+
+def is_pretrained(source: str | Path) -> bool:
+    """Return whether a source is a folder or a repository with the config of a model, which `from_pretrained` needs.
+
+    A URL, a file and `user/name:file` are none.
+
+    Raises:
+        FileNotFoundError: If it is the name of a repository that does not exist.
+        PermissionError: If the repository may not be read.
+        ConnectionError: If the Hub cannot be reached.
+        ModuleNotFoundError: If it is a name on the Hub and huggingface_hub is not installed.
+        ValueError: If a variable in a path is not set.
+
+    Examples:
+        >>> with TemporaryDirectory() as folder:
+        ...     is_pretrained(folder)
+        False
+    """
+    if is_url(source):
+        return False
+    place = parse_source(source)
+    is_file = place.file is not None if isinstance(place, HubName) else not place.is_dir()
+    return not is_file and _Files(source, None, HubOptions()).has_config
 
 
 def pretrained_config(
@@ -243,14 +277,21 @@ class _Files:
     def __init__(self, source: str | Path, revision: str | None, options: HubOptions) -> None:
         self._source = source
         self._options = options
-        self._folder = Path(source) if Path(source).is_dir() else None
-        if self._folder is None:
-            name = HubName.parse(source) if isinstance(source, str) else None
-            if name is None or name.file is not None:
-                raise FileNotFoundError(f"there is no folder {source}, and it is not the id of a repository, user/name")
-            if revision is not None and name.revision is not None:
-                raise ValueError(f"{source} has a revision, but revision is {revision!r} too")
-            self._name = name._replace(revision=name.revision or revision)
+        self._place = parse_source(source)
+        if isinstance(self._place, Path):
+            if not self._place.is_dir():
+                raise FileNotFoundError(f"there is no folder {source}{_how_to_name(source)}")
+            return
+        if self._place.file is not None:
+            raise FileNotFoundError(f"{source} names a file, and a folder or a repository is needed, user/name")
+        if revision is not None and self._place.revision is not None:
+            raise ValueError(f"{source} has a revision, but revision is {revision!r} too")
+        self._place = self._place._replace(revision=self._place.revision or revision)
+
+    @property
+    def has_config(self) -> bool:
+        """Whether there is the config of a model."""
+        return self._find(_CONFIG) is not None
 
     def read_config(self) -> DeformableDETRConfig | DETRConfig:
         """Read the config."""
@@ -295,10 +336,17 @@ class _Files:
         return path
 
     def _find(self, file: str) -> Path | None:
-        if self._folder is None:
-            return fetch_file(self._name._replace(file=file), self._options)
-        path = self._folder / file
+        if isinstance(self._place, HubName):
+            return fetch_file(self._place._replace(file=file), self._options)
+        path = self._place / file
         return path if path.exists() else None
+
+
+def _how_to_name(source: str | Path) -> str:
+    """Return the end of a message about a path that is no folder."""
+    if isinstance(source, str) and is_repository_id(source):
+        return f"; beside a folder {Path(source).parent} this is a path, and {source}@main a repository on the Hub"
+    return ", and it is not the id of a repository, user/name"
 
 
 def _check_described(model: nn.Module, config: DeformableDETRConfig | DETRConfig, settings: InferenceSettings) -> None:

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deformdetr.nn._single_values import normalize_any_size
 from deformdetr.nn._stages import ascending_stages, strides_of
+
+_GROUPS = 8
 
 
 class ConvBackbone(nn.Module):
@@ -84,10 +87,13 @@ class _ResidualStage(nn.Module):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.down_norm(self.down(x)).relu()
-        out: Tensor = (x + self.conv_norm(self.conv(x))).relu()
-        return out
+        x = _normalized(self.down_norm, self.down(x)).relu()
+        return (x + _normalized(self.conv_norm, self.conv(x))).relu()
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(8, channels)
+    return nn.GroupNorm(_GROUPS, channels)
+
+
+def _normalized(norm: nn.Module, x: Tensor) -> Tensor:
+    return normalize_any_size(norm, x, channels_per_group=x.shape[1] // _GROUPS)

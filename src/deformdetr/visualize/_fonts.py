@@ -24,13 +24,31 @@ def load_font(text: str, size: int, font: str | Path | None = None) -> Font:
     Raises:
         OSError: If the file does not exist or is not a font.
     """
-    found = find_font(text) if font is None else str(font)
-    if found is None:
-        return ImageFont.load_default(size=size)
+    found = find_font(text) if font is None else font
+    return ImageFont.load_default(size=size) if found is None else _read(found, size)
+
+
+def check_font(font: str | Path) -> None:
+    """Check that a file is a font, before anything is computed that it will be needed for.
+
+    Raises:
+        OSError: If it does not exist or is not a font.
+
+    Examples:
+        >>> from deformdetr.visualize import check_font
+        >>> check_font("missing.ttf")
+        Traceback (most recent call last):
+            ...
+        OSError: missing.ttf cannot be read as a font: cannot open resource
+    """
+    _read(font, size=10)
+
+
+def _read(font: str | Path, size: int) -> ImageFont.FreeTypeFont:
     try:
-        return ImageFont.truetype(found, size)
+        return ImageFont.truetype(str(font), size)
     except OSError as error:
-        raise OSError(f"{found} cannot be read as a font: {error}") from error
+        raise OSError(f"{font} cannot be read as a font: {error}") from error
 
 
 def find_font(text: str) -> str | None:

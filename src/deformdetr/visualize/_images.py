@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from deformdetr._files import replacing
+from deformdetr._files import check_writable, replacing
 
 
 def displayable(
@@ -59,8 +59,34 @@ def save_image(image: Image.Image, path: str | Path) -> None:
         ...     save_image(Image.new("RGB", (40, 30)), f"{folder}/picture.jpg")
     """
     path = Path(path)
-    image_format = Image.registered_extensions().get(path.suffix.lower())
-    if image_format is None:
-        raise ValueError(f"{path}: no image format has the suffix {path.suffix!r}; use .png or .jpg")
+    image_format = _format(path)
     with replacing(path) as unfinished:
         image.save(unfinished, format=image_format)
+
+
+def check_picture(path: str | Path) -> None:
+    """Check that `save_image` can write to a path, before the picture is computed.
+
+    Raises:
+        ValueError: If the suffix does not belong to an image format.
+        FileExistsError: If it is a folder.
+        FileNotFoundError: If the folder of the file does not exist.
+
+    Examples:
+        >>> from deformdetr.visualize import check_picture
+        >>> check_picture("picture.txt")
+        Traceback (most recent call last):
+            ...
+        ValueError: picture.txt: no image format has the suffix '.txt'; use .png or .jpg
+    """
+    path = Path(path)
+    _format(path)
+    check_writable(path, suffixes=(path.suffix,), overwrite=True)
+
+
+def _format(path: Path) -> str:
+    Image.init()
+    image_format = Image.registered_extensions().get(path.suffix.lower())
+    if image_format not in Image.SAVE:
+        raise ValueError(f"{path}: no image format has the suffix {path.suffix!r}; use .png or .jpg")
+    return image_format

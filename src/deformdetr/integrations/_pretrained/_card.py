@@ -31,6 +31,10 @@ settings = pretrained_settings(source)  # names of classes, and the preparation 
 """
 
 
+# A setting of the evaluation that its metrics come with.
+_LIMIT = "max_detections"
+
+
 def model_card(
     config: DeformableDETRConfig | DETRConfig,
     settings: InferenceSettings,
@@ -82,9 +86,12 @@ def _preparation(settings: InferenceSettings) -> str:
 
 
 def _metrics(metrics: Mapping[str, Any]) -> Iterator[str]:
-    rows = [f"| {_plain(name)} | {value:.4g} |\n" for name, value in _leaves(metrics)]
+    found = dict(_leaves(metrics))
+    limit = found.pop(_LIMIT, None)
+    rows = [f"| {_plain(name)} | {value:.4g} |\n" for name, value in found.items()]
     if rows:
-        yield "## Metrics\n\n| metric | value |\n| --- | ---: |\n" + "".join(rows)
+        counted = "" if limit is None else f"AP counts at most {limit:g} detections per image and class.\n\n"
+        yield f"## Metrics\n\n{counted}| metric | value |\n| --- | ---: |\n" + "".join(rows)
 
 
 def _leaves(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

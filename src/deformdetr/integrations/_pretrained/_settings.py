@@ -16,7 +16,8 @@ class InferenceSettings(Config):
     """Names of classes, and the preparation of images; the defaults are those of the published models.
 
     The fields are the label map, the arguments of `deformdetr.models.prepare_image`, and those of
-    `deformdetr.data.DecodeConfig`, apart from the limit of an image's size, which is left to whoever loads images.
+    `deformdetr.data.DecodeConfig`, apart from the limit of an image's size, which is left to the program that loads
+    images, and the threshold that suits the model.
 
     Examples:
         >>> from deformdetr.data import LabelMap
@@ -37,6 +38,11 @@ class InferenceSettings(Config):
     gray_bits: Annotated[int, Field(ge=8, le=16)] | None = Field(
         default=None,
         description="Bits that 16-bit grayscale really uses; None: the fewest that hold an image's values.",
+    )
+
+    best_threshold: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="Threshold of scores with the highest F1 in the evaluation of the model, if it is known.",
     )
 
     @model_validator(mode="after")
