@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deformdetr.nn._single_values import normalize_any_size
+from deformdetr.nn._group_norm import GroupNorm
 from deformdetr.nn._stages import ascending_stages, strides_of
-
-_GROUPS = 8
 
 
 class ConvBackbone(nn.Module):
@@ -87,13 +85,10 @@ class _ResidualStage(nn.Module):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _normalized(self.down_norm, self.down(x)).relu()
-        return (x + _normalized(self.conv_norm, self.conv(x))).relu()
+        x = self.down_norm(self.down(x)).relu()
+        out: Tensor = (x + self.conv_norm(self.conv(x))).relu()
+        return out
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(_GROUPS, channels)
-
-
-def _normalized(norm: nn.Module, x: Tensor) -> Tensor:
-    return normalize_any_size(norm, x, channels_per_group=x.shape[1] // _GROUPS)
+def _group_norm(channels: int) -> GroupNorm:
+    return GroupNorm(8, channels)

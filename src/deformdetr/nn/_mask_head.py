@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deformdetr.kernels._layers import apply_linear
+from deformdetr.nn._group_norm import GroupNorm
 
 # For an image of 800 x 1333 pixels the largest activation of a query takes 8.5 MB, and three of them exist at a time.
 _QUERIES_AT_ONCE = 25
@@ -155,7 +156,7 @@ class _MaskConvolutions(nn.Module):
         channels = [d_model + n_heads, d_model + n_heads, *widths]
         pairs = list(pairwise(channels))
         self.convs = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairs)
-        self.norms = nn.ModuleList(nn.GroupNorm(gcd(8, after), after) for _, after in pairs)
+        self.norms = nn.ModuleList(GroupNorm(gcd(8, after), after) for _, after in pairs)
         self.out = nn.Conv2d(widths[-1], 1, 3, padding=1)
 
     def convolve_features(self, features: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deformdetr.nn._single_values import normalize_any_size
+from deformdetr.nn._group_norm import GroupNorm
 
 
 class ChannelMapper(nn.Module):
@@ -43,15 +43,13 @@ class ChannelMapper(nn.Module):
             raise ValueError(f"d_model ({d_model}) must be divisible by norm_groups ({norm_groups})")
         self.in_channels = tuple(in_channels)
         self.d_model = d_model
-        self._channels_per_group = d_model // norm_groups
         projections = [nn.Conv2d(channels, d_model, 1) for channels in in_channels]
         extras = [
             nn.Conv2d(d_model if index else in_channels[-1], d_model, 3, stride=2, padding=1)
             for index in range(n_levels - len(in_channels))
         ]
         self.levels = nn.ModuleList(
-            nn.Sequential(OrderedDict(conv=conv, norm=nn.GroupNorm(norm_groups, d_model)))
-            for conv in projections + extras
+            nn.Sequential(OrderedDict(conv=conv, norm=GroupNorm(norm_groups, d_model))) for conv in projections + extras
         )
         for conv in projections + extras:
             weight, bias = conv.parameters()
@@ -65,14 +63,9 @@ class ChannelMapper(nn.Module):
         n_features = len(self.in_channels)
         if len(features) != n_features:
             raise ValueError(f"expected {n_features} features with {self.in_channels} channels, got {len(features)}")
-        levels = [self._level(index, feature, stride=1) for index, feature in enumerate(features)]
+        levels = [level(feature) for level, feature in zip(self.levels[:n_features], features, strict=True)]
         coarsest = features[-1]
-        for index in range(n_features, len(self.levels)):
-            coarsest = self._level(index, coarsest, stride=2)
+        for level in self.levels[n_features:]:
+            coarsest = level(coarsest)
             levels.append(coarsest)
         return levels
-
-    def _level(self, index: int, feature: Tensor, *, stride: int) -> Tensor:
-        return normalize_any_size(
-            self.levels[index], feature, channels_per_group=self._channels_per_group, stride=stride
-        )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deformdetr._files import cache_folder, download_once, locate_checkpoint, read_tensor_file
 from deformdetr.kernels._layers import to_fast_format
+from deformdetr.nn._group_norm import GroupNorm
 from deformdetr.nn._residual import FrozenBatchNorm2d, ResidualBlock, convolve_and_normalize
 from deformdetr.nn._stages import ascending_stages, strides_of
 
@@ -157,7 +158,7 @@ def _norm_layer(norm: ResNetNorm) -> Callable[[int], nn.Module]:
     layers: dict[str, Callable[[int], nn.Module]] = {
         "frozen_batch": FrozenBatchNorm2d,
         "batch": nn.BatchNorm2d,
-        "group": lambda channels: nn.GroupNorm(32, channels),
+        "group": lambda channels: GroupNorm(32, channels),
     }
     if norm not in layers:
         raise ValueError(f"norm must be one of {', '.join(layers)}; got {norm!r}")
