@@ -52,12 +52,51 @@ class WindowAttention(nn.Module):
     def forward(self, x: Float[Tensor, "batch d_model height width"]) -> Float[Tensor, "batch d_model height width"]:
         """Return the attention's result at every pixel."""
         height, width = x.shape[2:]
-        bottom, right = (padding_to_multiple(size, self.window_size) for size in (height, width))
-        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, right, 0, bottom))
-        windows = self._split(padded.roll((-self.shift, -self.shift), (1, 2)))
-        joined = self._join(self._attend(windows, self._bias(height, width, bottom, right)), padded.shape)
-        back = joined.roll((self.shift, self.shift), (1, 2))
-        return back[:, :height, :width].permute(0, 3, 1, 2)
+        pixels, parts = self._windows(height, width)
+        windows = x.flatten(2).transpose(1, 2).index_select(1, pixels.flatten())
+        out = self._attend(windows.view(x.shape[0], *pixels.shape, x.shape[1]), self._bias(parts))
+        back = out.flatten(1, 2).index_select(1, self._places(height, width))
+        return back.transpose(1, 2).reshape(x.shape)
+
+    def _windows(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Return the pixel at every place of every window, and the part of the map it belongs to.
+
+        Parts do not see each other: what the shift has moved to the other edge, the padding, and the rest. Any pixel
+        stands for padding, because nothing attends to it.
+        """
+        (rows, row_parts), (columns, column_parts) = (self._axis(size) for size in (height, width))
+        pixels = rows[:, None] * width + columns
+        parts = 3 * row_parts[:, None] + column_parts
+        return self._arrange(pixels), self._arrange(parts)
+
+    def _axis(self, size: int) -> tuple[Tensor, Tensor]:
+        padded = size + padding_to_multiple(size, self.window_size)
+        pixels = (torch.arange(padded, device=self.distances.device) + self.shift) % padded
+        return pixels.clamp(max=size - 1), (pixels >= self.shift).long() + (pixels >= size).long()
+
+    def _arrange(self, grid: Tensor) -> Tensor:
+        """Split a padded map (height, width) into windows (windows, pixels)."""
+        side = self.window_size
+        tiles = grid.view(grid.shape[0] // side, side, grid.shape[1] // side, side)
+        return tiles.transpose(1, 2).flatten(2).flatten(0, 1)
+
+    def _places(self, height: int, width: int) -> Tensor:
+        """Return the place of every pixel among those of all windows."""
+        side = self.window_size
+        rows, columns = (
+            (torch.arange(size, device=self.distances.device) - self.shift) % (size + padding_to_multiple(size, side))
+            for size in (height, width)
+        )
+        windows_in_line = (width + side - 1) // side
+        down = rows // side * (windows_in_line * side**2) + rows % side * side
+        across = columns // side * side**2 + columns % side
+        return (down[:, None] + across).flatten()
+
+    def _bias(self, parts: Tensor) -> Tensor:
+        """Return the logits' bias (1, windows * heads, pixels, pixels): minus infinity between parts of the map."""
+        is_apart = parts[:, None, :, None] != parts[:, None, None]
+        bias = self.position_bias.flatten(1)[:, self.distances]
+        return bias.masked_fill(is_apart, -torch.inf).flatten(0, 1)[None]
 
     def _attend(self, windows: Tensor, bias: Tensor) -> Tensor:
         """Return the attention's result for windows (batch, windows, pixels, d_model)."""
@@ -67,33 +106,6 @@ class WindowAttention(nn.Module):
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
         out = out.view(*windows.shape[:2], self.n_heads, *out.shape[2:]).transpose(2, 3).flatten(3)
         return apply_linear(self.output_proj, out)
-
-    def _bias(self, height: int, width: int, bottom: int, right: int) -> Tensor:
-        """Return the logits' bias (1, windows * heads, pixels, pixels): minus infinity between parts of the map."""
-        rows, columns = self._parts(height, bottom), self._parts(width, right)
-        parts = (3 * rows[:, None] + columns).roll((-self.shift, -self.shift), (0, 1))
-        parts = self._split(parts[None, :, :, None])[0, :, :, 0]
-        is_apart = parts[:, None, :, None] != parts[:, None, None]
-        bias = self.position_bias.flatten(1)[:, self.distances]
-        return bias.masked_fill(is_apart, -torch.inf).flatten(0, 1)[None]
-
-    def _parts(self, size: int, padding: int) -> Tensor:
-        """Return the part that every pixel of an axis belongs to: 0 if it is shifted to the end, 2 if it is padding."""
-        pixels = torch.arange(size + padding, device=self.distances.device)
-        return (pixels >= self.shift).long() + (pixels >= size).long()
-
-    def _split(self, x: Tensor) -> Tensor:
-        """Split a map (batch, height, width, channels) into windows (batch, windows, pixels, channels)."""
-        batch, height, width, channels = x.shape
-        size = self.window_size
-        tiles = x.reshape(batch, height // size, size, width // size, size, channels)
-        return tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-
-    def _join(self, windows: Tensor, shape: torch.Size) -> Tensor:
-        batch, height, width, channels = shape
-        size = self.window_size
-        tiles = windows.view(batch, height // size, width // size, size, size, channels)
-        return tiles.transpose(2, 3).reshape(shape)
 
     def extra_repr(self) -> str:
         """Return the settings that the layers do not show."""
