@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from deformdetr import PRESETS
 from deformdetr.config import ConvBackboneConfig, DeformableDETRConfig, ResNetConfig
 from deformdetr.nn import DCNv3, DeformableAttention2d, MSDeformAttn
+from deformdetr.nn._window_attention import WindowAttention
 
 pytestmark = [
     pytest.mark.compile,
@@ -132,8 +133,9 @@ def test_traced_layer_serves_other_batches_queries_and_sizes(points, coordinates
     [
         (lambda: DCNv3(channels=16, kernel_size=5, stride=2, pad=2, group=4), True),
         (lambda: DeformableAttention2d(16, 4, 2, map_size=6, stride=2), False),
+        (lambda: WindowAttention(16, 4, window_size=3, shift=2), False),
     ],
-    ids=["dcnv3", "deformable_attention_2d"],
+    ids=["dcnv3", "deformable_attention_2d", "window_attention"],
 )
 def test_traced_layers_of_one_map_serve_other_batches_and_sizes(layer, last, rng):
     layer = layer()

@@ -226,18 +226,3 @@ def test_pretrained_weights_without_a_name_do_not_replace_given_ones():
     config = tiny_config(backbone=DATConfig(weights="dat.pth"))
     assert with_backbone_weights(config, "DEFAULT") == config
     assert with_backbone_weights(config, None).backbone == DATConfig()
-
-
-@pytest.mark.slow
-@pytest.mark.compile
-def test_exported_backbone_serves_other_sizes(rng, small):
-    backbone = DATBackbone().eval()
-    for parameter in backbone.parameters():
-        nn.init.normal_(parameter, std=0.1, generator=rng)
-    sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
-    images = torch.randn(2, 3, 70, 101, generator=rng)
-    with torch.no_grad():
-        exported = torch.export.export(backbone, (images,), dynamic_shapes=(sizes,), strict=True).module()
-        for x in (images, torch.randn(1, 3, 128, 65, generator=rng)):
-            for got, expected in zip(exported(x), backbone(x), strict=True):
-                torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)

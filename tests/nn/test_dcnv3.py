@@ -1,5 +1,6 @@
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
@@ -125,11 +126,14 @@ def test_half_precision_keeps_its_dtype(rng, dtype):
         ({"kernel_size": 4, "remove_center": True}, "remove_center needs an odd kernel_size, got 4"),
         ({"dw_kernel_size": 4}, "dw_kernel_size 4 cannot have the centers of a kernel that is 3 pixels wide"),
         ({"pad": 0, "dilation": 2}, "dw_kernel_size 3 cannot have the centers of a kernel that is 5 pixels wide"),
+        ({"act_layer": "Tanh"}, "act_layer"),
+        ({"norm_layer": "GN"}, "norm_layer"),
         ({"stride": 2, "center_feature_scale": True}, "one output for every pixel, got kernel_size 3, stride 2, pad 1"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
+    # Where annotations are checked, they refuse an unknown name first.
+    with pytest.raises((ValueError, TypeCheckError), match=message):
         DCNv3(**({"channels": 12, "group": 3} | settings))
 
 

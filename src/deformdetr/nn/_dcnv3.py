@@ -1,6 +1,6 @@
 """Deformable convolution version 3, which is deformable attention around every pixel of one map."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -39,8 +39,8 @@ class DCNv3(nn.Module):
 
     Raises:
         ValueError: If `channels` is not a positive multiple of `group`, `remove_center` is used with an even kernel,
-            the depthwise convolution cannot have the kernel's centers, or `center_feature_scale` is used with outputs
-            at other places than the inputs.
+            the depthwise convolution cannot have the kernel's centers, `center_feature_scale` is used with outputs at
+            other places than the inputs, or a layer's name is unknown.
 
     References:
         Wang et al., "InternImage: Exploring Large-Scale Vision Foundation Models with Deformable Convolutions", CVPR
@@ -95,11 +95,10 @@ class DCNv3(nn.Module):
         self.register_buffer("taps", _taps(kernel_size, dilation, remove_center=remove_center), persistent=False)
         dw_kernel_size = kernel_size if dw_kernel_size is None else dw_kernel_size
         dw_pad = _same_centers(reach, pad, dw_kernel_size)
-        activation = {"GELU": nn.GELU, "ReLU": nn.ReLU, "SiLU": nn.SiLU}[act_layer]
         self.dw_conv = nn.Sequential(
             nn.Conv2d(channels, channels, dw_kernel_size, stride, dw_pad, groups=channels),
             _norm_layer(norm_layer, channels),
-            activation(),
+            _activation(act_layer),
         )
         self.offset = nn.Linear(channels, group * len(self.taps) * 2)
         self.mask = nn.Linear(channels, group * len(self.taps))
@@ -159,11 +158,20 @@ class _ChannelsLast(nn.Module):
         return x.permute(0, 2, 3, 1)
 
 
-def _norm_layer(name: Literal["LN", "BN"], channels: int) -> nn.Sequential:
+def _norm_layer(name: str, channels: int) -> nn.Sequential:
     """Return the norm, with the channels last after it. Its names are those of the original."""
     if name == "LN":
         return nn.Sequential(_ChannelsLast(), nn.LayerNorm(channels, eps=1e-6))
-    return nn.Sequential(nn.BatchNorm2d(channels), _ChannelsLast())
+    if name == "BN":
+        return nn.Sequential(nn.BatchNorm2d(channels), _ChannelsLast())
+    raise ValueError(f"norm_layer must be LN or BN, got {name!r}")
+
+
+def _activation(name: str) -> nn.Module:
+    activations: dict[str, Callable[[], nn.Module]] = {"GELU": nn.GELU, "ReLU": nn.ReLU, "SiLU": nn.SiLU}
+    if name not in activations:
+        raise ValueError(f"act_layer must be one of {', '.join(activations)}; got {name!r}")
+    return activations[name]()
 
 
 def _same_centers(reach: int, pad: int, dw_kernel_size: int) -> int:

@@ -64,21 +64,19 @@ class WindowAttention(nn.Module):
         Parts do not see each other: what the shift has moved to the other edge, the padding, and the rest. Any pixel
         stands for padding, because nothing attends to it.
         """
-        (rows, row_parts), (columns, column_parts) = (self._axis(size) for size in (height, width))
-        pixels = rows[:, None] * width + columns
-        parts = 3 * row_parts[:, None] + column_parts
-        return self._arrange(pixels), self._arrange(parts)
-
-    def _axis(self, size: int) -> tuple[Tensor, Tensor]:
-        padded = size + padding_to_multiple(size, self.window_size)
-        pixels = (torch.arange(padded, device=self.distances.device) + self.shift) % padded
-        return pixels.clamp(max=size - 1), (pixels >= self.shift).long() + (pixels >= size).long()
-
-    def _arrange(self, grid: Tensor) -> Tensor:
-        """Split a padded map (height, width) into windows (windows, pixels)."""
         side = self.window_size
-        tiles = grid.view(grid.shape[0] // side, side, grid.shape[1] // side, side)
-        return tiles.transpose(1, 2).flatten(2).flatten(0, 1)
+        down, across = ((size + side - 1) // side for size in (height, width))
+        # Index arithmetic, because views of tiles would let compilers fix a number of windows in a line that is 1.
+        places = torch.arange(down * across * side**2, device=self.distances.device)
+        windows, places = places // side**2, places % side**2
+        rows = (windows // across * side + places // side + self.shift) % (down * side)
+        columns = (windows % across * side + places % side + self.shift) % (across * side)
+        pixels = rows.clamp(max=height - 1) * width + columns.clamp(max=width - 1)
+        parts = 3 * self._parts(rows, height) + self._parts(columns, width)
+        return pixels.view(-1, side**2), parts.view(-1, side**2)
+
+    def _parts(self, pixels: Tensor, size: int) -> Tensor:
+        return (pixels >= self.shift).long() + (pixels >= size).long()
 
     def _places(self, height: int, width: int) -> Tensor:
         """Return the place of every pixel among those of all windows."""
