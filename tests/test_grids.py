@@ -1,7 +1,8 @@
+import pytest
 import torch
 from torch.nn import functional as F
 
-from deformdetr._grids import image_grid
+from deformdetr._grids import image_grid, padding_to_multiple
 
 
 def test_grid_of_an_unpadded_image_is_that_of_the_identity():
@@ -14,3 +15,8 @@ def test_grid_of_a_padded_image_reads_its_own_pixels(rng):
     padded = F.pad(image, (0, 2, 0, 1))
     sampled = F.grid_sample(padded, image_grid(4, 6, torch.tensor([6 / 8, 4 / 5])), align_corners=False)
     torch.testing.assert_close(sampled, image)
+
+
+@pytest.mark.parametrize(("size", "padding"), [(1, 6), (6, 1), (7, 0), (8, 6), (14, 0)])
+def test_padding_lengthens_to_the_next_multiple(size, padding):
+    assert padding_to_multiple(size, 7) == padding

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from deformdetr import PRESETS
 from deformdetr.config import ConvBackboneConfig, DeformableDETRConfig, ResNetConfig
-from deformdetr.nn import MSDeformAttn
+from deformdetr.nn import DCNv3, DeformableAttention2d, MSDeformAttn
+from deformdetr.nn._window_attention import WindowAttention
 
 pytestmark = [
     pytest.mark.compile,
@@ -125,6 +126,25 @@ def test_traced_layer_serves_other_batches_queries_and_sizes(points, coordinates
     grads = [torch.autograd.grad(module(*others).sin().sum(), list(layer.parameters())) for module in (traced, layer)]
     for got, wanted in zip(*grads, strict=True):
         torch.testing.assert_close(got, wanted, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("layer", "last"),
+    [
+        (lambda: DCNv3(channels=16, kernel_size=5, stride=2, pad=2, group=4), True),
+        (lambda: DeformableAttention2d(16, 4, 2, map_size=6, stride=2), False),
+        (lambda: WindowAttention(16, 4, window_size=3, shift=2), False),
+    ],
+    ids=["dcnv3", "deformable_attention_2d", "window_attention"],
+)
+def test_traced_layers_of_one_map_serve_other_batches_and_sizes(layer, last, rng):
+    layer = layer()
+    randomize(layer, rng)
+    maps = [torch.randn(*sizes, generator=rng) for sizes in ((2, 16, 6, 8), (3, 16, 9, 5), (1, 16, 2, 2))]
+    maps = [each.permute(0, 2, 3, 1) if last else each for each in maps]
+    traced = torch.jit.trace(layer, (maps[0],))
+    for x in maps:
+        torch.testing.assert_close(traced(x), layer(x), rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @pytest.mark.slow

@@ -17,6 +17,11 @@ def pixel_indices(height: int, width: int, *, device: torch.device) -> Float[Ten
     return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1).flatten(0, 1)
 
 
+def padding_to_multiple(size: int, multiple: int) -> int:
+    """Return the number of pixels that lengthen an axis to a multiple, in the form that compilers simplify."""
+    return (size + multiple - 1) // multiple * multiple - size
+
+
 def image_grid(height: int, width: int, valid_ratio: Float[Tensor, " 2"]) -> Float[Tensor, "1 {height} {width} 2"]:
     """Return the pixel centers of an image at the top left of a padded one, in [-1, 1] over the padded image.
 

@@ -14,6 +14,7 @@ from deformdetr import PRESETS, DeformableDETRConfig, preset, preset_names
 from deformdetr.config import (
     Config,
     ConvBackboneConfig,
+    DATConfig,
     DeformConvConfig,
     DETRConfig,
     FocalCriterionConfig,
@@ -40,6 +41,7 @@ CONFIGS = {
     **PRESETS,
     "odd": ODD,
     "deformable": tiny_config(backbone=ResNetConfig(deform_conv=DeformConvConfig(version=1, layers=(4,)))),
+    "dat": tiny_config(backbone=DATConfig(name="dat_base", image_size=384, window_size=12, drop_path=0.5)),
     "timm": tiny_config(
         backbone=TimmConfig(
             name="swin_tiny_patch4_window7_224",
@@ -153,6 +155,7 @@ def test_schema_describes_every_field_and_accepts_nothing_else():
         (TimmConfig, {"name": "resnet18", "options": {"norm_layer": "LayerNorm"}}),
         (ResNetConfig, {"deform_conv": {"version": 3}}),
         (ResNetConfig, {"deform_conv": {"layers": [5]}}),
+        (DATConfig, {"name": "dat_large"}),
     ],
 )
 def test_unknown_fields_and_kinds_are_refused(kind, fields):
@@ -187,6 +190,8 @@ def test_unknown_fields_and_kinds_are_refused(kind, fields):
         (ResNetConfig, {"norm": "group", "weights": "DEFAULT"}, r"weights \(DEFAULT\) .* do not fit norm='group'"),
         (ResNetConfig, {"trainable_layers": 6}, "less than or equal to 5"),
         (ConvBackboneConfig, {"channels": (8, 8, 12, 8)}, r"multiples of 8, got \(8, 8, 12, 8\)"),
+        (DATConfig, {"image_size": 200}, "multiple of 32"),
+        (DATConfig, {"drop_path": 1.5}, "less than or equal to 1"),
         (SinePositionConfig, {"temperature": 0}, "greater than 0"),
         (FocalCriterionConfig, {"focal_alpha": 1.5}, "less than or equal to 1"),
         (FocalCriterionConfig, {"cost_giou": -1}, "greater than or equal to 0"),

@@ -423,6 +423,11 @@ def _resnet(**changes):
         ),
         (_resnet(norm="group"), r"cannot learn: 157,504 weights are random and frozen \(backbone\.", "layers to 5"),
         ({"kind": "timm", "name": "resnet10t", "frozen": ["conv1"]}, "weights are random and frozen", "frozen out"),
+        (
+            {"kind": "dat", "trainable_layers": 4},
+            r"cannot learn: 4,896 weights are random and frozen \(backbone\.stages",
+            r"model\.backbone\.weights, or train\.init_checkpoint.*trainable_layers to 5",
+        ),
     ],
 )
 def test_frozen_random_weights_are_refused_with_the_way_out(backbone, reason, way_out, tmp_path):

@@ -5,6 +5,7 @@ import pickle
 import re
 import struct
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,10 @@ _UNREADABLE = (
 )
 
 
+# A mapping in place of the tree of settings of the package yacs, which Swin Transformer and its relatives store.
+_SETTINGS_OF_YACS = (OrderedDict, "yacs.config.CfgNode")
+
+
 def read_tensor_file(path: Path) -> Any:
     """Return the content of a tensor file, on the CPU. Only tensors and plain values are unpickled.
 
@@ -53,8 +58,8 @@ def read_tensor_file(path: Path) -> Any:
 
             content: Any = load_file(path)
         else:
-            # The original stores its command line in the file. A namespace of plain values is harmless.
-            with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+            # Training scripts store their settings in the file. Plain values are harmless.
+            with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace, _SETTINGS_OF_YACS]):
                 content = torch.load(file, map_location="cpu", weights_only=True)
     try:
         check_tensors(content)

@@ -29,6 +29,7 @@ from deformdetr.cli._summary import Summary
 from deformdetr.cli._template import commented_yaml
 from deformdetr.config import (
     PRESETS,
+    DATConfig,
     DeformableDETRConfig,
     DETRConfig,
     ResNetConfig,
@@ -378,7 +379,7 @@ def _summary(config: DeformableDETRConfig | DETRConfig) -> str:
     match backbone:
         case ResNetConfig():
             network = backbone.name + (" DC5" if backbone.dilation else "")
-        case TimmConfig():
+        case DATConfig() | TimmConfig():
             network = backbone.name
         case _:
             network = "small CNN"

@@ -8,6 +8,7 @@ from deformdetr.config._detr import DETRConfig
 from deformdetr.config._parts import (
     BackboneConfig,
     ConvBackboneConfig,
+    DATConfig,
     DeformConvConfig,
     LearnedPositionConfig,
     PositionConfig,
@@ -23,6 +24,7 @@ __all__ = [
     "Config",
     "ContrastiveDenoisingConfig",
     "ConvBackboneConfig",
+    "DATConfig",
     "DETRConfig",
     "DefaultedConfig",
     "DeformConvConfig",

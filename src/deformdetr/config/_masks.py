@@ -4,7 +4,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field, NonNegativeFloat
 
-from deformdetr.nn import AttentionMaps, ConvBackbone, FeatureBackbone, MaskHead, ResNetBackbone
+from deformdetr.nn import AttentionMaps, ConvBackbone, DATBackbone, FeatureBackbone, MaskHead, ResNetBackbone
 
 Masks: TypeAlias = Annotated[
     bool,
@@ -23,7 +23,9 @@ DiceLossCoef: TypeAlias = Annotated[
 MASK_STAGES = (1, 2, 3, 4)
 
 
-def build_mask_head(d_model: int, n_heads: int, backbone: ResNetBackbone | ConvBackbone | FeatureBackbone) -> MaskHead:
+def build_mask_head(
+    d_model: int, n_heads: int, backbone: ResNetBackbone | ConvBackbone | DATBackbone | FeatureBackbone
+) -> MaskHead:
     """Build the mask head for a backbone, of which it takes up to three features before the last.
 
     Raises:

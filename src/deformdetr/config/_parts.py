@@ -8,7 +8,14 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from deformdetr.config._base import DefaultedConfig
 from deformdetr.config._timm import TimmConfig
-from deformdetr.nn import ConvBackbone, DeformConv2d, LearnedPositionEncoding, ResNetBackbone, SinePositionEncoding
+from deformdetr.nn import (
+    ConvBackbone,
+    DATBackbone,
+    DeformConv2d,
+    LearnedPositionEncoding,
+    ResNetBackbone,
+    SinePositionEncoding,
+)
 
 
 class DeformConvConfig(DefaultedConfig):
@@ -104,6 +111,40 @@ class ConvBackboneConfig(DefaultedConfig):
         return ConvBackbone(self.channels, out_layers=out_layers, dilation=self.dilation)
 
 
+class DATConfig(DefaultedConfig):
+    """A Vision Transformer with Deformable Attention as in CVPR 2022, not DAT++; see `deformdetr.nn.DATBackbone`.
+
+    Examples:
+        >>> DATConfig(name="dat_tiny").build(out_layers=(3, 4)).channels
+        (384, 768)
+    """
+
+    kind: Literal["dat"] = "dat"
+    name: Literal["dat_tiny", "dat_small", "dat_base"] = "dat_tiny"
+    image_size: Annotated[int, Field(ge=32, multiple_of=32)] = Field(
+        default=224,
+        description="Side of the images, in pixels, that the weights are made for; images may have any size.",
+    )
+    window_size: Annotated[int, Field(ge=2)] = Field(
+        default=7, description="Side of windows; 7 for weights of 224 pixels, and 12 for 384."
+    )
+    drop_path: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="Probability of leaving out a branch of the last block in training."
+    )
+    trainable_layers: Annotated[int, Field(ge=0, le=5)] = Field(
+        default=5, description="Stages that train, counted from the last; 5 includes the stem."
+    )
+    weights: str | None = Field(
+        default=None,
+        description="None: random; otherwise a checkpoint of the original implementation: a path, a URL or a name on "
+        "the Hugging Face Hub.",
+    )
+
+    def build(self, out_layers: tuple[int, ...]) -> DATBackbone:
+        """Build the backbone, which returns the features of the given stages, of 1 to 4."""
+        return DATBackbone(out_layers=out_layers, **self.model_dump(exclude={"kind"}))
+
+
 class SinePositionConfig(DefaultedConfig):
     """Fixed position encodings; see `deformdetr.nn.SinePositionEncoding`.
 
@@ -138,7 +179,7 @@ class LearnedPositionConfig(DefaultedConfig):
         return LearnedPositionEncoding(d_model, max_size=self.max_size)
 
 
-BackboneConfig = Annotated[ResNetConfig | ConvBackboneConfig | TimmConfig, Field(discriminator="kind")]
+BackboneConfig = Annotated[ResNetConfig | ConvBackboneConfig | DATConfig | TimmConfig, Field(discriminator="kind")]
 PositionConfig = Annotated[SinePositionConfig | LearnedPositionConfig, Field(discriminator="kind")]
 
 

@@ -9,8 +9,7 @@ from deformdetr.config._criterion import FocalCriterionConfig
 from deformdetr.config._deformable_detr import DeformableDETRConfig
 from deformdetr.config._denoising import ContrastiveDenoisingConfig, DenoisingConfig
 from deformdetr.config._detr import DETRConfig
-from deformdetr.config._parts import ConvBackboneConfig, ResNetConfig, SinePositionConfig
-from deformdetr.config._timm import TimmConfig
+from deformdetr.config._parts import ConvBackboneConfig, DATConfig, ResNetConfig, SinePositionConfig
 
 ModelConfig: TypeAlias = Annotated[DeformableDETRConfig | DETRConfig, Field(discriminator="kind")]
 
@@ -126,12 +125,13 @@ def with_backbone_weights(
     Args:
         config: Config of a model.
         weights: As in `ResNetConfig` and `TimmConfig`: None for random ones, which a checkpoint of the whole model then
-            replaces, or "DEFAULT" for pretrained ones.
+            replaces, or "DEFAULT" for pretrained ones, which DAT does not have.
 
     Examples:
         >>> with_backbone_weights(preset("deformable_detr_r50"), "DEFAULT").backbone.weights
         'DEFAULT'
     """
-    if isinstance(config.backbone, ResNetConfig | TimmConfig):
-        return config.replace(backbone=config.backbone.replace(weights=weights))
-    return config
+    backbone = config.backbone
+    if isinstance(backbone, ConvBackboneConfig) or (isinstance(backbone, DATConfig) and weights == "DEFAULT"):
+        return config
+    return config.replace(backbone=backbone.replace(weights=weights))

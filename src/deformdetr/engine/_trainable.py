@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from deformdetr.config import BackboneConfig, ConvBackboneConfig, ResNetConfig
+from deformdetr.config import BackboneConfig, ConvBackboneConfig, DATConfig, ResNetConfig
 from deformdetr.engine._errors import ConfigError
 
 
@@ -76,8 +76,9 @@ def refuse_random_frozen(model: nn.Module, backbone: BackboneConfig) -> None:
 
 
 def _pretrained(backbone: BackboneConfig) -> str:
-    is_random = not isinstance(backbone, ConvBackboneConfig) and backbone.weights is None
-    return "model.backbone.weights: DEFAULT, or " if is_random else ""
+    if isinstance(backbone, ConvBackboneConfig) or backbone.weights is not None:
+        return ""
+    return "model.backbone.weights, or " if isinstance(backbone, DATConfig) else "model.backbone.weights: DEFAULT, or "
 
 
 def _unfrozen(backbone: BackboneConfig) -> str:
@@ -85,4 +86,6 @@ def _unfrozen(backbone: BackboneConfig) -> str:
         return ""
     if isinstance(backbone, ResNetConfig):
         return "set model.backbone.norm to group or batch and model.backbone.trainable_layers to 5, and "
+    if isinstance(backbone, DATConfig):
+        return "set model.backbone.trainable_layers to 5, and "
     return "leave model.backbone.frozen out, and "

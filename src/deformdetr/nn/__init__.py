@@ -3,9 +3,12 @@
 from deformdetr.nn._anchor_position import AnchorPosition
 from deformdetr.nn._attention import MSDeformAttn
 from deformdetr.nn._conv_backbone import ConvBackbone
+from deformdetr.nn._dat_backbone import DATBackbone
+from deformdetr.nn._dcnv3 import DCNv3
 from deformdetr.nn._decoder import DecoderOutput, DeformableDecoder, DeformableDecoderLayer, offset_boxes
 from deformdetr.nn._deform_attn import DeformAttn
 from deformdetr.nn._deform_conv import DeformConv2d
+from deformdetr.nn._deformable_attention import DeformableAttention2d
 from deformdetr.nn._denoising import ContrastiveDenoising, Denoising, NoisedQueries
 from deformdetr.nn._encoder import DeformableEncoder, DeformableEncoderLayer
 from deformdetr.nn._feature_backbone import FeatureBackbone
@@ -33,9 +36,12 @@ __all__ = [
     "ChannelMapper",
     "ContrastiveDenoising",
     "ConvBackbone",
+    "DATBackbone",
+    "DCNv3",
     "DecoderOutput",
     "DeformAttn",
     "DeformConv2d",
+    "DeformableAttention2d",
     "DeformableDecoder",
     "DeformableDecoderLayer",
     "DeformableEncoder",

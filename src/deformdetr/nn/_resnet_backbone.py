@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deformdetr._files import cache_folder, download_once, locate_checkpoint, read_tensor_file
+from deformdetr._files import cache_folder, download_once, locate_checkpoint
 from deformdetr.kernels._layers import to_fast_format
 from deformdetr.nn._group_norm import GroupNorm
 from deformdetr.nn._residual import FrozenBatchNorm2d, ResidualBlock, convolve_and_normalize
 from deformdetr.nn._stages import ascending_stages, strides_of
+from deformdetr.nn._weights import load_weights, read_weights
 
 ResNetName: TypeAlias = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 ResNetNorm: TypeAlias = Literal["frozen_batch", "batch", "group"]
@@ -192,7 +192,7 @@ def _replace_convolutions(resnet: nn.Module, convolutions: Mapping[int, Callable
 def _read_weights(name: str, norm: ResNetNorm, weights: str | Path) -> dict[str, Tensor]:
     if norm == "group":
         raise ValueError(f"weights ({weights}) are those of a batch-norm network and do not fit norm='group'")
-    return _read_state_dict(_default_weights(name) if weights == "DEFAULT" else locate_checkpoint(weights))
+    return read_weights(_default_weights(name) if weights == "DEFAULT" else locate_checkpoint(weights))
 
 
 def _load_weights(resnet: nn.Module, refusal: str, state: dict[str, Tensor], optional: Collection[str]) -> None:
@@ -200,12 +200,7 @@ def _load_weights(resnet: nn.Module, refusal: str, state: dict[str, Tensor], opt
     state = {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}
     own = resnet.state_dict()
     state |= {key: own[key] for key in own if key.startswith("fc.") or (key in optional and key not in state)}
-    try:
-        resnet.load_state_dict(state)
-    except RuntimeError as error:
-        # PyTorch writes a line for each kind of difference, and one for each size. The first three tell enough.
-        reasons = "; ".join(shorten(line, 200) for line in str(error).splitlines()[1:4])
-        raise ValueError(f"{refusal}: {reasons}") from error
+    load_weights(resnet, state, refusal)
 
 
 def _default_weights(name: str) -> Path:
@@ -214,12 +209,3 @@ def _default_weights(name: str) -> Path:
 
     url: str = get_model_weights(name).DEFAULT.url
     return download_once(url, cache_folder() / url.rpartition("/")[2])
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    content = read_tensor_file(path)
-    if not isinstance(content, dict) or not all(
-        isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in content.items()
-    ):
-        raise ValueError(f"weights ({path}) hold no state dict of tensors: the file has a {type(content).__name__}")
-    return content
