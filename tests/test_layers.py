@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SOURCES = Path(__file__).parents[1] / "src"
-CORE = ("_dtypes", "_files", "_grids", "boxes", "kernels", "losses", "matching", "nn", "structures")
+CORE = ("_dtypes", "_files", "_grids", "boxes", "kernels", "losses", "matching", "nn", "structures", "testing")
 # Beyond the standard library, torch, jaxtyping and the library itself; the path is that of one file or folder.
 ALLOWED = {
     "deformdetr/_files/_download.py": {"tqdm"},
@@ -20,6 +20,7 @@ ALLOWED = {
     "deformdetr/matching": {"scipy"},
     "deformdetr/nn/_deform_conv.py": {"torchvision"},
     "deformdetr/nn/_resnet_backbone.py": {"torchvision"},
+    "deformdetr/testing/_plugin.py": {"pytest"},
 }
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from deformdetr import models as models
     from deformdetr import nn as nn
     from deformdetr import structures as structures
+    from deformdetr import testing as testing
     from deformdetr import visualize as visualize
     from deformdetr.boxes import (
         box_area,
@@ -122,6 +123,7 @@ _SUBMODULES = (
     "models",
     "nn",
     "structures",
+    "testing",
     "visualize",
 )
 _NAMES = {

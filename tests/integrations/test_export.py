@@ -16,7 +16,8 @@ from deformdetr.kernels import fused_ms_deform_attn, ms_deform_attn
 from deformdetr.models import SigmoidPostProcess, SoftmaxPostProcess
 from deformdetr.nn import MSDeformAttn
 from deformdetr.structures import ImageBatch
-from sampling import TOLERANCE, assert_close, random_inputs
+from deformdetr.testing import TOLERANCES, random_inputs
+from sampling import assert_close
 
 SHAPES = [(9, 7), (4, 4), (1, 1), (1, 3)]
 FLAT = [side for shape in SHAPES for side in shape]
@@ -50,14 +51,14 @@ def operator_form(sampling):
     return decompositions(sampling)[torch.ops.deformdetr.ms_deform_attn.default]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("sampling", ["grid_sample", "gather"])
 def test_forms_compute_what_the_operator_does(sampling, dtype, rng):
     value, locations, weights = random_inputs(rng, SHAPES)
     value = value.to(dtype)
     got = operator_form(sampling)(value, None, FLAT, [], locations, weights, None, None, False)
     assert got.dtype == dtype
-    assert_close(got, ms_deform_attn(value.double(), SHAPES, locations, weights, "reference"), TOLERANCE[dtype])
+    assert_close(got, ms_deform_attn(value.double(), SHAPES, locations, weights, "reference"), TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize("sampling", ["grid_sample", "gather"])

@@ -6,7 +6,8 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from deformdetr.kernels import _numba, ms_deform_attn
-from sampling import TOLERANCE, assert_close, gradients
+from deformdetr.testing import TOLERANCES, check_ms_deform_attn, output_and_gradients
+from sampling import WITH_INTS, assert_close
 
 pytestmark = pytest.mark.compile
 
@@ -31,6 +32,17 @@ def random_inputs(height: int, width: int, queries: int, rng: torch.Generator) -
     return [tensor.requires_grad_() for tensor in inputs]
 
 
+@pytest.mark.parametrize("convention", [WITH_INTS, None], ids=["ints", "tensor"])
+@pytest.mark.parametrize("has_numba", [True, False])
+@pytest.mark.parametrize("case", ["compiled", "exported"])
+def test_operator_conforms(
+    case: str, has_numba: bool, convention: list[str] | None, seed: int, monkeypatch: pytest.MonkeyPatch
+):
+    if not has_numba:
+        monkeypatch.setattr(_numba, "is_usable", lambda channels, dtype: False)
+    check_ms_deform_attn(ms_deform_attn, cases=[case], convention=convention, seed=seed).raise_for_failures()
+
+
 def test_new_image_sizes_do_not_recompile_forward_or_backward(rng: torch.Generator):
     torch.compiler.reset()
     counter = CompileCounterWithBackend("inductor")
@@ -38,8 +50,10 @@ def test_new_image_sizes_do_not_recompile_forward_or_backward(rng: torch.Generat
     for queries, (height, width) in enumerate(SIZES, start=5):
         inputs = random_inputs(height, width, queries, rng)
         grad = torch.randn(2, queries, 8, generator=rng)
-        for got, wanted in zip(gradients(compiled, inputs, grad), gradients(attend, inputs, grad), strict=True):
-            assert_close(got, wanted, TOLERANCE[torch.float32])
+        for got, wanted in zip(
+            output_and_gradients(compiled, inputs, grad), output_and_gradients(attend, inputs, grad), strict=True
+        ):
+            assert_close(got, wanted, TOLERANCES[torch.float32])
     # One graph for the first size, and one for all others.
     assert counter.frame_count == 2
 
@@ -54,17 +68,6 @@ def test_shapes_in_a_tensor_do_not_break_the_graph(rng: torch.Generator):
         expected = ms_deform_attn(value, [(height, width)], locations, weights)
         out = compiled(value, torch.tensor([[height, width]]), locations, weights)
         torch.testing.assert_close(out, expected)
-
-
-def test_without_numba_a_compiled_function_gives_the_same(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch):
-    torch._dynamo.reset()
-    inputs = random_inputs(8, 9, 5, rng)
-    grad = torch.randn(2, 5, 8, generator=rng)
-    expected = gradients(attend, inputs, grad)
-    monkeypatch.setattr(_numba, "is_usable", lambda channels, dtype: False)
-    compiled = torch.compile(attend, fullgraph=True)
-    for got, wanted in zip(gradients(compiled, inputs, grad), expected, strict=True):
-        assert_close(got, wanted, TOLERANCE[torch.float32])
 
 
 def test_exported_program_serves_other_sizes(rng: torch.Generator):

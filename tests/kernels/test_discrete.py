@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers.models.rt_detr_v2.modeling_rt_detr_v2 import multi_scale_deformable_attention_v2
 
 from deformdetr.kernels import fused_ms_deform_attn, ms_deform_attn, sampling_locations
-from sampling import TOLERANCE, assert_close, gradients, random_inputs
+from deformdetr.testing import TOLERANCES, output_and_gradients, random_inputs
+from sampling import assert_close
 
 SQUARES = [(5, 5), (3, 3), (1, 1)]
 RECTANGLES = [(3, 7), (6, 2), (1, 4)]
@@ -21,7 +22,7 @@ def attend(value: Tensor, locations: Tensor, weights: Tensor, shapes=RECTANGLES,
 
 def differentiate(function, value: Tensor, locations: Tensor, weights: Tensor, grad: Tensor) -> list[Tensor]:
     """Return the output and the gradients of value and weights."""
-    return gradients(lambda v, w: function(v, locations, w), [value, weights], grad)
+    return output_and_gradients(lambda v, w: function(v, locations, w), [value, weights], grad)
 
 
 @pytest.mark.parametrize("counts", [(3, 3, 3), (3, 6, 3), (1, 2, 4)], ids=str)
@@ -38,7 +39,7 @@ def test_square_levels_give_what_rt_detrv2_computes(counts: tuple[int, ...], rng
         lambda *tensors: attend(*tensors, SQUARES, points_per_level=counts), value, locations, weights, grad
     )
     for got, wanted in zip(actual, expected, strict=True):
-        assert_close(got, wanted, TOLERANCE[torch.float64])
+        assert_close(got, wanted, TOLERANCES[torch.float64])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -66,7 +67,7 @@ def test_every_sample_is_a_pixel_of_its_level(dtype: torch.dtype, as_tensor: boo
     actual = differentiate(lambda *tensors: attend(*tensors, shapes), *low, grad.to(dtype))
     for got, wanted in zip(actual, expected, strict=True):
         assert got.dtype == dtype
-        assert_close(got, wanted, TOLERANCE[dtype])
+        assert_close(got, wanted, TOLERANCES[dtype])
 
 
 def test_locations_and_what_they_come_from_have_no_gradient(rng: torch.Generator):

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -19,7 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deformdetr.kernels import _numba, fused_ms_deform_attn, ms_deform_attn, ms_deform_attn_backward, sampling_locations
-from sampling import TOLERANCE, assert_close, away_from_pixel_borders
+from deformdetr.testing import check_problem, random_problem
+from sampling import WITH_INTS
 
 # These tests are about arguments that checked annotations would refuse.
 pytestmark = pytest.mark.unchecked
@@ -29,122 +29,33 @@ IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 compiled = pytest.mark.skipif(IS_INTERPRETED, reason="the interpreter belongs to one thread, and needs no Numba")
 warns = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 
-HALF = (torch.float16, torch.bfloat16)
-DTYPES = (torch.float32, torch.float64, *HALF)
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 SEEDS = st.integers(0, 2**63 - 1)
 
 
-@dataclass
-class Call:
-    """Arguments that fit, in float64, and how they are passed on."""
-
-    value: Tensor
-    shapes: list[tuple[int, int]]
-    locations: Tensor
-    weights: Tensor
-    grad: Tensor
-    dtypes: tuple[torch.dtype, torch.dtype, torch.dtype]
-    needs: tuple[bool, bool, bool]
-    as_tensor: bool
-
-
-def draw_call(seed: int) -> Call:
-    """Draw a call whose locations are exact in every dtype, or away from where rounding decides between pixels."""
-    choose = random.Random(seed)
-    rng = torch.Generator().manual_seed(seed)
-    batch, queries, heads = choose.choice([0, 1, 1, 2, 3]), choose.choice([0, 1, 2, 5, 33]), choose.choice([1, 2, 3])
-    channels, points = choose.choice([0, 1, 2, 3, 4, 7, 8, 16, 24, 33, 70]), choose.choice([0, 1, 2, 3, 5, 17])
-    is_exact = choose.random() < 0.5
-    sides = [0, 1, 2, 4, 8] if is_exact else [0, 1, 2, 3, 5, 6, 7, 11]
-    shapes = [(choose.choice(sides), choose.choice(sides)) for _ in range(choose.choice([1, 1, 2, 3]))]
-    pixels = sum(height * width for height, width in shapes)
-    value = torch.randn(batch, pixels, heads, channels, generator=rng, dtype=torch.float64)
-    weights = torch.randn(batch, queries, heads, len(shapes), points, generator=rng, dtype=torch.float64)
-    grad = torch.randn(batch, queries, heads * channels, generator=rng, dtype=torch.float64)
-    precision = choose.choice(DTYPES)
-    dtypes = (precision, choose.choice(DTYPES if is_exact else DTYPES[:2]), choose.choice(DTYPES))
-    locations = torch.rand(*weights.shape, 2, generator=rng, dtype=torch.float64) * 1.5 - 0.25
-    if is_exact:
-        locations = (locations * 16).round() / 16
-    else:
-        locations = away_from_pixel_borders(
-            locations.float().double(), [(max(height, 1), max(width, 1)) for height, width in shapes]
-        )
-    nowhere = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, -1e30, 300.0], dtype=torch.float64)
-    is_nowhere = torch.rand(locations.shape, generator=rng) < choose.choice([0, 0.1])
-    locations = torch.where(is_nowhere, nowhere[torch.randint(len(nowhere), locations.shape, generator=rng)], locations)
-    value, weights = value.to(dtypes[0]).double(), weights.to(dtypes[2]).double()
-    locations = locations.to(dtypes[1]).double()
-    needs = (choose.random() < 0.7, choose.random() < 0.7, choose.random() < 0.7)
-    return Call(value, shapes, locations, weights, grad.to(dtypes[0]).double(), dtypes, needs, choose.random() < 0.5)
-
-
-def lay_out(tensor: Tensor, seed: int) -> Tensor:
-    """Return the same numbers with other strides, or inside memory that is NaN everywhere else."""
-    choose = random.Random(seed)
-    kind = choose.choice(["plain", "reversed", "inside", "strided"])
-    if kind == "reversed":
-        return tensor.permute(*reversed(range(tensor.ndim))).contiguous().permute(*reversed(range(tensor.ndim)))
-    if kind == "inside":
-        memory = torch.full((tensor.numel() + 14,), torch.nan, dtype=tensor.dtype)
-        memory[7 : 7 + tensor.numel()] = tensor.flatten()
-        return memory[7 : 7 + tensor.numel()].view(tensor.shape)
-    if kind == "strided":
-        memory = torch.full((*tensor.shape, 3), torch.nan, dtype=tensor.dtype)
-        memory[..., 1] = tensor
-        return memory[..., 1]
-    return tensor
-
-
-def compare(call: Call, seed: int) -> None:
-    """Compare output and gradients of a call with the reference in float64."""
-    expected_leaves = [tensor.clone().requires_grad_() for tensor in (call.value, call.locations, call.weights)]
-    expected = ms_deform_attn(expected_leaves[0], call.shapes, *expected_leaves[1:], "reference")
-    expected_grads = torch.autograd.grad(expected, expected_leaves, call.grad)
-
-    leaves = [
-        lay_out(tensor.to(dtype), seed + index).requires_grad_(needed)
-        for index, (tensor, dtype, needed) in enumerate(
-            zip((call.value, call.locations, call.weights), call.dtypes, call.needs, strict=True)
-        )
-    ]
-    shapes = torch.tensor(call.shapes) if call.as_tensor else call.shapes
-    out = ms_deform_attn(leaves[0], shapes, *leaves[1:])
-    tolerances = [TOLERANCE[_accuracy(dtype, call)] for dtype in call.dtypes]
-    assert out.dtype == call.dtypes[0]
-    assert_close(out, expected, tolerances[0])
-    if any(call.needs):
-        wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        grads = iter(torch.autograd.grad(out, wanted, lay_out(call.grad.to(out.dtype), seed + 3)))
-        for leaf, exact, tolerance in zip(leaves, expected_grads, tolerances, strict=True):
-            if leaf.requires_grad:
-                got = next(grads)
-                assert got.dtype == leaf.dtype
-                assert_close(got, exact, tolerance)
-
-
-def _accuracy(dtype: torch.dtype, call: Call) -> torch.dtype:
-    """Sums are formed in the precision of the value, in float32 at least."""
-    return torch.float32 if dtype == torch.float64 and call.dtypes[0] != torch.float64 else dtype
+def compare(seed: int) -> None:
+    """Compare a random call with the reference in float64; the sizes of its levels are ints or in a tensor."""
+    convention = WITH_INTS if seed % 2 else None
+    check_problem(ms_deform_attn, random_problem(seed), convention=convention).raise_for_failures()
 
 
 @warns
 @given(SEEDS)
 def test_a_call_that_fits_equals_the_reference(seed: int):
-    compare(draw_call(seed), seed)
+    compare(seed)
 
 
 @compiled
 @given(SEEDS)
 def test_a_call_that_fits_equals_the_reference_without_numba(seed: int):
     with patch.object(_numba, "is_usable", lambda channels, dtype: False):
-        compare(draw_call(seed), seed)
+        compare(seed)
 
 
 def _compare_all(seeds: list[int], threads: int) -> None:
     torch.set_num_threads(threads)
     for seed in seeds:
-        compare(draw_call(seed), seed)
+        compare(seed)
 
 
 def _compare_in_fork(seeds: list[int]) -> None:
@@ -182,7 +93,7 @@ def test_calls_in_several_threads_equal_the_reference(seeds: list[int]):
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(len(seeds)) as pool:
-        list(pool.map(lambda seed: compare(draw_call(seed), seed), seeds))
+        list(pool.map(compare, seeds))
 
 
 NO_TENSORS = [None, "a tensor", 3, [1.0, 2.0], torch.float32]
@@ -235,15 +146,15 @@ def break_shapes(shapes: list[tuple[int, int]], choose: random.Random) -> Any:
 def draw_broken(seed: int) -> dict[str, Any]:
     """Draw the arguments of all forms of the operator, one to three of which may not fit the others."""
     choose = random.Random(seed)
-    call = draw_call(seed)
+    call = random_problem(seed)
     value, locations, weights, grad = (
         tensor.to(choose.choice((torch.float32, torch.bfloat16)))
-        for tensor in (call.value, call.locations, call.weights, call.grad)
+        for tensor in (call.value, call.sampling_locations, call.attention_weights, call.grad_output)
     )
     references = torch.rand(*weights.shape[:2], weights.shape[3], choose.choice([2, 4]))
     padding = torch.rand(value.shape[:2]) < 0.3
     arguments: dict[str, Any] = {
-        "value": value, "shapes": call.shapes, "locations": locations, "weights": weights, "grad": grad,
+        "value": value, "shapes": call.spatial_shapes, "locations": locations, "weights": weights, "grad": grad,
         "references": references, "padding": padding,
     }  # fmt: skip
     for name in choose.sample(sorted(arguments), choose.randint(1, 3)):
@@ -319,9 +230,10 @@ def test_any_call_of_a_registered_op_is_refused_or_has_a_result(seed: int):
 @given(SEEDS)
 def test_tensors_that_change_before_the_backward_are_refused_or_have_gradients(seed: int):
     choose = random.Random(seed)
-    call = draw_call(seed)
-    leaves = [tensor.float().requires_grad_() for tensor in (call.value, call.locations, call.weights)]
-    shapes = torch.tensor(call.shapes)
+    call = random_problem(seed)
+    tensors = (call.value, call.sampling_locations, call.attention_weights)
+    leaves = [tensor.float().requires_grad_() for tensor in tensors]
+    shapes = torch.tensor(call.spatial_shapes)
     out = ms_deform_attn(leaves[0], shapes, *leaves[1:])
     for leaf in choose.sample(leaves, choose.randint(1, 2)):
         changed = break_tensor(leaf.detach(), choose)
@@ -331,11 +243,11 @@ def test_tensors_that_change_before_the_backward_are_refused_or_have_gradients(s
             leaf.data = changed
         shrink_storage(leaf.data, choose)
     if choose.random() < 0.3:
-        broken = break_shapes(call.shapes, choose)
+        broken = break_shapes(call.spatial_shapes, choose)
         if isinstance(broken, Tensor) and (broken.dtype, broken.device) == (shapes.dtype, shapes.device):
             shapes.data = broken
     try:
-        torch.autograd.grad(out, leaves, call.grad.float())
+        torch.autograd.grad(out, leaves, call.grad_output.float())
     # PyTorch itself refuses tensors of another kind than was saved.
     except (*REFUSALS, RuntimeError) as error:
         note(f"{type(error).__name__}: {error}")

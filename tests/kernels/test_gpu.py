@@ -12,7 +12,7 @@ from torch.library import opcheck
 
 from deformdetr.kernels import fused_ms_deform_attn, ms_deform_attn
 from deformdetr.nn import MSDeformAttn
-from sampling import assert_close, gradients, random_inputs
+from deformdetr.testing import check_ms_deform_attn, random_inputs
 
 pytestmark = pytest.mark.gpu
 
@@ -104,15 +104,8 @@ def test_values_of_more_than_2_to_the_31_elements(rng: torch.Generator):
     torch.testing.assert_close(out.float(), expected, rtol=0, atol=8e-3)
 
 
-def test_more_images_than_a_grid_takes(rng: torch.Generator):
-    inputs = random_inputs(rng, [(2, 2)], batch=65537, queries=1, heads=1, channels=4, points=1)
-    grad = torch.randn(65537, 1, 4, generator=rng, dtype=torch.float64)
-    expected = gradients(lambda v, x, w: ms_deform_attn(v, [(2, 2)], x.float(), w, "reference"), inputs, grad)
-    low = [tensor.to("cuda", torch.float32) for tensor in inputs]
-    for got, wanted in zip(
-        gradients(lambda v, x, w: ms_deform_attn(v, [(2, 2)], x, w), low, grad), expected, strict=True
-    ):
-        assert_close(got[-4:], wanted[-4:], 1e-4)
+def test_more_images_than_a_grid_takes(seed: int):
+    check_ms_deform_attn(ms_deform_attn, device="cuda", cases=["huge_batch"], seed=seed).raise_for_failures()
 
 
 def test_training_allocates_only_results_gradients_and_one_sum(rng: torch.Generator):

@@ -1,5 +1,5 @@
+import functools
 import inspect
-import itertools
 import os
 
 import pytest
@@ -9,8 +9,17 @@ from torch import Tensor
 from torch.library import opcheck
 
 from deformdetr.kernels import ms_deform_attn, register_flop_formulas
+from deformdetr.testing import (
+    CASES,
+    PYRAMIDS,
+    TOLERANCES,
+    away_from_pixel_borders,
+    check_ms_deform_attn,
+    output_and_gradients,
+    random_inputs,
+)
 from goldens import load_golden, unit
-from sampling import PYRAMIDS, TOLERANCE, assert_close, away_from_pixel_borders, gradients, random_inputs
+from sampling import WITH_INTS
 
 
 def by_grid_sample(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
@@ -28,6 +37,38 @@ def by_grid_sample(value: Tensor, shapes: list[tuple[int, int]], locations: Tens
     return out.flatten(2)
 
 
+# `test_compile.py` has those that compile.
+PLAIN = [name for name, case in CASES.items() if case.mode not in ("compile", "export") and name != "huge_batch"]
+# Where PyTorch's sampler does the same; it counts samples at NaN otherwise.
+BY_GRID_SAMPLE = (
+    "pyramids", "thin_levels", "channels", "levels_points_heads", "images_and_queries", "queries_are_pixels",
+    "large_batch", "pixel_centers", "edges", "hot_pixel", "non_contiguous", "partial_gradients", "uninitialized_memory",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BY_GRID_SAMPLE)
+def test_exact_results_are_those_of_grid_sample(case: str, seed: int):
+    dtypes = [torch.float64, torch.float32]
+    check_ms_deform_attn(
+        by_grid_sample, dtypes=dtypes, cases=[case], convention=WITH_INTS, seed=seed
+    ).raise_for_failures()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("case", PLAIN)
+def test_reference_conforms(case: str, dtype: torch.dtype, seed: int):
+    attend = functools.partial(ms_deform_attn, backend="reference")
+    check_ms_deform_attn(attend, dtypes=[dtype], cases=[case], seed=seed).raise_for_failures()
+
+
+def test_operator_takes_more_images_than_a_cuda_grid(seed: int):
+    check_ms_deform_attn(ms_deform_attn, cases=["huge_batch"], dtypes=[torch.float32], seed=seed).raise_for_failures()
+
+
+def test_operator_conforms_in_float64(seed: int):
+    check_ms_deform_attn(ms_deform_attn, dtypes=[torch.float64], cases=PLAIN, seed=seed).raise_for_failures()
+
+
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("as_tensor", [False, True])
 @pytest.mark.parametrize("case", ["a", "b", "odd"])
@@ -41,27 +82,11 @@ def test_output_and_gradients_equal_the_goldens(case: str, as_tensor: bool, back
     weights = weights.unflatten(-1, (levels, points))
     grad = unit(f"op.{case}.grad_output", (batch, queries, heads * channels))
     given = torch.tensor(shapes) if as_tensor else shapes
-    results = gradients(lambda v, x, w: ms_deform_attn(v, given, x, w, backend), [value, locations, weights], grad)
+    results = output_and_gradients(
+        lambda v, x, w: ms_deform_attn(v, given, x, w, backend), [value, locations, weights], grad
+    )
     for actual, name in zip(results, ("output", "grad_value", "grad_locations", "grad_weights"), strict=True):
         torch.testing.assert_close(actual, torch.from_numpy(golden[f"op/{case}/{name}"]), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("pyramid", PYRAMIDS)
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_output_and_gradients_equal_those_of_grid_sample(dtype: torch.dtype, pyramid: str, rng: torch.Generator):
-    shapes = PYRAMIDS[pyramid]
-    value, locations, weights = random_inputs(rng, shapes)
-    # The kinks are left to the tests in float64: rounding may put a location on their other side.
-    locations = away_from_pixel_borders(locations, shapes)
-    value, weights = value.to(dtype).double(), weights.to(dtype).double()
-    geometry = torch.promote_types(dtype, torch.float32)
-    locations = locations.to(geometry).double()
-    grad = torch.randn(2, 7, 15, generator=rng, dtype=torch.float64).to(dtype).double()
-    expected = gradients(lambda v, x, w: by_grid_sample(v, shapes, x, w), [value, locations, weights], grad)
-    inputs = [value.to(dtype), locations.to(geometry), weights.to(dtype)]
-    actual = gradients(lambda v, x, w: ms_deform_attn(v, shapes, x, w), inputs, grad)
-    for got, wanted in zip(actual, expected, strict=True):
-        assert_close(got, wanted, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("pyramid", PYRAMIDS)
@@ -109,105 +134,6 @@ def test_fused_op_is_refused_where_no_kernel_fuses(dtype: torch.dtype, rng: torc
         torch.ops.deformdetr.ms_deform_attn(*inputs)
     with pytest.raises(ValueError, match=message):
         torch.ops.deformdetr.ms_deform_attn_backward(output, output, *inputs, True, True, True, True)
-
-
-@pytest.mark.parametrize("needed", [s for n in (1, 2) for s in itertools.combinations(range(3), n)], ids=str)
-def test_any_part_of_the_inputs_may_need_gradients(needed: tuple[int, ...], rng: torch.Generator):
-    shapes = PYRAMIDS["one_level"]
-    inputs = random_inputs(rng, shapes)
-    grad = torch.randn(2, 7, 15, generator=rng, dtype=torch.float64)
-    expected = gradients(lambda v, x, w: by_grid_sample(v, shapes, x, w), inputs, grad)[1:]
-    leaves = [tensor.clone().requires_grad_(index in needed) for index, tensor in enumerate(inputs)]
-    ms_deform_attn(leaves[0], shapes, leaves[1], leaves[2]).backward(grad)
-    for index, leaf in enumerate(leaves):
-        if index in needed:
-            torch.testing.assert_close(leaf.grad, expected[index])
-        else:
-            assert leaf.grad is None
-
-
-def test_strided_inputs_and_expanded_gradients_give_the_same(rng: torch.Generator):
-    shapes = PYRAMIDS["four_levels"]
-    inputs = random_inputs(rng, shapes)
-    grad = torch.ones(1, 1, 1, dtype=torch.float64).expand(2, 7, 15)
-    expected = gradients(lambda v, x, w: by_grid_sample(v, shapes, x, w), inputs, grad)
-    # The same numbers in reversed memory order, so that no axis is contiguous.
-    leaves = [tensor.permute(*reversed(range(tensor.ndim))).contiguous().requires_grad_() for tensor in inputs]
-    views = [leaf.permute(*reversed(range(leaf.ndim))) for leaf in leaves]
-    out = ms_deform_attn(views[0], shapes, views[1], views[2])
-    out.backward(grad)
-    torch.testing.assert_close(out, expected[0])
-    for leaf, wanted in zip(leaves, expected[1:], strict=True):
-        torch.testing.assert_close(leaf.grad.permute(*reversed(range(leaf.ndim))), wanted)
-
-
-@pytest.mark.parametrize(("batch", "queries"), [(0, 7), (2, 0)])
-def test_empty_batches_and_queries_give_empty_results_and_zero_gradients(
-    batch: int, queries: int, rng: torch.Generator
-):
-    shapes = PYRAMIDS["four_levels"]
-    inputs = [t.requires_grad_() for t in random_inputs(rng, shapes, batch=batch, queries=queries)]
-    out = ms_deform_attn(inputs[0], shapes, inputs[1], inputs[2])
-    assert out.shape == (batch, queries, 15)
-    out.sum().backward()
-    for tensor in inputs:
-        assert tensor.grad.shape == tensor.shape
-        assert not tensor.grad.any()
-
-
-@pytest.mark.parametrize("where", [torch.nan, torch.inf, -torch.inf, 3e38, -1e9])
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_samples_at_infinity_or_nan_are_zero(where: float, backend: str, rng: torch.Generator):
-    shapes = PYRAMIDS["four_levels"]
-    value, locations, weights = (tensor.float() for tensor in random_inputs(rng, shapes))
-    locations[:, 2:, :, :, 1:] = where
-    kept = weights.clone()
-    kept[:, 2:, :, :, 1:] = 0
-    grad = torch.randn(2, 7, 15, generator=rng)
-    locations_inside = locations.nan_to_num(0, 0, 0)
-    expected = gradients(lambda v, x, w: ms_deform_attn(v, shapes, x, w), [value, locations_inside, kept], grad)
-    actual = gradients(lambda v, x, w: ms_deform_attn(v, shapes, x, w, backend), [value, locations, weights], grad)
-    torch.testing.assert_close(actual[0], expected[0])
-    torch.testing.assert_close(actual[1], expected[1])
-    assert not actual[2][:, 2:, :, :, 1:].any()
-    assert not actual[3][:, 2:, :, :, 1:].any()
-
-
-@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_pixels_that_are_not_sampled_do_not_influence_the_result(poison: float, backend: str, rng: torch.Generator):
-    shapes = [(4, 4), (2, 2)]
-    value, locations, weights = random_inputs(rng, shapes)
-    # Samples stay among the first two columns of the first level, or leave the image; the rest is poisoned.
-    locations[..., 0] = locations[..., 0].clamp(0.13, 0.37)
-    locations[:, :, :, 1] = 7.0
-    clean = value.clone()
-    value.view(2, -1, 15)[:, [2, 3, 6, 7, 10, 11, 14, 15, 16, 17, 18, 19]] = poison
-    grad = torch.randn(2, 7, 15, generator=rng, dtype=torch.float64)
-    expected = gradients(lambda v, x, w: ms_deform_attn(v, shapes, x, w), [clean, locations, weights], grad)
-    actual = gradients(lambda v, x, w: ms_deform_attn(v, shapes, x, w, backend), [value, locations, weights], grad)
-    for got, wanted in zip(actual, expected, strict=True):
-        torch.testing.assert_close(got, wanted)
-
-
-def test_locations_keep_their_precision_beside_half_precision_values(rng: torch.Generator):
-    # Stripes one pixel wide: on a map of 512 columns a bfloat16 location would be off by up to two of them.
-    shapes = [(2, 512)]
-    _, locations, weights = random_inputs(rng, shapes)
-    value = (torch.arange(1024, dtype=torch.float64) % 2)[None, :, None, None].expand(2, -1, 3, 5)
-    locations, weights = locations.clamp(0.3, 0.7), weights.softmax(-1)
-    out = ms_deform_attn(value.bfloat16(), shapes, locations.float(), weights.float())
-    assert_close(out, by_grid_sample(value, shapes, locations, weights), 2**-8)
-
-
-def test_half_precision_sums_in_float32():
-    # One plus 2^12 times 2^-12: a running sum in half precision stops growing long before the end.
-    points = 4097
-    value = torch.ones(1, 1, 1, 1, dtype=torch.bfloat16)
-    weights = torch.full((1, 1, 1, 1, points), 2.0**-12)
-    weights[..., 0] = 1
-    out = ms_deform_attn(value, [(1, 1)], torch.full((1, 1, 1, 1, points, 2), 0.5), weights.bfloat16())
-    assert out.item() == 2
 
 
 def test_corners_of_the_image_are_sampled_at_pixel_centers():

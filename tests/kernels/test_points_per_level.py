@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from deformdetr.kernels import fused_ms_deform_attn, ms_deform_attn, sampling_locations
-from sampling import TOLERANCE, assert_close, gradients
+from deformdetr.testing import TOLERANCES, output_and_gradients
+from sampling import assert_close
 
 # The interpreter computes with NumPy, which warns of what is meant to overflow.
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
@@ -68,12 +69,12 @@ def test_output_and_gradients_are_those_of_the_published_formula(
         where = mask.to(device)
         return fused_ms_deform_attn(value, SHAPES, references, offsets, logits, where, points_per_level=counts)
 
-    expected = gradients(
+    expected = output_and_gradients(
         lambda value, *rest: attend_as_published(value * ~mask[..., None, None], *rest, counts), inputs, grad
     )
-    actual = gradients(attend, [tensor.to(device, torch.float32) for tensor in inputs], grad)
+    actual = output_and_gradients(attend, [tensor.to(device, torch.float32) for tensor in inputs], grad)
     for got, wanted in zip(actual, expected, strict=True):
-        assert_close(got, wanted, 4 * TOLERANCE[torch.float32])
+        assert_close(got, wanted, 4 * TOLERANCES[torch.float32])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -82,15 +83,17 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype, rng: torch.Ge
     kinds = (dtype, torch.float32, dtype, dtype)
     low = [tensor.to(kind) for tensor, kind in zip(random_inputs(rng, counts), kinds, strict=True)]
     grad = torch.randn(2, 3, 16, generator=rng).to(dtype)
-    expected = gradients(lambda *tensors: attend_as_published(*tensors, counts), [t.double() for t in low], grad)
-    actual = gradients(
+    expected = output_and_gradients(
+        lambda *tensors: attend_as_published(*tensors, counts), [t.double() for t in low], grad
+    )
+    actual = output_and_gradients(
         lambda value, *rest: fused_ms_deform_attn(value, SHAPES, *rest, points_per_level=counts),
         [tensor.to(device) for tensor in low],
         grad,
     )
     for got, wanted, kind in zip(actual, expected, (dtype, *kinds), strict=True):
         assert got.dtype == kind
-        assert_close(got, wanted, TOLERANCE[dtype])
+        assert_close(got, wanted, TOLERANCES[dtype])
 
 
 def test_second_derivatives_are_those_of_the_published_formula(rng: torch.Generator, device: str):
