@@ -55,7 +55,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=20, help="turns of every contender (default: %(default)s)")
     add("--seconds", type=float, default=10.0, help="time limit of a contender in a task (default: %(default)s)")
     add("--seed", type=int, help="of all inputs; a fresh one by default, stored with the results")
-    add("--cold", action="store_true", help="overwrite the GPU's caches before every call")
     add("--quick", action="store_true", help="tiny shapes, to see that it works; stored only with --out")
     add("--out", type=Path, help="directory for the results (default: benchmarks/results)")
     add("--keep", action="store_true", help="keep the results of other cases in the files")
@@ -87,7 +86,7 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, command: 
     if options.threads:
         torch.set_num_threads(options.threads)
     seed = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
-    settings = Settings(device, options.rounds, options.seconds, seed, options.cold, options.provider or ())
+    settings = Settings(device, options.rounds, options.seconds, seed, options.provider or ())
     rows = _measure(chosen, settings, command, options)
     wrong = [row for row in rows if row.provider.startswith("ours") and row.status in ("failed", "disagrees")]
     for row in wrong:
@@ -99,7 +98,7 @@ def _measure(chosen: Sequence[Task], settings: Settings, command: str, options: 
     """Run the tasks, and after each one store what has been measured, in a file per kind."""
     directory = options.out or (None if options.quick else RESULTS)
     run: dict[str, Any] = {"environment": describe_environment(settings.device, options.commit)}
-    run |= {"command": command, "date": today(), "seed": settings.seed, "cold": settings.cold}
+    run |= {"command": command, "date": today(), "seed": settings.seed}
     rows: list[Row] = []
     for kind in dict.fromkeys(task.case.kind for task in chosen):
         path = directory / f"{file_name(kind, run['environment'])}.json" if directory else None

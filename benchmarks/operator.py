@@ -88,11 +88,7 @@ def prepare_operator(
     def build(provider: Provider) -> Contender:
         tracked, leaves = track(tensors, provider.form)
         call = partial(_load(provider, dtype, direction), tracked, sizes.levels)
-        return Contender(
-            timed(call, list(leaves.values()), direction, grad_output),
-            outputs=partial(_results, call, leaves, direction, grad_output),
-            expected=partial(expected, provider.form),
-        )
+        return _contend(call, leaves, direction, grad_output, partial(expected, provider.form))
 
     candidates = {name: partial(build, provider) for name, provider in providers.items()}
     return Problem(candidates, BASELINE, TOLERANCES[dtype], clock="device")
@@ -124,6 +120,17 @@ def timed(
         return torch.autograd.grad(output(), leaves, grad_output, retain_graph=True)
 
     return {"forward": forward, "backward": backward, "forward_backward": forward_backward}[direction]
+
+
+def _contend(
+    function: Callable[[], Tensor],
+    leaves: Mapping[str, Tensor],
+    direction: Direction,
+    grad_output: Tensor,
+    expected: Callable[[], Outputs],
+) -> Contender:
+    call = timed(function, list(leaves.values()), direction, grad_output)
+    return Contender(call, partial(_results, function, leaves, direction, grad_output), expected)
 
 
 def _load(provider: Provider, dtype: Dtype, direction: Direction) -> Function:
@@ -200,10 +207,10 @@ def _build_layer(sizes: OperatorSizes, direction: Direction, device: str, seed: 
         call = partial(own, leaves["query"], reference_points.to(dtype), leaves["features"], sizes.levels)
         return call, leaves | dict(own.named_parameters())
 
-    call, leaves = prepare(torch.float32)
-    return Contender(
-        timed(call, list(leaves.values()), direction, grad_output),
-        outputs=partial(_results, call, leaves, direction, grad_output),
+    contender = _contend(
+        *prepare(torch.float32),
+        direction,
+        grad_output,
         expected=lambda: _results(*prepare(torch.float64), direction, grad_output),
-        note="with its four projections",
     )
+    return contender._replace(note="with its four projections")

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.cases import Device, Task
 from benchmarks.matching import prepare_criterion, prepare_matcher
-from benchmarks.measure import PRODUCT_DTYPES, DeviceClock, WallClock, interleave, matrix_products, peak_bytes
+from benchmarks.measure import PRODUCT_DTYPES, Clock, DeviceClock, WallClock, interleave, matrix_products, peak_bytes
 from benchmarks.model import prepare_model
 from benchmarks.operator import prepare_operator, prepare_overhead
 from benchmarks.problem import Contender, Problem, UnavailableError, largest_error
@@ -35,7 +35,6 @@ class Settings(NamedTuple):
     rounds: int = 20
     seconds: float = 10.0
     seed: int = 0
-    cold: bool = False
     providers: Sequence[str] = ()
 
 
@@ -70,7 +69,7 @@ def run_problem(task: Task, problem: Problem, settings: Settings) -> list[Row]:
     """Build the candidates and check their results, then time those that are right."""
     patterns = [*settings.providers, problem.baseline] if settings.providers else ["*"]
     entries: dict[str, dict[str, Any]] = {}
-    clocks: dict[str, WallClock | DeviceClock] = {}
+    clocks: dict[str, Clock] = {}
     for name, build in problem.candidates.items():
         if any(fnmatch(name, pattern) for pattern in patterns):
             entries[name], clock = _check(build, problem, settings)
@@ -83,9 +82,7 @@ def run_problem(task: Task, problem: Problem, settings: Settings) -> list[Row]:
     return [Row(provider=name, **shared, **own) for name, own in entries.items()]
 
 
-def _check(
-    build: Callable[[], Contender], problem: Problem, settings: Settings
-) -> tuple[dict[str, Any], WallClock | DeviceClock | None]:
+def _check(build: Callable[[], Contender], problem: Problem, settings: Settings) -> tuple[dict[str, Any], Clock | None]:
     """Build a candidate, compare its results and measure its memory; return entries of its row, and its clock."""
     entries: dict[str, Any] = {}
     try:
@@ -100,11 +97,8 @@ def _check(
         start = time.perf_counter()
         entries["peak_bytes"] = peak_bytes(contender.call, settings.device)
         estimate = time.perf_counter() - start
-        clock: WallClock | DeviceClock
-        if settings.device == "cuda" and problem.clock == "device":
-            clock = DeviceClock(contender.call, cold=settings.cold)
-        else:
-            clock = WallClock(contender.call, settings.device, estimate=estimate)
+        on_device = settings.device == "cuda" and problem.clock == "device"
+        clock: Clock = DeviceClock(contender.call) if on_device else WallClock(contender.call, estimate=estimate)
         return entries | {"status": "measured"}, clock
     except UnavailableError as error:
         return entries | {"status": "unavailable", "reason": str(error)}, None
@@ -113,9 +107,7 @@ def _check(
         return entries | {"status": "failed", "reason": f"{type(error).__name__}: {message}"[:300]}, None
 
 
-def _race(
-    clocks: dict[str, WallClock | DeviceClock], problem: Problem, settings: Settings
-) -> dict[str, dict[str, Any]]:
+def _race(clocks: dict[str, Clock], problem: Problem, settings: Settings) -> dict[str, dict[str, Any]]:
     """Time the contenders in turns, and return the entries of their rows."""
     if not clocks:
         return {}
