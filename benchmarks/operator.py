@@ -17,6 +17,8 @@ from deformdetr.nn import MSDeformAttn
 
 _OFFSET_NOISE = 2.0
 _NEAR_PIXEL_CENTER = 1e-3
+# Of a gradient that is summed in half precision, which is rounded after each of thousands of additions.
+_HALF_SUMS_TOLERANCE = 0.2
 # The implementations that are called from Python as users would: with compilers, the overhead is another one.
 _OVERHEAD_OF = ("ours", "ours_fused", "grid_sample", "deformops", "torch_ms_deform_attn")
 
@@ -80,15 +82,22 @@ def prepare_operator(
     tensors = draw(sizes, getattr(torch, dtype), device, seed)
     grad_output = _draw_gradient(sizes, device, seed).to(tensors["value"].dtype)
 
+    rounded = tensors | {"sampling_locations": tensors["sampling_locations"].to(grad_output.dtype)}
+
     @cache
-    def expected(form: tuple[str, ...]) -> Outputs:
-        double, leaves = track({name: tensor.double() for name, tensor in tensors.items()}, form)
+    def expected(form: tuple[str, ...], *, mixes_dtypes: bool) -> Outputs:
+        given = tensors if mixes_dtypes else rounded
+        double, leaves = track({name: tensor.double() for name, tensor in given.items()}, form)
         return _results(partial(_reference, double, sizes.levels, form), leaves, direction, grad_output)
 
     def build(provider: Provider) -> Contender:
-        tracked, leaves = track(tensors, provider.form)
+        tracked, leaves = track(tensors if provider.mixes_dtypes else rounded, provider.form)
         call = partial(_load(provider, dtype, direction), tracked, sizes.levels)
-        return _contend(call, leaves, direction, grad_output, partial(expected, provider.form))
+        right = partial(expected, provider.form, mixes_dtypes=provider.mixes_dtypes)
+        contender = _contend(call, leaves, direction, grad_output, right)
+        if dtype == "float32" or direction == "forward" or not provider.half_sums:
+            return contender
+        return contender._replace(tolerance=_HALF_SUMS_TOLERANCE, note="sums the value's gradient in half precision")
 
     candidates = {name: partial(build, provider) for name, provider in providers.items()}
     return Problem(candidates, BASELINE, TOLERANCES[dtype], clock="device")
@@ -135,7 +144,7 @@ def _contend(
 
 def _load(provider: Provider, dtype: Dtype, direction: Direction) -> Function:
     if dtype not in provider.dtypes:
-        raise UnavailableError(f"does not take {dtype} beside locations in float32")
+        raise UnavailableError(f"is not measured in {dtype}")
     if direction == "backward" and not provider.keeps_graph:
         raise UnavailableError("compiled for one backward per forward")
     try:

@@ -168,7 +168,7 @@ def test_a_failing_provider_is_reported_with_its_error(seed):
 @pytest.mark.parametrize(
     ("name", "dtype", "direction", "reason"),
     [
-        ("torch_ms_deform_attn", "bfloat16", "forward", "does not take bfloat16"),
+        ("torch_ms_deform_attn", "bfloat16", "forward", "is not measured in bfloat16"),
         ("deformops", "float32", "forward", "cannot be imported"),
         ("ours_compiled", "float32", "backward", "compiled for one backward per forward"),
     ],
