@@ -253,8 +253,8 @@ def compare(kernel: str, dtype: str, target: str) -> dict[str, Any]:
 def parts() -> Parts:
     """Return the tables of the page."""
     results = read(STORED)
-    heads = ["target", "kernel", "value", "instructions per query and head", "registers", "spilled"]
-    heads += ["compiled in (CPU s)"]
+    heads = ["target", "kernel", "value", "instructions per query and head"]
+    heads += ["registers", "spilled", "compiled in (CPU s)"]
     rows = (
         [row["target"], row["kernel"] + ", fused" * row["fused"], row["dtype"]]
         + [str(row.get(name, "")) for name in ("instructions", "registers", "spilled", "seconds")]

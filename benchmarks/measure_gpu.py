@@ -37,8 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command, and return 1 if a stage failed or was cut off."""
     options = _parser().parse_args(arguments)
     deadline = time.monotonic() + 60 * options.minutes
-    # So that the stage that runs is killed, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     options.out = options.out.resolve()
     packages = options.out / "packages"
     packages.mkdir(parents=True, exist_ok=True)
@@ -101,9 +99,10 @@ def run_stage(stage: Callable[[argparse.Namespace], None], options: Any, log: Pa
 def _enter(stage: Callable[[argparse.Namespace], None], options: argparse.Namespace, log: Path) -> None:
     # A group of its own, with all that it starts.
     os.setpgid(0, 0)
-    with log.open("w") as file:
-        for descriptor in (1, 2):
-            os.dup2(file.fileno(), descriptor)
+    opened = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for descriptor in (1, 2):
+        os.dup2(opened, descriptor)
+    sys.stdout = sys.stderr = os.fdopen(opened, "w", buffering=1)
     stage(options)
 
 
@@ -134,4 +133,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    # So that the stage that runs is killed, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())
