@@ -78,7 +78,9 @@ def model(options: argparse.Namespace) -> None:
         _run(options, "model", tasks(select(["model"], ["multi_scale_640x800_b1"]), "cuda"), rounds=10, seconds=5)
     else:
         case = Case("model", "tiny", ModelSizes("demo", 32, 32, targets=1, queries=1, layers=1), ("forward",))
-        with mock.patch.object(measure, "PRODUCT_SIZES", {"cpu": (64,)}):
+        # Interpreted, a model takes minutes.
+        compiled = mock.patch.dict(os.environ, {"TRITON_INTERPRET": "0"})
+        with compiled, mock.patch.object(measure, "PRODUCT_SIZES", {"cpu": (64,)}):
             _run(options, "model", [Task(case, "float32", "forward")])
 
 

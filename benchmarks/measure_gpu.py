@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--wheels", type=Path, nargs="+", default=[], help="wheels of packages that are missing, or folders of them")
     add("--extension", type=Path, help="folder of the original's CUDA sources (models/ops/src), to be compiled")
     add("--providers", nargs="+", default=[], help="patterns of providers of the operator; default: all but compiled")
-    add("--tests", default="tests", help="what pytest runs (default: %(default)s)")
+    add("--tests", default="tests/kernels tests", help="what pytest runs, the longest last (default: %(default)s)")
     add("--commit", help="of the code, where there is no git to ask")
     return parser
 

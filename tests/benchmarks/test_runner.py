@@ -327,3 +327,19 @@ def test_ours_is_timed_in_a_graph_on_a_gpu(dtype, direction, seed):
     settings = Settings("cuda", rounds=2, seed=seed, providers=["ours", "ours_fused"])
     for row in run_task(Task(TINY, dtype, direction), settings):
         assert (row.status, row.clock) == ("measured", "cuda_graph"), row.reason
+
+
+def test_a_provider_of_one_dtype_gets_rounded_locations_and_one_of_half_sums_a_tolerance_of_its_own(seed):
+    def attend(given, levels):
+        assert given["sampling_locations"].dtype == torch.bfloat16
+        return PROVIDERS["ours"].load()(given, levels)
+
+    provider = Provider(lambda: attend, mixes_dtypes=False, half_sums=True)
+    for direction, is_wider in (("forward", False), ("forward_backward", True)):
+        problem = prepare_operator(TINY.sizes, "bfloat16", direction, "cpu", seed, {"theirs": provider})
+        contender = problem.candidates["theirs"]()
+        assert (contender.tolerance is not None) == is_wider
+        tolerance = contender.tolerance or problem.tolerance
+        assert largest_error(contender.outputs(), contender.expected()) < tolerance
+        (row,) = run_problem(FORWARD, problem, Settings(rounds=1, seed=seed))
+        assert (row.status, row.tolerance) == ("measured", tolerance)
