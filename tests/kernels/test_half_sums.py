@@ -9,7 +9,8 @@ import torch
 
 from deformdetr.kernels import fused_ms_deform_attn, ms_deform_attn, ms_deform_attn_backward
 from deformdetr.nn import MSDeformAttn
-from sampling import TOLERANCE, assert_close, gradients, random_inputs
+from deformdetr.testing import TOLERANCES, output_and_gradients, random_inputs
+from sampling import assert_close
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HALVES = (torch.float16, torch.bfloat16)
@@ -35,16 +36,17 @@ def test_gradients_are_right_where_a_pixel_gets_few_additions(
     value, weights = (tensor.to(dtype).double() for tensor in (value, weights))
     locations = locations.float().double()
     grad = torch.randn(1, 3, 2 * channels, generator=rng).to(dtype).double()
-    expected = gradients(lambda *given: ms_deform_attn(given[0], SHAPES, *given[1:]), [value, locations, weights], grad)
+    given = [value, locations, weights]
+    expected = output_and_gradients(lambda *given: ms_deform_attn(given[0], SHAPES, *given[1:]), given, grad)
     low = [value.to(device, dtype), locations.to(device, torch.float32), weights.to(device, dtype)]
     grad = grad.to(device, dtype)
     options = {"grad_value_dtype": dtype}
-    actual = gradients(lambda *given: ms_deform_attn(given[0], SHAPES, *given[1:], **options), low, grad)
+    actual = output_and_gradients(lambda *given: ms_deform_attn(given[0], SHAPES, *given[1:], **options), low, grad)
     by_itself = ms_deform_attn_backward(grad, low[0], SHAPES, *low[1:], **options)
     for got, again, wanted in zip(actual[1:], by_itself, expected[1:], strict=True):
         assert got.dtype == again.dtype
-        assert_close(got, wanted, TOLERANCE[got.dtype])
-        assert_close(again, wanted, TOLERANCE[got.dtype])
+        assert_close(got, wanted, TOLERANCES[got.dtype])
+        assert_close(again, wanted, TOLERANCES[got.dtype])
 
 
 @DEVICES
