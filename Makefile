@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-compile test-interpreter test-fast test-slow test-gpu compat lint types imports docs format clean
+.PHONY: help venv demo test test-compile test-interpreter test-fast test-slow test-gpu measure-gpu compat lint types imports docs format clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F '|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -54,6 +54,9 @@ test-slow: $(READY) ## Run the slow tests.
 
 test-gpu: $(READY) ## Run the tests that need a GPU.
 	JAXTYPING_DISABLE=1 $(RUN) pytest -m gpu
+
+measure-gpu: $(READY) ## Measure kernels and models on a GPU, and run its tests, into runs/gpu (nine minutes).
+	$(RUN) benchmarks.measure_gpu --out runs/gpu
 
 compat: $(READY) ## Run the fast tests with old and new releases of Python, PyTorch, NumPy, Numba (hours, 20 GB of disk).
 	$(RUN) tools.compat

@@ -9,19 +9,17 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks import convergence, pages
-from benchmarks.cases import KINDS, Device, Task, select, tasks
+from benchmarks.cases import KINDS, Device, select, tasks
 from benchmarks.documents import all_parts
-from benchmarks.environment import describe_environment, today
-from benchmarks.pages import RESULTS, digits
+from benchmarks.pages import RESULTS
 from benchmarks.pictures import IMAGES, chart, draw_times
 from benchmarks.providers import PROVIDERS
-from benchmarks.results import Results, Row, compare, file_name, load, load_all
-from benchmarks.runner import Settings, run_task
+from benchmarks.results import compare, load, load_all
+from benchmarks.runner import Settings, run_tasks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +53,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=20, help="turns of every contender (default: %(default)s)")
     add("--seconds", type=float, default=10.0, help="time limit of a contender in a task (default: %(default)s)")
     add("--seed", type=int, help="of all inputs; a fresh one by default, stored with the results")
-    add("--cold", action="store_true", help="overwrite the GPU's caches before every call")
     add("--quick", action="store_true", help="tiny shapes, to see that it works; stored only with --out")
     add("--out", type=Path, help="directory for the results (default: benchmarks/results)")
     add("--keep", action="store_true", help="keep the results of other cases in the files")
@@ -87,42 +84,13 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, command: 
     if options.threads:
         torch.set_num_threads(options.threads)
     seed = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
-    settings = Settings(device, options.rounds, options.seconds, seed, options.cold, options.provider or ())
-    rows = _measure(chosen, settings, command, options)
+    settings = Settings(device, options.rounds, options.seconds, seed, options.provider or ())
+    folder = options.out or (None if options.quick else RESULTS)
+    rows = run_tasks(chosen, settings, command, folder, keep=options.keep, commit=options.commit)
     wrong = [row for row in rows if row.provider.startswith("ours") and row.status in ("failed", "disagrees")]
     for row in wrong:
         print(f"{row.provider} {row.status} in {row.kind}/{row.case} {row.direction}: {row.reason}", file=sys.stderr)
     return 1 if wrong else 0
-
-
-def _measure(chosen: Sequence[Task], settings: Settings, command: str, options: argparse.Namespace) -> list[Row]:
-    """Run the tasks, and after each one store what has been measured, in a file per kind."""
-    directory = options.out or (None if options.quick else RESULTS)
-    run: dict[str, Any] = {"environment": describe_environment(settings.device, options.commit)}
-    run |= {"command": command, "date": today(), "seed": settings.seed, "cold": settings.cold}
-    rows: list[Row] = []
-    for kind in dict.fromkeys(task.case.kind for task in chosen):
-        path = directory / f"{file_name(kind, run['environment'])}.json" if directory else None
-        earlier = load(path) if path and options.keep and path.exists() else Results(kind=kind)
-        of_kind = [task for task in chosen if task.case.kind == kind]
-        own: list[Row] = []
-        for index, task in enumerate(of_kind, 1):
-            print(f"{task} ({index} of {len(of_kind)})", flush=True)
-            measured = run_task(task, settings)
-            print(*map(_describe, measured), sep="\n", flush=True)
-            own += measured
-            if path:
-                earlier.followed_by(run | {"complete": index == len(of_kind)}, own).save(path)
-        rows += own
-    return rows
-
-
-def _describe(row: Row) -> str:
-    if row.time is None:
-        return f"  {row.provider:<22} {row.status}: {row.reason}"
-    times = [digits(each * 1e3) for each in (row.time.median, row.time.lower_quartile, row.time.upper_quartile)]
-    factor = f", {row.speedup.median:.2f} times as fast" if row.speedup and row.provider != row.baseline else ""
-    return f"  {row.provider:<22} {times[0]} ms ({times[1]} to {times[2]}){factor}"
 
 
 def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 Kind: TypeAlias = Literal["operator", "overhead", "model", "matcher", "criterion"]
 Device: TypeAlias = Literal["cpu", "cuda"]
-Dtype: TypeAlias = Literal["float32", "bfloat16"]
+Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 Direction: TypeAlias = Literal["forward", "backward", "forward_backward", "training_step"]
 Levels: TypeAlias = tuple[tuple[int, int], ...]
 

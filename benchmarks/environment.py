@@ -15,7 +15,7 @@ import torch
 from benchmarks.cases import Device
 
 ROOT = Path(__file__).parents[1]
-_PACKAGES = ("torch", "numba", "triton", "transformers", "deformdetr")
+_PACKAGES = ("torch", "numba", "triton", "transformers", "deformops", "deformdetr")
 
 
 def describe_environment(device: Device = "cpu", commit: str | None = None) -> dict[str, Any]:

@@ -8,14 +8,17 @@ import os
 import random
 import tempfile
 import time
+import timeit
 import warnings
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
+from torch.utils import benchmark
 
 from benchmarks.cases import Dtype
 
@@ -26,8 +29,6 @@ MIN_SECONDS = 0.02
 CALLS_PER_GRAPH = 20
 # Calls estimated to take this many seconds are not run again only to time them.
 SLOW = 1.0
-# More than the second-level cache of any GPU, and slow enough to fill that the host gets ahead.
-FLUSH_BYTES = 2**30
 # Rows and columns of the square matrices whose products show what a device can do.
 PRODUCT_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
 PRODUCT_DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
@@ -47,21 +48,16 @@ class WallClock:
 
     name = "wall"
 
-    def __init__(self, call: Call, device: str, *, estimate: float = 0.0) -> None:
-        self._call = call
-        self._synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    def __init__(self, call: Call, *, estimate: float = 0.0) -> None:
+        # PyTorch's timer waits for the GPU, if there is one, before it reads the clock.
+        self._timer = timeit.Timer(call, timer=benchmark.timer)
         self.calls = 1
         seconds = estimate if estimate > SLOW else self.sample()
         self.calls = math.ceil(MIN_SECONDS / seconds)
         self.seconds = seconds * self.calls
 
     def sample(self) -> float:
-        self._synchronize()
-        start = time.perf_counter()
-        for _ in range(self.calls):
-            self._call()
-        self._synchronize()
-        return (time.perf_counter() - start) / self.calls
+        return self._timer.timeit(self.calls) / self.calls
 
 
 class DeviceClock:
@@ -72,37 +68,33 @@ class DeviceClock:
 
     Args:
         call: A call that has run before, so that no compilation is captured.
-        cold: Whether to overwrite the caches before every call.
     """
 
-    def __init__(self, call: Call, *, cold: bool = False) -> None:
-        self.name = "cuda_graph_cold" if cold else "cuda_graph"
-        self._flush = _flush_buffer() if cold else None
-        self._calls_per_replay, self._replays = 1 if cold else CALLS_PER_GRAPH, 1
+    name = "cuda_graph"
+
+    def __init__(self, call: Call) -> None:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream()):
-            for _ in range(self._calls_per_replay):
+            for _ in range(CALLS_PER_GRAPH):
                 call()
+        self.calls = CALLS_PER_GRAPH
         # The first replay is slower.
         self.sample()
         seconds = self.sample()
-        self._replays = math.ceil(MIN_SECONDS / (seconds * self._calls_per_replay))
-        self.calls = self._replays * self._calls_per_replay
+        self.calls *= math.ceil(MIN_SECONDS / (seconds * self.calls))
         self.seconds = seconds * self.calls
 
     def sample(self) -> float:
-        pairs = []
-        for _ in range(self._replays):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            if self._flush is not None:
-                self._flush.zero_()
-            start.record()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(self.calls // CALLS_PER_GRAPH):
             self._graph.replay()
-            end.record()
-            pairs.append((start, end))
-        torch.cuda.synchronize()
-        milliseconds = sum(start.elapsed_time(end) for start, end in pairs)
-        return float(milliseconds) / 1e3 / (self._replays * self._calls_per_replay)
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3 / self.calls
+
+
+Clock: TypeAlias = WallClock | DeviceClock
 
 
 def interleave(samples: Mapping[str, Callable[[], float]], rounds: Mapping[str, int]) -> dict[str, list[float]]:
@@ -152,7 +144,7 @@ def matrix_products(device: str) -> dict[str, Callable[[], float]]:
         image, kernel = a.view(1, size, 32, size // 32), b.view(size, size, 1, 1)
         for call in (partial(F.linear, a, b), partial(F.conv2d, image, kernel)):
             call()
-            clock = WallClock(call, device)
+            clock = WallClock(call)
             products[f"{dtype} product {len(products)}"] = lambda clock=clock, size=size: 2 * size**3 / clock.sample()
     return products
 
@@ -183,8 +175,3 @@ def peak_bytes(call: Call, device: str) -> int:
         current += change
         peak = max(peak, current)
     return peak
-
-
-@cache
-def _flush_buffer() -> torch.Tensor:
-    return torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")

@@ -170,12 +170,12 @@ def _with_random_weights(config: DeformableDETRConfig, seed: int) -> nn.Module:
 
 
 def _build_hugging_face(config: DeformableDETRConfig) -> Any:
+    if not isinstance(config.backbone, ResNetConfig) or config.backbone.dilation:
+        raise UnavailableError("transformers' own backbone is a ResNet, and has no dilated last stage")
     try:
         import transformers
     except ImportError as error:
         raise UnavailableError(f"cannot be imported: {error}") from error
-    if not isinstance(config.backbone, ResNetConfig) or config.backbone.dilation:
-        raise UnavailableError("transformers' own ResNet has no dilated last stage")
     stages = ["stage2", "stage3", "stage4"][-min(3, config.num_feature_levels) :]
     theirs = transformers.DeformableDetrConfig(
         backbone_config=transformers.ResNetConfig(out_features=stages),

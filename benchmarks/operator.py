@@ -17,6 +17,8 @@ from deformdetr.nn import MSDeformAttn
 
 _OFFSET_NOISE = 2.0
 _NEAR_PIXEL_CENTER = 1e-3
+# Of a gradient that is summed in half precision, which is rounded after each of thousands of additions.
+_HALF_SUMS_TOLERANCE = 0.2
 # The implementations that are called from Python as users would: with compilers, the overhead is another one.
 _OVERHEAD_OF = ("ours", "ours_fused", "grid_sample", "deformops", "torch_ms_deform_attn")
 
@@ -80,19 +82,22 @@ def prepare_operator(
     tensors = draw(sizes, getattr(torch, dtype), device, seed)
     grad_output = _draw_gradient(sizes, device, seed).to(tensors["value"].dtype)
 
+    rounded = tensors | {"sampling_locations": tensors["sampling_locations"].to(grad_output.dtype)}
+
     @cache
-    def expected(form: tuple[str, ...]) -> Outputs:
-        double, leaves = track({name: tensor.double() for name, tensor in tensors.items()}, form)
+    def expected(form: tuple[str, ...], *, mixes_dtypes: bool) -> Outputs:
+        given = tensors if mixes_dtypes else rounded
+        double, leaves = track({name: tensor.double() for name, tensor in given.items()}, form)
         return _results(partial(_reference, double, sizes.levels, form), leaves, direction, grad_output)
 
     def build(provider: Provider) -> Contender:
-        tracked, leaves = track(tensors, provider.form)
+        tracked, leaves = track(tensors if provider.mixes_dtypes else rounded, provider.form)
         call = partial(_load(provider, dtype, direction), tracked, sizes.levels)
-        return Contender(
-            timed(call, list(leaves.values()), direction, grad_output),
-            outputs=partial(_results, call, leaves, direction, grad_output),
-            expected=partial(expected, provider.form),
-        )
+        right = partial(expected, provider.form, mixes_dtypes=provider.mixes_dtypes)
+        contender = _contend(call, leaves, direction, grad_output, right)
+        if dtype == "float32" or direction == "forward" or not provider.half_sums:
+            return contender
+        return contender._replace(tolerance=_HALF_SUMS_TOLERANCE, note="sums the value's gradient in half precision")
 
     candidates = {name: partial(build, provider) for name, provider in providers.items()}
     return Problem(candidates, BASELINE, TOLERANCES[dtype], clock="device")
@@ -126,9 +131,20 @@ def timed(
     return {"forward": forward, "backward": backward, "forward_backward": forward_backward}[direction]
 
 
+def _contend(
+    function: Callable[[], Tensor],
+    leaves: Mapping[str, Tensor],
+    direction: Direction,
+    grad_output: Tensor,
+    expected: Callable[[], Outputs],
+) -> Contender:
+    call = timed(function, list(leaves.values()), direction, grad_output)
+    return Contender(call, partial(_results, function, leaves, direction, grad_output), expected)
+
+
 def _load(provider: Provider, dtype: Dtype, direction: Direction) -> Function:
     if dtype not in provider.dtypes:
-        raise UnavailableError(f"does not take {dtype} beside locations in float32")
+        raise UnavailableError(f"is not measured in {dtype}")
     if direction == "backward" and not provider.keeps_graph:
         raise UnavailableError("compiled for one backward per forward")
     try:
@@ -200,10 +216,10 @@ def _build_layer(sizes: OperatorSizes, direction: Direction, device: str, seed: 
         call = partial(own, leaves["query"], reference_points.to(dtype), leaves["features"], sizes.levels)
         return call, leaves | dict(own.named_parameters())
 
-    call, leaves = prepare(torch.float32)
-    return Contender(
-        timed(call, list(leaves.values()), direction, grad_output),
-        outputs=partial(_results, call, leaves, direction, grad_output),
+    contender = _contend(
+        *prepare(torch.float32),
+        direction,
+        grad_output,
         expected=lambda: _results(*prepare(torch.float64), direction, grad_output),
-        note="with its four projections",
     )
+    return contender._replace(note="with its four projections")

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -27,14 +28,18 @@ class Provider(NamedTuple):
     Attributes:
         load: Returns the function, or raises `ImportError`.
         form: Which of the inputs it takes and computes gradients of.
-        dtypes: Dtypes of the value and the weights that it takes beside locations in float32.
+        dtypes: Dtypes of the value and the weights that it takes.
         keeps_graph: Whether one forward can have several backwards, which is how a backward is timed alone.
+        mixes_dtypes: Whether it takes locations in float32 beside a value in half precision.
+        half_sums: Whether it sums the gradient of a value in half precision in that dtype.
     """
 
     load: Callable[[], Function]
     form: tuple[str, ...] = SAMPLED
-    dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
+    dtypes: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
     keeps_graph: bool = True
+    mixes_dtypes: bool = True
+    half_sums: bool = False
 
 
 def grid_sample_attention(
@@ -73,34 +78,81 @@ def _fused(function: Callable[..., Tensor]) -> Function:
 
 
 def _from_level_tensors(function: Callable[..., Tensor]) -> Function:
-    """Call a function that takes shapes and first pixels of the levels as tensors, as the original's does."""
+    """Call a function that takes the levels, and then what the original's takes: shapes and first pixels as tensors."""
     made: dict[Levels, tuple[Tensor, Tensor]] = {}
 
     def call(given: Mapping[str, Tensor], levels: Levels) -> Tensor:
         if levels not in made:
             shapes = torch.tensor(levels, device=given["value"].device)
             made[levels] = shapes, shapes.prod(1).cumsum(0) - shapes.prod(1)
-        return function(given["value"], *made[levels], given["sampling_locations"], given["attention_weights"])
+        sampled = given["sampling_locations"], given["attention_weights"]
+        return function(levels, given["value"], *made[levels], *sampled)
 
     return call
+
+
+def _in_half_sums(given: Mapping[str, Tensor], levels: Levels) -> Tensor:
+    return _sampled(ms_deform_attn, grad_value_dtype=given["value"].dtype)(given, levels)
+
+
+def _load_extension() -> Function:
+    """Return the compiled extension of the original, which is imported by the name that its setup gives it."""
+    extension: Any = importlib.import_module("MultiScaleDeformableAttention")
+
+    class Attention(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+            ctx.save_for_backward(*inputs)
+            output: Tensor = extension.ms_deform_attn_forward(*inputs, len(inputs[0]))
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+            gradients = extension.ms_deform_attn_backward(*ctx.saved_tensors, grad_output, len(grad_output))
+            return gradients[0], None, None, *gradients[1:]
+
+    return _from_level_tensors(lambda levels, *given: Attention.apply(*given))
+
+
+def _load_transformers() -> Function:
+    """Return what transformers runs where it downloads no kernel: `grid_sample`, level by level."""
+    module: Any = importlib.import_module("transformers.models.deformable_detr.modeling_deformable_detr")
+    attention = module.MultiScaleDeformableAttention()
+    return _from_level_tensors(
+        lambda levels, value, shapes, *others: attention(value, shapes, list(levels), *others, len(value))
+    )
 
 
 def _compile(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 
-def _from_package(module: str, name: str) -> Callable[[], Function]:
-    return lambda: _from_level_tensors(getattr(importlib.import_module(module), name))
+def _load_torch_ms_deform_attn() -> Function:
+    function = importlib.import_module("torch_ms_deform_attn").ms_deform_attn
+    return _from_level_tensors(lambda levels, *given: function(*given))
+
+
+def _load_deformops(*, float32_sums: bool = False) -> Function:
+    """Return what deformops chooses, or its Triton kernels by name, which sum the gradient of the value in float32."""
+    registry: Any = importlib.import_module("deformops.registry")
+    options = {"backend": registry.Backend.TRITON} if float32_sums else {}
+    return _from_level_tensors(lambda levels, *given: registry.msda(*given, **options))
 
 
 PROVIDERS: Mapping[str, Provider] = {
     "ours": Provider(lambda: _sampled(ms_deform_attn)),
     "ours_reference": Provider(lambda: _sampled(ms_deform_attn, backend="reference")),
+    "ours_half_sums": Provider(lambda: _in_half_sums, dtypes=("float16", "bfloat16"), half_sums=True),
     "ours_compiled": Provider(lambda: _sampled(_compile(ms_deform_attn)), keeps_graph=False),
     "ours_fused": Provider(lambda: _fused(fused_ms_deform_attn), OFFSETS),
     "ours_fused_compiled": Provider(lambda: _fused(_compile(fused_ms_deform_attn)), OFFSETS, keeps_graph=False),
     "grid_sample": Provider(lambda: _sampled(grid_sample_attention)),
     "grid_sample_compiled": Provider(lambda: _sampled(_compile(grid_sample_attention)), keeps_graph=False),
-    "deformops": Provider(_from_package("deformops.registry", "msda")),
-    "torch_ms_deform_attn": Provider(_from_package("torch_ms_deform_attn", "ms_deform_attn"), dtypes=("float32",)),
+    "transformers": Provider(_load_transformers, dtypes=("float32",)),
+    "original_extension": Provider(_load_extension, dtypes=("float32",)),
+    "deformops": Provider(_load_deformops, mixes_dtypes=False, half_sums=True),
+    "deformops_float32_sums": Provider(
+        partial(_load_deformops, float32_sums=True), dtypes=("float16", "bfloat16"), mixes_dtypes=False
+    ),
+    "torch_ms_deform_attn": Provider(_load_torch_ms_deform_attn, dtypes=("float32",)),
 }

@@ -21,5 +21,5 @@ def make_results() -> Callable[..., Results]:
     environment = {"device": "cpu", "device_name": "Some CPU @ 2.0 GHz", "cores": 4, "threads": 2}
     environment |= {"versions": {"python": "3.11.7", "torch": "2.15.0+cu1"}, "commit": "abc1234", "dirty": False}
     run = {"environment": environment, "command": "python -m benchmarks run", "date": "2026-01-02", "seed": 1}
-    run |= {"cold": False, "complete": True}
+    run |= {"complete": True}
     return lambda *rows: Results(kind="matcher", runs=[run], rows=list(rows))

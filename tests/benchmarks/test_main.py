@@ -4,6 +4,7 @@ import math
 
 import pytest
 from benchmarks import __main__ as main
+from benchmarks import runner
 from benchmarks.results import Results, Spread, compare, load
 
 QUICK = ("run", "--quick", "--device", "cpu", "--rounds", "1")
@@ -18,7 +19,7 @@ def test_a_quick_run_measures_and_stores(tmp_path, capsys):
     assert (run["seed"], run["complete"]) == (7, True)
     assert run["command"].startswith("python -m benchmarks run --quick")
     assert run["environment"]["versions"].keys() == {
-        "python", "torch", "numba", "triton", "transformers", "deformdetr"
+        "python", "torch", "numba", "triton", "transformers", "deformops", "deformdetr"
     }  # fmt: skip
     rows = [(row.case, row.provider, row.status) for row in load(files[1]).rows]
     assert rows == [("few_b2", "ours", "measured"), ("few_b2", "plain", "measured")]
@@ -66,7 +67,7 @@ def test_quick_runs_are_stored_only_on_request(monkeypatch, tmp_path):
 
 def test_a_run_in_which_ours_is_wrong_fails(monkeypatch, make_row, capsys):
     wrong = make_row(seconds=None, status="disagrees", reason="error 0.5 exceeds 0.0001")
-    monkeypatch.setattr(main, "run_task", lambda *arguments: [wrong])
+    monkeypatch.setattr(runner, "run_task", lambda *arguments: [wrong])
     assert main.main([*QUICK, "--only", "matcher/few_b2"]) == 1
     assert "ours disagrees in matcher/few_b2 forward: error 0.5 exceeds 0.0001" in capsys.readouterr().err
 

@@ -77,7 +77,7 @@ def test_every_round_runs_the_model_and_the_accelerated_model(backward: bool, mo
 CLASSES = [*itertools.product(("forward", "backward"), tune.DTYPES, tune.CASES)]
 
 
-def test_the_fastest_launch_of_every_class_is_found_and_added_to_the_table():
+def test_the_fastest_launch_of_every_class_is_found_and_added_to_the_table(tmp_path):
     chosen = set()
 
     def calls(sizes, dtype):
@@ -87,19 +87,21 @@ def test_the_fastest_launch_of_every_class_is_found_and_added_to_the_table():
             rows = _launch.MANY_ROWS if sizes.queries is None else 1
             launch = _launch.choose(direction, architecture, rows=rows, **options)
             chosen.add(launch)
-            # Two warps and two chunks are fastest.
-            return abs(launch.warps - 2) + (2 - launch.chunks) + 0.1 * launch.tiled
+            # Two warps, two chunks and four points are fastest.
+            return abs(launch.warps - 2) + (2 - launch.chunks) + 0.1 * launch.tiled + 0.01 * (4 - launch.unrolled)
 
         return {direction: lambda direction=direction: call(direction) for direction in ("forward", "backward")}
 
-    entries = tune.tune(calls, time=lambda call: call())
+    *_, entries = tune.tune(make_calls=calls, time=lambda call: call())
     for direction, precision, size in CLASSES:
-        assert entries[direction][precision][size] == {"warps": 2, "chunks": 2, "tiled": 0}
-    assert len(chosen) == 16
-    before = _launch.read_table()
-    table = tune.add(before, "sm_90", entries, "seen")
-    assert table["sources"]["sm_90"] == "seen"
-    assert table["launches"] == before["launches"] | {"sm_90": entries}
+        unrolled = {"unrolled": 4} if direction == "backward" else {}
+        assert entries[direction][precision][size] == {"warps": 2, "chunks": 2, "tiled": 0} | unrolled
+    assert len(chosen) == 14
+    path = tmp_path / "table.json"
+    tune.write(path, entries, "cpu")
+    before, table = _launch.read_table(), json.loads(path.read_text())
+    assert "by `python -m benchmarks.tune`" in table["sources"]["none"]
+    assert table["launches"] == before["launches"] | {"none": entries}
 
 
 def test_forward_and_backward_are_tried_as_in_training():
@@ -113,9 +115,10 @@ def test_the_table_of_the_library_has_every_class_and_its_sources():
     assert table["sources"].keys() == table["launches"].keys()
     assert "any" in table["launches"]
     for entries in table["launches"].values():
-        assert all(
-            entries[direction][precision][size] in tune.candidates(size) for direction, precision, size in CLASSES
-        )
+        for direction, precision, size in CLASSES:
+            entry = entries[direction][precision][size]
+            assert entry.get("unrolled", 2) in tune.UNROLLED
+            assert {name: entry[name] for name in ("warps", "chunks", "tiled")} in [*tune.candidates(size)]
 
 
 def test_variants_have_the_same_sizes_and_nearly_the_same_parameters():

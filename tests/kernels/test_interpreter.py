@@ -78,12 +78,13 @@ def test_opcheck_passes_on_the_forward_and_the_backward_op(padded: bool, rng: to
     mask = torch.rand(1, 12, generator=rng) < 0.3 if padded else None
     references, offsets, logits = rest
     inputs = (value, None, [3, 4], [], offsets, logits, references, mask, False)
-    opcheck(torch.ops.deformdetr.ms_deform_attn.default, inputs)
+    half_sums = padded
+    opcheck(torch.ops.deformdetr.ms_deform_attn.default, (*inputs, half_sums))
     out = attend(value / 2, *rest, 3, 4).detach()
     grad = torch.randn(out.shape, generator=rng)
     opcheck(
         torch.ops.deformdetr.ms_deform_attn_backward.default,
-        (grad, out, *inputs, True, True, True, True),
+        (grad, out, *inputs, True, True, True, True, half_sums),
         # The output has no gradient.
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
@@ -119,7 +120,7 @@ def test_levels_that_do_not_fit_are_empty_where_only_the_device_knows_them(
         references = torch.rand(2, 5, 3, 2, generator=rng) if is_fused else None
         sampling = _triton.Sampling(offsets, weights, references)
         out = _triton.forward(value, pyramid, sampling)
-        grads = _triton.backward(grad, out, value, pyramid, sampling, needs, deterministic=deterministic)
+        grads = _triton.backward(grad, out, value, pyramid, sampling, needs, _triton.Sums(deterministic))
         levels = place_levels(pyramid, pixels)
         leaves = [tensor.double().requires_grad_() for tensor in (value, offsets, weights)]
         locations, attention = leaves[1:]

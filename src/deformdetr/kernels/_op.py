@@ -110,6 +110,7 @@ class Inputs(NamedTuple):
     references: Tensor | None
     padding_mask: Tensor | None
     deterministic: bool
+    half_sums: bool = False
 
     def pyramid(self) -> Pyramid:
         """Return the levels. Packages compiled ahead of time pass None for empty lists."""
@@ -126,7 +127,7 @@ def _run_plainly(forward: Callable[..., Tensor], *arguments: Any) -> Tensor:
 
 def _check(inputs: Inputs) -> None:
     """Check the arguments of an op, which anyone may call."""
-    value, *_, locations, weights, references, padding_mask, deterministic = inputs
+    value, *_, locations, weights, references, padding_mask, deterministic, _ = inputs
     fused = references is not None
     check_arguments(value, inputs.pyramid(), locations, weights, references, padding_mask, fused=fused)
     if fused and deterministic:
@@ -146,7 +147,7 @@ def _run_forward(ctx: Any, *arguments: Any) -> Tensor:
 
     Unless `ctx` is None, what the backward needs is saved in it.
     """
-    value, *_, locations, weights, references, padding_mask, _ = inputs = Inputs(*arguments)
+    value, *_, locations, weights, references, padding_mask, _, _ = inputs = Inputs(*arguments)
     check_storages(value, locations, weights, references, padding_mask)
     # Only Triton kernels fuse, and a fused call comes here only where they run.
     if references is not None or _runs_triton(value, locations, weights):
@@ -174,6 +175,7 @@ def _forward(
     references: Tensor | None,
     padding_mask: Tensor | None,
     deterministic: bool,  # noqa: FBT001  # Ops take arguments by position.
+    half_sums: bool = False,  # noqa: FBT001, FBT002  # Programs that were exported without it take the default.
 ) -> Tensor:
     inputs = Inputs(value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, deterministic)
     _check(inputs)
@@ -198,6 +200,7 @@ def _backward(
     needs_locations: bool,  # noqa: FBT001
     needs_weights: bool,  # noqa: FBT001
     needs_references: bool,  # noqa: FBT001
+    half_sums: bool = False,  # noqa: FBT001, FBT002
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of value, locations, weights and references; those that are not needed are empty.
 
@@ -216,9 +219,8 @@ def _backward(
 
         sampling = _triton.Sampling(locations, weights, references, padding_mask)
         wanted = _triton.Needs(*needs, needs_references and references is not None)
-        grads = _triton.backward(
-            grad_output, output, value, inputs.pyramid(), sampling, wanted, deterministic=deterministic
-        )
+        sums = _triton.Sums(deterministic, half_sums)
+        grads = _triton.backward(grad_output, output, value, inputs.pyramid(), sampling, wanted, sums)
     else:
         kernel = _choose_kernel(value, locations, weights)
         levels = place_levels(read_on_cpu(inputs.pyramid(), value.shape[1]), value.shape[1])
@@ -255,7 +257,7 @@ def _(*arguments: Any) -> Tensor:
 
 @backward_op.register_fake
 def _(grad_output: Tensor, output: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs, needs = Inputs(*arguments[:9]), arguments[9:]
+    inputs, needs = Inputs(*arguments[:9]), arguments[9:13]
     _check(inputs)
     grad_value, grad_locations, grad_weights, grad_references = (
         like.new_empty(like.shape) if need and like is not None else None
@@ -266,16 +268,16 @@ def _(grad_output: Tensor, output: Tensor | None, *arguments: Any) -> tuple[Tens
 
 def _save(ctx: Any, tensor: Tensor | None, inputs: Inputs) -> None:
     """Save a tensor and the inputs for `_load`."""
-    value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, deterministic = inputs
+    value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, *settings = inputs
     ctx.save_for_backward(tensor, value, spatial_shapes, locations, weights, references, padding_mask)
-    ctx.settings = sizes, repeats, deterministic
+    ctx.settings = sizes, repeats, settings
 
 
 def _load(ctx: Any) -> tuple[Any, Inputs]:
     tensor, value, spatial_shapes, locations, weights, references, padding_mask = ctx.saved_tensors
-    sizes, repeats, deterministic = ctx.settings
+    sizes, repeats, settings = ctx.settings
     return tensor, Inputs(
-        value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, deterministic
+        value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, *settings
     )
 
 
@@ -288,17 +290,17 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate_forward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     output, inputs = _load(ctx)
-    needs_value, _, _, _, needs_locations, needs_weights, needs_references, _, _ = ctx.needs_input_grad
+    needs_value, _, _, _, needs_locations, needs_weights, needs_references, *_ = ctx.needs_input_grad
     needs = (needs_value, needs_locations, needs_weights, needs_references)
     run = choose_backward(grad_output, *_differentiable(inputs))
-    grads = run(grad_output, output, *inputs, *needs)
+    grads = run(grad_output, output, *inputs[:9], *needs, inputs.half_sums)
     grad_value, *others = (grad if need else None for grad, need in zip(grads, needs, strict=True))
-    return grad_value, None, None, None, *others, None, None
+    return grad_value, None, None, None, *others, None, None, None
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     _save(ctx, inputs[0], Inputs(*inputs[2:11]))
-    ctx.needs = inputs[11:]
+    ctx.needs = inputs[11:15]
 
 
 def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -323,7 +325,7 @@ def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ..
             [output for output, _ in wanted], [grad_output, *leaves], [grad for _, grad in wanted], allow_unused=True
         )
     grad_value, *grad_others = (*seconds, None)[:4]
-    return grad_grad_output, None, grad_value, None, None, None, *grad_others, *[None] * 6
+    return grad_grad_output, None, grad_value, None, None, None, *grad_others, *[None] * 7
 
 
 def _vmap_forward(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
@@ -338,7 +340,7 @@ def _vmap_backward(
     # Gradients that are not needed are empty, and have no batch to split.
     grads = tuple(
         grad.unflatten(0, (info.batch_size, -1)) if need else grad.new_empty(info.batch_size, 0)
-        for grad, need in zip(_TransformedBackward.apply(*folded), inputs[11:], strict=True)
+        for grad, need in zip(_TransformedBackward.apply(*folded), inputs[11:15], strict=True)
     )
     return grads, (0, 0, 0, 0)
 

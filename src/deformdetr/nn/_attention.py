@@ -60,6 +60,9 @@ class MSDeformAttn(nn.Module):
     im2col_step = 64
     """Images per kernel launch in the original, whose callers read this attribute; not used here."""
 
+    grad_value_dtype = torch.float32
+    """Dtype in which the gradient of the projected features is summed, as in `ms_deform_attn`. Set it on a layer."""
+
     def __init__(
         self,
         d_model: int = 256,
@@ -163,6 +166,7 @@ class MSDeformAttn(nn.Module):
             input_padding_mask,
             method=self.method,
             points_per_level=self._uneven_points,
+            grad_value_dtype=self.grad_value_dtype,
         )
         return apply_linear(self.output_proj, sampled)
 

@@ -51,6 +51,7 @@ def _run_operator(
     references: Tensor | None,
     padding_mask: Tensor | None,
     deterministic: bool,  # noqa: FBT001  # Ops take arguments by position.
+    half_sums: bool = False,  # noqa: FBT001, FBT002
 ) -> Tensor:
     """Compute the operator from its arguments; with reference points, from offsets and logits."""
     pyramid = Pyramid(spatial_shapes, sizes, repeats)

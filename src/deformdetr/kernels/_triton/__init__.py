@@ -26,6 +26,6 @@ except ModuleNotFoundError as error:
         name="triton",
     ) from error
 
-from deformdetr.kernels._triton._launcher import Needs, Sampling, backward, forward
+from deformdetr.kernels._triton._launcher import Needs, Sampling, Sums, backward, forward
 
-__all__ = ["Needs", "Sampling", "backward", "forward"]
+__all__ = ["Needs", "Sampling", "Sums", "backward", "forward"]

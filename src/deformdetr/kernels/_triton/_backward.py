@@ -21,14 +21,29 @@ from deformdetr.kernels._triton._parts import (
 
 
 @triton.jit
-def _add_row(pointer, even, odd, weight, mask, WORDS: tl.constexpr, PAIRED: tl.constexpr):
-    """Add a weighted row to the gradient of the value: even channels, then odd ones, if PAIRED.
+def _add_row(
+    grads, offset, even, odd, weight, adds, FIRST: tl.constexpr, WIDTH: tl.constexpr, WORDS: tl.constexpr,
+    PAIRED: tl.constexpr,
+):  # fmt: skip
+    """Add WIDTH words of a weighted row, from the FIRST one on, to the gradient of the value at `offset`.
+
+    Sums in float32 have even channels before odd ones if PAIRED; sums in half precision have the channels in order.
 
     Relaxed atomics whose result is unused: they compile to vector reductions that the warp does not wait for.
     """
-    tl.atomic_add(pointer, even * weight[:, None], mask=mask, sem="relaxed")
-    if PAIRED:
-        tl.atomic_add(pointer + WORDS, odd * weight[:, None], mask=mask, sem="relaxed")
+    if grads.dtype.element_ty == tl.float32:
+        word = tl.arange(0, WIDTH)
+        pointer = grads + offset[:, None] + word[None, :] + FIRST
+        mask = adds[:, None] & (word + FIRST < WORDS)[None, :]
+        tl.atomic_add(pointer, even * weight[:, None], mask=mask, sem="relaxed")
+        if PAIRED:
+            tl.atomic_add(pointer + WORDS, odd * weight[:, None], mask=mask, sem="relaxed")
+    else:
+        channel = tl.arange(0, 2 * WIDTH)
+        pointer = grads + offset[:, None] + channel[None, :] + 2 * FIRST
+        mask = adds[:, None] & (channel + 2 * FIRST < 2 * WORDS)[None, :]
+        row = tl.join(even * weight[:, None], odd * weight[:, None]).reshape(even.shape[0], 2 * WIDTH)
+        tl.atomic_add(pointer, row.to(grads.dtype.element_ty), mask=mask, sem="relaxed")
 
 
 @triton.jit
@@ -88,12 +103,13 @@ def ms_deform_attn_backward(
     NEEDS_REFERENCES: tl.constexpr,
     NEEDS_LOCATIONS: tl.constexpr,
     NEEDS_WEIGHTS: tl.constexpr,
+    UNROLLED: tl.constexpr,
 ):
     """Differentiate the forward; positions and weights are computed again.
 
     With `g` the gradient of one output, `w_x w_y` a corner's weights and `d = g . v` for its pixel `v`:
 
-    * value: `A w_x w_y g`, added atomically to the corner's pixel, in float32
+    * value: `A w_x w_y g`, added atomically to the corner's pixel, in the dtype of `grad_value`
     * position: `A sum d (w_x' w_y, w_x w_y')`; from there to locations, or to offsets and references
     * weight: `D = sum d w_x w_y`, and for its logit `A (D - mean)`; the mean of all `D` under the attention is
       `g . output`
@@ -167,7 +183,7 @@ def ms_deform_attn_backward(
         width_in_float, height_in_float = width.to(tl.float32), height.to(tl.float32)
         grad_x, grad_y, grad_w, grad_h = zero, zero, zero, zero
         # Compile time grows with the square of the unrolled length.
-        for point in tl.range(P, loop_unroll_factor=2):
+        for point in tl.range(P, loop_unroll_factor=UNROLLED):
             index = row * (L * P) + (level * P + point)
             x, y = load_xy(locations, index)
             weight = tl.load(weights + index).to(tl.float32)
@@ -210,12 +226,14 @@ def ms_deform_attn_backward(
                     grad_u += slope_x * weight_y * dot
                     grad_v += weight_x * slope_y * dot
                 if NEEDS_VALUE:
-                    pointer = grad_value + (corner_pixel * (M * D))[:, None] + word[None, :]
+                    offset = corner_pixel * (M * D)
                     corner_weight = weight * weight_x * weight_y
-                    adds = (visible & (corner_weight != 0))[:, None]
-                    _add_row(pointer, even, odd, corner_weight, adds & in_chunk, WORDS, PAIRED)
+                    adds = visible & (corner_weight != 0)
+                    _add_row(grad_value, offset, even, odd, corner_weight, adds, 0, WIDTH, WORDS, PAIRED)
                     if CHUNKS == 2:
-                        _add_row(pointer + WIDTH, next_even, next_odd, corner_weight, adds & in_next, WORDS, PAIRED)
+                        _add_row(
+                            grad_value, offset, next_even, next_odd, corner_weight, adds, WIDTH, WIDTH, WORDS, PAIRED
+                        )
 
             if NEEDS_WEIGHTS:
                 if FUSED:

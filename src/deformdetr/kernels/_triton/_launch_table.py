@@ -43,6 +43,8 @@ class Launch(NamedTuple):
     chunks: int
     """Passes over a row, 1 or 2."""
     warps: int
+    unrolled: int
+    """Points of a level that the backward unrolls; the forward unrolls all."""
     tiled: bool
     """Whether queries that are the pixels themselves are served in square tiles, which sample the same pixels."""
 
@@ -56,6 +58,8 @@ class Architecture(NamedTuple):
     """Threads that run in lockstep: a warp."""
     predicates_loads: bool
     """Whether masked loads cost no more than others."""
+    vector_sums: tuple[torch.dtype, ...] = ()
+    """Half-precision dtypes of which an atomic addition takes several numbers at once."""
 
 
 def choose(
@@ -83,7 +87,7 @@ def choose(
     width = next_power_of_2(-(-row_words // chunks))
     # One row per group of lanes that read it in one pass; more rows per warp would go through shared memory.
     served = max(1, entry["warps"] * architecture.lanes * _BYTES_PER_LANE // (width * word_size))
-    return Launch(rows=served, width=width, chunks=chunks, warps=entry["warps"], tiled=bool(entry["tiled"]))
+    return Launch(served, width, chunks, entry["warps"], entry.get("unrolled", 2), tiled=bool(entry["tiled"]))
 
 
 def next_power_of_2(number: int) -> int:
@@ -95,11 +99,14 @@ def next_power_of_2(number: int) -> int:
 def architecture_of(device: torch.device) -> Architecture:
     """Return the architecture of a GPU; the interpreter has none."""
     if device.type != "cuda":
-        return Architecture("none", 32, predicates_loads=True)
+        # The interpreter cannot add bfloat16.
+        return Architecture("none", 32, predicates_loads=True, vector_sums=(torch.float16,))
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
         return Architecture(properties.gcnArchName.split(":")[0], properties.warp_size, predicates_loads=False)
-    return Architecture(f"sm_{properties.major}{properties.minor}", properties.warp_size, predicates_loads=True)
+    name = f"sm_{properties.major}{properties.minor}"
+    vector_sums = (torch.float16, torch.bfloat16) if properties.major >= 9 else ()
+    return Architecture(name, properties.warp_size, predicates_loads=True, vector_sums=vector_sums)
 
 
 @functools.cache

@@ -45,6 +45,15 @@ class Needs(NamedTuple):
     references: bool = False
 
 
+class Sums(NamedTuple):
+    """How the gradient of the value is summed."""
+
+    in_order: bool
+    """In a fixed order, in float32. Not with reference points."""
+    in_half: bool = False
+    """A value in half precision in its own dtype, where the GPU adds vectors of it."""
+
+
 def _on_device_of_value(run: Callable[_P, _R]) -> Callable[_P, _R]:
     """Make the device of the tensors current for the launch."""
 
@@ -85,8 +94,7 @@ def backward(
     pyramid: Pyramid,
     sampling: Sampling,
     needs: Needs,
-    *,
-    deterministic: bool,
+    sums: Sums,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of value, locations or offsets, weights or logits, and reference points.
 
@@ -97,7 +105,7 @@ def backward(
         pyramid: As in the forward.
         sampling: As in the forward.
         needs: Which gradients to compute; the others are None.
-        deterministic: Sum the gradient of the value in a fixed order. Not with reference points.
+        sums: How to sum the gradient of the value.
     """
     locations, weights, references, _ = sampling
     if _is_empty(value, weights):
@@ -106,8 +114,10 @@ def backward(
     unused = arguments.inputs[0]
     grad_output, output = _dense(grad_output.to(value.dtype)), unused if output is None else _dense(output)
     # In a fixed order, the gradient of the value has a kernel of its own.
-    atomic = needs._replace(value=needs.value and not deterministic)
-    grads = _allocate_gradients(value, sampling, atomic, unused)
+    atomic = needs._replace(value=needs.value and not sums.in_order)
+    paired = arguments.constants["PAIRED"]
+    in_half = sums.in_half and paired and value.dtype in _launch_table.architecture_of(value.device).vector_sums
+    grads = _allocate_gradients(value, sampling, atomic, unused, value.dtype if in_half else torch.float32)
     if any(atomic):
         for first_image, grid in arguments.grids():
             _backward.ms_deform_attn_backward[grid](
@@ -121,13 +131,14 @@ def backward(
                 NEEDS_REFERENCES=atomic.references,
                 NEEDS_LOCATIONS=atomic.locations,
                 NEEDS_WEIGHTS=atomic.weights,
+                UNROLLED=arguments.launch.unrolled,
                 num_warps=arguments.launch.warps,
                 enable_fp_fusion=True,
             )
-    sums, grad_references, grad_locations, grad_weights = grads
+    summed, grad_references, grad_locations, grad_weights = grads
     grad_value: Tensor | None = None
     if atomic.value:
-        grad_value = _round(sums, value, paired=arguments.constants["PAIRED"])
+        grad_value = summed if in_half else _round(summed, value, paired=paired)
     elif needs.value:
         grad_value = _sum_value_gradient_in_order(grad_output, arguments)
     return (
@@ -149,13 +160,13 @@ def _zero_gradients(
 
 
 def _allocate_gradients(
-    value: Tensor, sampling: Sampling, needs: Needs, unused: Tensor
+    value: Tensor, sampling: Sampling, needs: Needs, unused: Tensor, dtype_of_sums: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return memory for gradients in the order of the kernel; `unused` takes the place of those not needed."""
     locations, weights, references, _ = sampling
     grad_value = grad_references = grad_locations = grad_weights = unused
     if needs.value:
-        grad_value = value.new_zeros(value.shape, dtype=torch.float32)
+        grad_value = value.new_zeros(value.shape, dtype=dtype_of_sums)
     if needs.references and references is not None:
         grad_references = references.new_empty(*weights.shape[:4], references.shape[-1], dtype=torch.float32)
     if needs.locations:
