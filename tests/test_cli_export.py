@@ -105,7 +105,7 @@ def test_file_is_compared_and_detects_in_other_sizes(capsys, run, tmp_path, monk
         (["RUN", "--onnx", "out.onnx", "--opset", "16"], "opset must be 17 or newer"),
         (
             ["RUN", "--onnx", "out.onnx", "--sampling", "nearest"],
-            "--sampling: Input should be 'grid_sample' or 'gather'",
+            "--sampling: Input should be 'grid_sample', 'gather', 'tensorrt_v1' or 'tensorrt_v2'",
         ),
         (["RUN", "--onnx", "out.onnx", "--images", "there.onnx"], "there.onnx: cannot be read as an image"),
         (["RUN"], "--onnx"),

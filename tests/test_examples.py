@@ -9,8 +9,8 @@ import pytest
 import torch
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
-# Needs an exported file, and runs where a test makes one.
-TESTED_ELSEWHERE = {"onnx_detector"}
+# The first needs an exported file, and runs where a test makes one. The second trains for minutes, and here for less.
+TESTED_ELSEWHERE = {"onnx_detector", "panoptic_shapes"}
 EXPECTED_OUTPUT = {
     "deformable_detr_in_sixty_lines": "the loss falls: True",
     "detr_in_forty_lines": "the loss falls: True",
@@ -27,6 +27,20 @@ def test_example_runs_and_prints_the_expected_output(example: Path, capsys):
     runpy.run_path(str(example), run_name="__main__")
     assert EXPECTED_OUTPUT[example.stem] in capsys.readouterr().out
     assert "MultiScaleDeformableAttention" not in sys.modules
+
+
+@pytest.mark.slow
+def test_panoptic_shapes_are_trained_evaluated_and_drawn(tmp_path):
+    (path,) = (path for path in EXAMPLES if path.stem == "panoptic_shapes")
+    metrics = runpy.run_path(str(path))["main"](tmp_path / "run", num_train=8, num_val=2, epochs=1)
+    # After one step, nothing is certain yet.
+    assert (metrics["PQ"], metrics["classes"]) == (0, 5)
+    assert sorted(each.name for each in (tmp_path / "run").glob("*.png") if each.name[0].isdigit()) == [
+        "0_found.png",
+        "0_truth.png",
+        "1_found.png",
+        "1_truth.png",
+    ]
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from deformdetr.visualize import (
     displayable,
     draw_boxes,
     draw_comparison,
+    draw_panoptic,
     draw_proposals,
     draw_refinement,
     plot_confusion,
@@ -234,6 +235,25 @@ def test_a_comparison_shows_masks_on_both_sides(dtype: torch.dtype) -> None:
     for side, label in ((picture[:, :half], 1), (picture[:, half:], 0)):
         expected = np.round(0.55 * 128 + 0.45 * np.array(class_color(label)))
         assert (np.abs(side - expected).max(axis=-1) <= 1).sum() >= 150 * 150
+
+
+def test_segments_have_the_colors_of_their_classes_and_white_borders() -> None:
+    segment_map = torch.zeros(600, 700, dtype=torch.int64)
+    segment_map[:, 300:] = 1
+    segment_map[300:, 300:] = 2
+    found = {"segment_map": segment_map, "labels": torch.tensor([1, 0])}
+    picture = np.asarray(draw_panoptic(GRAY, found, NAMES)).astype(int)
+    for (y, x), label in (((20, 650), 1), ((550, 650), 0)):
+        assert np.abs(picture[y, x] - (0.55 * 128 + 0.45 * np.array(class_color(label)))).max() <= 0.5
+    assert (picture[20, 20] == 128).all()
+    assert (picture[20, 299] == 255).all()
+    assert (picture[299, 650] == 255).all()
+    # Names are in the middle of the segments.
+    assert has_color(Image.fromarray(picture.astype(np.uint8)), class_color(1))[130:170, 490:540].any()
+    with pytest.raises(ValueError, match=r"map has \(600, 700\) pixels, but the image \(60, 100\)"):
+        draw_panoptic(GRAY[:, :60, :100], found, NAMES)
+    with pytest.raises(ValueError, match="do not fit 1 names"):
+        draw_panoptic(GRAY, found, NAMES[:1])
 
 
 def test_tiles_keep_their_order_and_shape():

@@ -180,3 +180,22 @@ class Detections(TypedDict):
     labels: Int64[Tensor, " detections"]
     masks: NotRequired[Float[Tensor, "detections 1 height width"] | Bool[Tensor, "detections 1 height width"]]
     """Of a model with masks, at the size of the image: probabilities, or True inside the object."""
+
+
+class PanopticSegmentation(TypedDict):
+    """Segments of one image that do not overlap: instances of things, and regions of stuff.
+
+    Examples:
+        >>> segmentation: PanopticSegmentation = {
+        ...     "segment_map": torch.tensor([[1, 1, 2], [1, 1, 0]]),
+        ...     "labels": torch.tensor([17, 120]),
+        ... }
+    """
+
+    segment_map: Int64[Tensor, "height width"]
+    """Segment of every pixel, counted from 1 in the order of `labels`; 0 belongs to none (void)."""
+    labels: Int64[Tensor, " segments"]
+    scores: NotRequired[Float[Tensor, " segments"]]
+    """In [0, 1]."""
+    iscrowd: NotRequired[Int64[Tensor, " segments"]]
+    """1 where a segment of the ground truth holds a crowd."""

@@ -23,14 +23,14 @@ from deformdetr.data import (
     prepare_for_evaluation,
 )
 from deformdetr.engine import load_run
-from deformdetr.integrations.export import ExportReport, Sampling, export_onnx
+from deformdetr.integrations.export import ExportReport, OnnxSampling, export_onnx
 
 # (height, width) of drawn images for the comparison.
 _SIZES = ((320, 256), (224, 320))
 
 
 class Export(BaseModel):
-    """Write a trained model as an ONNX file, and check that onnxruntime gives the same results.
+    """Write a trained model as an ONNX file, and check that it gives the same results.
 
     The file takes any number of images of any size. It is compared with the model on images of several sizes, alone and
     in a batch, and is not kept if they differ.
@@ -38,7 +38,7 @@ class Export(BaseModel):
 
     run: CliPositionalArg[str] = Field(description=RUN)
     onnx: Path = Field(description="File to write, .onnx.")
-    sampling: Sampling = Field(default="grid_sample", description="Operators of deformable attention.")
+    sampling: OnnxSampling = Field(default="grid_sample", description="Operators of deformable attention.")
     opset: int = Field(default=18, description="Version of the ONNX operator set, 17 or newer.")
     postprocess: CliToggleFlag[bool] = Field(
         default=False,

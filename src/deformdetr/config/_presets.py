@@ -14,7 +14,9 @@ from deformdetr.config._parts import ConvBackboneConfig, DATConfig, ResNetConfig
 ModelConfig: TypeAlias = Annotated[DeformableDETRConfig | DETRConfig, Field(discriminator="kind")]
 
 # For type checkers, which then know the fields of `preset("detr_r50")`.
-_DETRNames: TypeAlias = Literal["detr_r50", "detr_r50_dc5", "detr_r50_dc5_plus", "detr_r101", "detr_r101_dc5"]
+_DETRNames: TypeAlias = Literal[
+    "detr_r50", "detr_r50_dc5", "detr_r50_dc5_plus", "detr_r101", "detr_r101_dc5", "detr_r50_panoptic"
+]
 _DeformableNames: TypeAlias = Literal[
     "deformable_detr_r50_single_scale",
     "deformable_detr_r50_single_scale_dc5",
@@ -61,6 +63,7 @@ PRESETS: Mapping[str, DeformableDETRConfig | DETRConfig] = {
     ),
     "detr_r101": DETRConfig(backbone=ResNetConfig(name="resnet101")),
     "detr_r101_dc5": DETRConfig(backbone=ResNetConfig(name="resnet101", dilation=True)),
+    "detr_r50_panoptic": DETRConfig(num_classes=250, masks=True),
     "demo": DeformableDETRConfig(
         num_classes=3,
         num_queries=30,

@@ -19,8 +19,9 @@ from deformdetr.data._find_images import FoundImages, find_images, image_suffixe
 from deformdetr.data._foreign import ForeignDataset, write_documents
 from deformdetr.data._headers import Headers, read_headers
 from deformdetr.data._images import ImageFiles, ImageHeader, image_tensor, load_image, read_header
+from deformdetr.data._panoptic import PanopticFiles, panoptic_truth, write_panoptic
 from deformdetr.data._sampler import SeededIndex, SeededSampler
-from deformdetr.data._shapes import draw_shapes, write_shapes
+from deformdetr.data._shapes import SHAPES_STUFF, draw_shapes, write_shapes
 from deformdetr.data._split import SplitDocuments, split_coco
 from deformdetr.data._transforms import (
     RandomSizeCrop,
@@ -37,6 +38,7 @@ from deformdetr.data._warnings import ObjectLimits, find_warnings
 from deformdetr.data._yolo import read_yolo
 
 __all__ = [
+    "SHAPES_STUFF",
     "Annotations",
     "AnyDataConfig",
     "AugmentConfig",
@@ -56,6 +58,7 @@ __all__ = [
     "ImageHeader",
     "LabelMap",
     "ObjectLimits",
+    "PanopticFiles",
     "RandomSizeCrop",
     "ResizeShortSide",
     "Sample",
@@ -78,6 +81,7 @@ __all__ = [
     "judge",
     "load_image",
     "make_sample",
+    "panoptic_truth",
     "prepare_for_evaluation",
     "read_coco",
     "read_header",
@@ -88,5 +92,6 @@ __all__ = [
     "split_sample",
     "train_transforms",
     "write_documents",
+    "write_panoptic",
     "write_shapes",
 ]

@@ -226,6 +226,10 @@ class ShapesConfig(DefaultedConfig):
     noise: int = Field(
         default=20, ge=0, le=100, description="Amplitude of the noise on every channel, on a scale of 0 to 255."
     )
+    stuff: bool = Field(
+        default=False,
+        description="Paint stripes on a part of the background, and annotate both parts, plain and striped, as stuff.",
+    )
     decode: DecodeConfig = Field(default=DEFAULT_DECODING, description="How image files become pixels.")
     augment: AugmentConfig = AugmentConfig(short_sides=(), crop=False)
     eval_short_side: PositiveInt | None = Field(

@@ -19,6 +19,8 @@ from deformdetr.data._config import DataConfig, ShapesConfig, Split
 from deformdetr.data._segmentations import Segmentations
 
 SHAPES_LABEL_MAP = LabelMap(names=("circle", "rectangle", "triangle"), category_ids=(1, 2, 3))
+PANOPTIC_LABEL_MAP = LabelMap(names=(*SHAPES_LABEL_MAP.names, "plain", "striped"), category_ids=(1, 2, 3, 4, 5))
+SHAPES_STUFF = frozenset((3, 4))
 
 _Box = tuple[int, int, int, int]
 _PLACES_TRIED = 20
@@ -38,7 +40,8 @@ def draw_shapes(
     """Draw all images of a split. Each depends only on the seed, the split and its index.
 
     Boxes are tight around the drawn pixels. Shapes may overlap a little, with the smaller one in front. With `masks`,
-    the annotations also have the visible pixels of each shape.
+    the annotations also have the visible pixels of each shape. With `config.stuff`, both parts of the background come
+    before the shapes.
 
     Examples:
         >>> from deformdetr.data import ShapesConfig, draw_shapes
@@ -70,7 +73,7 @@ def draw_shapes(
         published=published,
         areas=published[:, 2] * published[:, 3],
         is_crowd=np.zeros(len(found), dtype=np.bool_),
-        label_map=SHAPES_LABEL_MAP,
+        label_map=PANOPTIC_LABEL_MAP if config.stuff else SHAPES_LABEL_MAP,
         report=DatasetReport(
             source=f"shapes ({split}, seed {config.seed})",
             images=count,
@@ -127,7 +130,9 @@ def _draw_picture(
 ) -> tuple[UInt8[np.ndarray, "height width 3"], list[_Shape]]:
     side = config.image_size
     ground = generator.uniform(40, 215, 3)
-    canvas = Image.fromarray(_background(generator, ground, side))
+    background = _background(generator, ground, side)
+    drawn = _paint_stripes(generator, background, ground) if config.stuff else []
+    canvas = Image.fromarray(background)
     draw = ImageDraw.Draw(canvas)
     for _ in range(int(generator.integers(_DISTRACTOR_LINES + 1))):
         ends = generator.uniform(0, side, 4).tolist()
@@ -136,16 +141,31 @@ def _draw_picture(
     smallest, largest = math.log(config.min_size * side), math.log(config.max_size * side)
     # Large shapes come first, so that small ones find room and are never hidden.
     sizes = sorted(np.exp(generator.uniform(smallest, largest, count)).tolist(), reverse=True)
-    drawn: list[_Shape] = []
     for size in sizes:
         label = int(generator.integers(SHAPES_LABEL_MAP.num_classes))
-        mask = _place(generator, _outline(generator, label) * size, side, [shape.box for shape in drawn])
+        others = [shape.box for shape in drawn if shape.label not in SHAPES_STUFF]
+        mask = _place(generator, _outline(generator, label) * size, side, others)
         if mask is not None:
             canvas.paste(_contrasting_color(generator, ground), mask=mask)
             drawn.append(_Shape(label, _tight_box(mask), np.asarray(mask)))
     picture = np.asarray(canvas, dtype=np.int16)
     noise = generator.integers(-config.noise, config.noise, picture.shape, dtype=np.int8, endpoint=True)
     return (picture + noise).clip(0, 255).astype(np.uint8), drawn
+
+
+def _paint_stripes(
+    generator: np.random.Generator, background: UInt8[np.ndarray, "side side 3"], ground: Float64[np.ndarray, "3"]
+) -> list[_Shape]:
+    """Paint diagonal stripes on one side of a horizontal or vertical border, and return both sides, plain one first."""
+    side = len(background)
+    rows, columns = np.indices((side, side))
+    is_striped = (rows if generator.random() < 0.5 else columns) >= generator.uniform(0.3, 0.7) * side
+    if generator.random() < 0.5:
+        is_striped = ~is_striped
+    width = max(2, side // 24)
+    background[is_striped & ((rows + columns) // width % 2 == 0)] = _contrasting_color(generator, ground)
+    parts = zip(sorted(SHAPES_STUFF), (~is_striped, is_striped), strict=True)
+    return [_Shape(label, _tight_box(Image.fromarray(mask)), mask) for label, mask in parts]
 
 
 def _encode_visible(shapes: list[_Shape]) -> list[RunLengths]:

@@ -5,6 +5,7 @@ from deformdetr.models._deformable_detr import DeformableDETR
 from deformdetr.models._denoising import needs_targets
 from deformdetr.models._detector import Detector
 from deformdetr.models._detr import DETR
+from deformdetr.models._panoptic import PanopticPostProcess
 from deformdetr.models._postprocess import PostProcess, Selection, SigmoidPostProcess, SoftmaxPostProcess
 from deformdetr.models._preprocess import (
     IMAGENET_MEAN,
@@ -22,6 +23,7 @@ __all__ = [
     "Capture",
     "DeformableDETR",
     "Detector",
+    "PanopticPostProcess",
     "PostProcess",
     "SampledLayer",
     "Selection",

@@ -1,6 +1,6 @@
 """Masks of a model's queries, and their conversion to the pixels of the images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -60,13 +60,29 @@ def masks_in_image(
         size: (height, width) of the image, in pixels.
         threshold: Probability above which a pixel is True; None returns probabilities in float32.
     """
+    masks = logits.new_empty(len(logits), 1, *size, dtype=torch.float32 if threshold is None else torch.bool)
+    start = 0
+    for enlarged in enlarge(logits, valid_ratio, size):
+        probability = enlarged.sigmoid()
+        end = start + len(enlarged)
+        masks[start:end, 0] = probability if threshold is None else probability > threshold
+        start = end
+    return masks
+
+
+def enlarge(
+    logits: Float[Tensor, "masks mask_height mask_width"], valid_ratio: Float[Tensor, "2"] | None, size: tuple[int, int]
+) -> Iterator[Float[Tensor, "_piece {size[0]} {size[1]}"]]:
+    """Iterate over pieces of masks without padding, resized to the image by bilinear interpolation, in float32.
+
+    Args:
+        logits: As in `masks_in_image`.
+        valid_ratio: As in `masks_in_image`.
+        size: As in `masks_in_image`.
+    """
     height, width = size
     ratio = logits.new_ones(2, dtype=torch.float32) if valid_ratio is None else valid_ratio.float()
     grid = image_grid(height, width, ratio)
-    masks = logits.new_empty(len(logits), 1, height, width, dtype=torch.float32 if threshold is None else torch.bool)
-    for start in range(0, len(logits), _MASKS_AT_ONCE):
-        piece = slice(start, start + _MASKS_AT_ONCE)
-        enlarged = F.grid_sample(logits[None, piece].float(), grid, padding_mode="border", align_corners=False)[0]
-        probability = enlarged.sigmoid()
-        masks[piece, 0] = probability if threshold is None else probability > threshold
-    return masks
+    for piece in torch.split(logits, _MASKS_AT_ONCE):
+        if len(piece):
+            yield F.grid_sample(piece[None].float(), grid, padding_mode="border", align_corners=False)[0]

@@ -4,6 +4,7 @@ from deformdetr.visualize._boxes import Color, class_color, draw_boxes, draw_com
 from deformdetr.visualize._evaluation import plot_confusion, plot_precision_recall
 from deformdetr.visualize._fonts import check_font
 from deformdetr.visualize._images import check_picture, displayable, save_image
+from deformdetr.visualize._panoptic import draw_panoptic
 from deformdetr.visualize._plots import plot_curves, plot_sampling_layers, plot_sampling_points
 from deformdetr.visualize._queries import draw_proposals, draw_refinement
 from deformdetr.visualize._sheet import tile_pictures
@@ -16,6 +17,7 @@ __all__ = [
     "displayable",
     "draw_boxes",
     "draw_comparison",
+    "draw_panoptic",
     "draw_proposals",
     "draw_refinement",
     "plot_confusion",

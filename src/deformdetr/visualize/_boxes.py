@@ -85,7 +85,7 @@ def draw_boxes(
     order = range(len(labels)) if scores is None else scores.argsort().tolist()
     colors = displayable(image)
     if masks is not None:
-        colors = _tinted(colors, masks[order], labels[order])
+        colors = blend_colors(colors, masks[order], labels[order])
     picture = enlarged(colors, min_size)
     factor = picture.width // colors.shape[2]
     pixels = (boxes.detach().cpu().double() * factor).tolist()
@@ -100,7 +100,7 @@ def draw_boxes(
         label = int(labels[index])
         text = names[label] if scores is None else f"{names[label]} {float(scores[index]):.2f}"
         of_text = load_font(text, text_size, font)
-        placed.append(_draw_tag(draw, pixels[index], text, class_color(label), of_text, picture.size, placed))
+        placed.append(draw_tag(draw, pixels[index], text, class_color(label), of_text, picture.size, placed))
     return picture
 
 
@@ -155,7 +155,7 @@ def draw_comparison(
     return _side_by_side((left, right), titles)
 
 
-def _tinted(
+def blend_colors(
     image: UInt8[Tensor, "3 height width"], masks: Bool[Tensor, "n height width"], labels: Int64[Tensor, " n"]
 ) -> UInt8[Tensor, "3 height width"]:
     """Blend the color of each label into the pixels of its mask, with the last mask on top."""
@@ -175,7 +175,7 @@ def draw_outline(draw: ImageDraw.ImageDraw, box: Sequence[float], color: Color, 
     draw.rectangle((left, top, right, bottom), outline=color, width=line)
 
 
-def _draw_tag(
+def draw_tag(
     draw: ImageDraw.ImageDraw,
     box: Sequence[float],
     text: str,

@@ -1,27 +1,29 @@
 """ONNX files, compared with their model before they are kept."""
 
 import copy
-import importlib
 import importlib.util
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 
-from deformdetr import _compat
 from deformdetr._files import check_writable, replacing
-from deformdetr.integrations._export._check import Comparison, FileOutputs, Run, check_batches, compare
+from deformdetr.integrations._export._check import Comparison, check_batches, compare
 from deformdetr.integrations._export._program import AnyPostProcess, ExportError, export_program, output_names
+from deformdetr.integrations._export._run import load
 from deformdetr.integrations._export._sampling import Sampling, decompositions
+from deformdetr.integrations._export._tensorrt import Plugin, plugin_decompositions
+
+OnnxSampling: TypeAlias = Literal[Sampling, Plugin]
 
 _EXTRA = ("onnx", "onnxruntime", "onnxscript")
 # PyTorch writes this version. onnxscript converts it to newer ones, `_write_as_opset_17` to the one before.
@@ -49,7 +51,7 @@ class ExportReport:
 
     path: Path
     opset: int
-    sampling: Sampling
+    sampling: OnnxSampling
     nodes: int
     tolerance: float
     comparisons: tuple[Comparison, ...]
@@ -63,7 +65,7 @@ def export_onnx(
     model: nn.Module,
     path: str | Path,
     *,
-    sampling: Sampling = "grid_sample",
+    sampling: OnnxSampling = "grid_sample",
     opset: int = _WRITTEN_OPSET,
     postprocess: AnyPostProcess | None = None,
     images: Sequence[Float[Tensor, "3 _ _"]] | None = None,
@@ -73,15 +75,16 @@ def export_onnx(
 ) -> ExportReport:
     """Write a detector as an ONNX file for any batch, height and width, and compare it with the model.
 
-    Inputs and outputs are those of `export_program`. The file is in float32 and has no custom operators. It is written
-    under a temporary name, run by onnxruntime on several batches, and renamed only if no difference exceeds
-    `tolerance`.
+    Inputs and outputs are those of `export_program`. The file is in float32 and has no custom operators, unless it is
+    for TensorRT's plugin. It is written under a temporary name, run on several batches, and renamed only if no
+    difference exceeds `tolerance`. onnxruntime runs it, or ONNX's reference evaluator if it has the plugin's nodes.
 
     Args:
         model: A module that returns `Predictions` for images and padding mask; it is not changed.
         path: File with suffix `.onnx`.
         sampling: How to compute deformable attention: `grid_sample` samples level by level, `gather` reads the four
-            pixels around all samples.
+            pixels around all samples. `tensorrt_v1` and `tensorrt_v2` leave it to TensorRT's plugin
+            `MultiscaleDeformableAttnPlugin_TRT`: version 1 needs TensorRT 8.4.1 or newer, version 2 needs 10.11.
         opset: Version of ONNX's operators, 17 or newer.
         postprocess: Post-processing to include.
         images: Normalized images of any sizes for the comparison; None uses noise.
@@ -95,7 +98,7 @@ def export_onnx(
         FileExistsError: If the file exists and `overwrite` is not set.
         FileNotFoundError: If the folder does not exist.
         OSError: If the file cannot be written; an existing file is kept then.
-        ValueError: If the suffix or the opset is wrong, or `images` is empty.
+        ValueError: If the suffix, the sampling or the opset is wrong, or `images` is empty.
 
     Examples:
         >>> from deformdetr import preset
@@ -105,6 +108,8 @@ def export_onnx(
     path = Path(path)
     _require_extra()
     check_writable(path, suffixes=[".onnx"], overwrite=overwrite)
+    if sampling not in get_args(OnnxSampling):
+        raise ValueError(f"sampling must be one of {', '.join(get_args(OnnxSampling))}; got {sampling!r}")
     if opset < _OLDEST_OPSET:
         raise ValueError(f"opset must be {_OLDEST_OPSET} or newer, got {opset}")
     if images is not None and not images:
@@ -115,7 +120,7 @@ def export_onnx(
     content = _translate(model, postprocess, sampling, opset, metadata or {})
     with replacing(path) as unfinished:
         unfinished.write_bytes(content.SerializeToString())
-        run = _load(unfinished)
+        run = load(unfinished)
         comparisons = tuple(compare(model, run, batch, postprocess=postprocess) for batch in batches)
         _check_tolerance(comparisons, tolerance)
     return ExportReport(
@@ -142,12 +147,16 @@ def _noise() -> list[Tensor]:
 
 
 def _translate(
-    model: nn.Module, postprocess: AnyPostProcess | None, sampling: Sampling, opset: int, metadata: Mapping[str, str]
+    model: nn.Module,
+    postprocess: AnyPostProcess | None,
+    sampling: OnnxSampling,
+    opset: int,
+    metadata: Mapping[str, str],
 ) -> Any:
     """Return the model as ONNX's `ModelProto`."""
     import onnx
 
-    table = {**decompositions(sampling), torch.ops.aten.upsample_nearest2d.vec: _resize_to_nearest}
+    table = {**_replacements(sampling), torch.ops.aten.upsample_nearest2d.vec: _resize_to_nearest}
     program = export_program(model, postprocess=postprocess).run_decompositions(table)
     inputs = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
     outputs = output_names(program, postprocess)
@@ -170,6 +179,15 @@ def _translate(
     _name_axes(content)
     onnx.helper.set_model_props(content, dict(metadata))
     return content
+
+
+def _replacements(sampling: OnnxSampling) -> dict[Any, Callable[..., Tensor]]:
+    """Return the replacement of the operator."""
+    match sampling:
+        case "tensorrt_v1" | "tensorrt_v2":
+            return plugin_decompositions(sampling)
+        case _:
+            return decompositions(sampling)
 
 
 def _write_as_opset_17(graph: Any) -> None:
@@ -236,37 +254,6 @@ def _name_axes(content: Any) -> None:
         rows = value.type.tensor_type.shape.dim[1]
         if rows.dim_param:
             rows.dim_param = "queries" if value.name.startswith("pred_") else "detections"
-
-
-def _load(path: Path) -> Run:
-    """Return a function that runs a file by onnxruntime."""
-    import onnx
-
-    onnxruntime: Any = importlib.import_module("onnxruntime")
-    failures = _compat.onnxruntime_failures()
-    content = onnx.load(path)
-    names = [output.name for output in content.graph.output]
-    choices = [node.output[1] for node in content.graph.node if node.op_type == "TopK"]
-    content.graph.output.extend(onnx.ValueInfoProto(name=name) for name in choices)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Errors only.
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(content.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except failures as error:
-        raise ExportError(f"onnxruntime cannot load what was exported: {error}") from error
-
-    def run(inputs: Mapping[str, Tensor]) -> FileOutputs:
-        try:
-            arrays = session.run([*names, *choices], {name: tensor.numpy() for name, tensor in inputs.items()})
-        except failures as error:
-            sizes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())
-            raise ExportError(f"onnxruntime cannot run what was exported on {sizes}: {error}") from error
-        tensors = [torch.from_numpy(array) for array in arrays]
-        return FileOutputs(dict(zip(names, tensors, strict=False)), tensors[len(names) :])
-
-    return run
 
 
 def _check_tolerance(comparisons: Sequence[Comparison], tolerance: float) -> None:

@@ -14,7 +14,7 @@ from deformdetr.kernels._sampling import locate_samples, mask_padding
 
 Sampling: TypeAlias = Literal["grid_sample", "gather"]
 
-_Sample: TypeAlias = Callable[[Tensor, list[Level], Tensor, Tensor], Tensor]
+Sample: TypeAlias = Callable[[Tensor, list[Level], Tensor, Tensor], Tensor]
 
 
 def decompositions(sampling: Sampling = "grid_sample") -> dict[Any, Callable[..., Tensor]]:
@@ -36,12 +36,16 @@ def decompositions(sampling: Sampling = "grid_sample") -> dict[Any, Callable[...
     """
     if sampling not in get_args(Sampling):
         raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))}; got {sampling!r}")
-    sample = _sample_grids if sampling == "grid_sample" else _sample_rows
+    return decompose_by(_sample_grids if sampling == "grid_sample" else _sample_rows)
+
+
+def decompose_by(sample: Sample) -> dict[Any, Callable[..., Tensor]]:
+    """Return the replacement of the operator by a function of value, levels, sampling locations and weights."""
     return {torch.ops.deformdetr.ms_deform_attn.default: partial(_run_operator, sample)}
 
 
 def _run_operator(
-    sample: _Sample,
+    sample: Sample,
     value: Tensor,
     spatial_shapes: Tensor | None,
     sizes: list[Any],
