@@ -91,9 +91,7 @@ class FileReport(NamedTuple):
         return "\n".join([self.summary, *_listed(self.warnings)])
 
 
-def check_file(
-    images: str | Path, annotations: str | Path, *, decode: DecodeConfig = DEFAULT_DECODING
-) -> FileReport:
+def check_file(images: str | Path, annotations: str | Path, *, decode: DecodeConfig = DEFAULT_DECODING) -> FileReport:
     """Check one annotation file and the headers of its images, before it is split or has a counterpart.
 
     Args:
