@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -395,3 +396,21 @@ def test_two_processes_train_and_evaluate_together(tmp_path, config):
     process = launched(*launch, "eval", str(tmp_path / "two"))
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("IoU=0.50      | area=   all") == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee the documentation"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_lack_of_memory_is_one_line(capsys, tmp_path, config, monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("deformdetr.cli._commands.train", fail)
+    message = refused(capsys, "train", config, "--output", tmp_path / "run")
+    assert "there is not enough memory; smaller batches or images need less" in message
+    assert message.strip().count("\n") == 0

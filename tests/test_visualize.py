@@ -1,4 +1,6 @@
 import itertools
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -335,3 +337,23 @@ def test_confusions_are_plotted_in_shades_of_their_share(tmp_path: Path) -> None
     assert size_of(tmp_path / "large.png")[0] < 3000
     with pytest.raises(ValueError, match=r"3 names need 4 rows and columns of counts, got \(3, 3\)"):
         plot_confusion(np.zeros((3, 3), dtype=np.int64), ["a", "b", "c"], tmp_path / "x.png")
+
+
+def test_an_unknown_backend_in_the_environment_does_not_matter(tmp_path):
+    code = (
+        "import sys, os; from deformdetr.visualize import plot_curves; "
+        "plot_curves([{'epoch': 1, 'loss': 2.0}], sys.argv[1]); "
+        "import matplotlib; print(os.environ['MPLBACKEND'], matplotlib.rcParams._get('backend'))"
+    )
+    for backend, kept in (("nope", None), ("svg", "svg")):
+        run = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "curves.png")],
+            env=os.environ | {"MPLBACKEND": backend},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        named, used = run.stdout.split(maxsplit=1)
+        assert named == backend
+        assert kept is None or used.strip() == kept
+        assert (tmp_path / "curves.png").stat().st_size > 1000

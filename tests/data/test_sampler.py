@@ -80,3 +80,15 @@ def test_a_resumed_run_loads_the_same_samples() -> None:
 def test_negative_seed_is_refused() -> None:
     with pytest.raises(ValueError, match="-1"):
         SeededSampler(2, shuffle=True, seed=-1)
+
+
+def test_rest_of_an_epoch_is_its_end():
+    for rank in range(2):
+        sampler = SeededSampler(13, shuffle=True, seed=3, rank=rank, world_size=2)
+        sampler.set_epoch(4)
+        whole = list(sampler)
+        sampler.set_epoch(4, skip=4)
+        assert list(sampler) == whole[4:]
+        assert len(sampler) == len(whole) == 6
+        sampler.set_epoch(5)
+        assert len(list(sampler)) == 6

@@ -172,4 +172,4 @@ def test_a_missing_relative_path_is_reported_with_the_directory_that_it_starts_a
 
 def test_every_file_and_folder_of_a_run_is_named(tmp_path):
     run = RunDirectory(tmp_path)
-    assert run.file_names() == {path.name for name, path in vars(run).items() if name != "path"}
+    assert run.file_names() == {path.name for name, path in vars(run).items() if name != "path" and name[0] != "_"}

@@ -1,6 +1,9 @@
 """Merging, comparing and naming settings, and suggestions."""
 
-from deformdetr.engine import Experiment, setting_names, suggest
+import pytest
+from pydantic import ValidationError
+
+from deformdetr.engine import Experiment, TrainConfig, describe, setting_names, suggest
 from deformdetr.engine._settings import differences, merge
 
 
@@ -45,3 +48,12 @@ def test_differences_are_named_by_their_path():
     old = {"a": {"b": 1, "c": {}}, "d": [1, 2]}
     new = {"a": {"b": 2, "c": {}}, "d": [1, 2], "e": {"f": 0}}
     assert differences(old, new) == {"a.b": (1, 2), "e.f": (None, 0)}
+
+
+def test_long_lists_of_invalid_settings_are_cut():
+    with pytest.raises(ValidationError) as invalid:
+        TrainConfig.model_validate({f"unknown{number}": 1 for number in range(500)})
+    lines = describe(invalid.value, TrainConfig).splitlines()
+    assert lines[0] == "500 settings are not valid:"
+    assert len(lines) == 22
+    assert lines[-1] == "  and 480 more"

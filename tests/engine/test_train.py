@@ -64,6 +64,7 @@ def test_run_directory_holds_config_metrics_curves_and_checkpoints(finished_run)
         "environment.json",
         "last.pt",
         "metrics.jsonl",
+        "previous.pt",
     }
     with Image.open(finished_run / "curves.png") as curves:
         assert min(curves.size) > 200
@@ -485,5 +486,5 @@ def test_checkpoint_with_another_state_of_training_is_refused(training, finished
     checkpoint = Checkpoint.load(finished_run / "last.pt")
     run.create(checkpoint.experiment, {}, epoch=0)
     replace(checkpoint, training=training).save(run.last)
-    with pytest.raises(RunError, match=r"last\.pt: does not hold the state for resuming this run"):
+    with pytest.raises(RunError, match="does not hold the state for resuming this run"):
         train(checkpoint.experiment, tmp_path, resume=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deformdetr._files import replacing, write_mapping, write_tensor_file, write_tensors, write_text
+from deformdetr._files import keep_as, replacing, write_mapping, write_tensor_file, write_tensors, write_text
 from deformdetr.visualize import save_image
 from disks import disk_space
 
@@ -137,3 +137,22 @@ def test_other_errors_are_passed_on(tmp_path):
 def test_text_that_utf_8_cannot_encode_is_escaped(tmp_path):
     write_text(tmp_path / "a.json", f'"{os.fsdecode(b"a" + bytes([0x80]))}"')
     assert (tmp_path / "a.json").read_text() == '"a\\udc80"'
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_second_name_keeps_the_content_that_is_replaced(tmp_path, monkeypatch, has_links):
+    path, other = tmp_path / "last", tmp_path / "previous"
+    if not has_links:
+        monkeypatch.setattr(os, "link", _refuse_links)
+    for text in ("first", "second", "third"):
+        if path.exists():
+            # Twice, as after a kill between both steps.
+            keep_as(path, other)
+            keep_as(path, other)
+        write_text(path, text)
+    assert (path.read_text(), other.read_text()) == ("third", "second")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["last", "previous"]
+
+
+def _refuse_links(*arguments, **options):
+    raise PermissionError(1, "Operation not permitted")

@@ -83,3 +83,34 @@ def test_text_of_another_encoding_is_refused(name, content, tmp_path):
 def test_json_of_any_content_and_suffix_is_read(tmp_path):
     (tmp_path / "list.txt").write_text("\ufeff[1, {}]", encoding="utf-8")
     assert read_json(tmp_path / "list.txt") == [1, {}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.yaml", "a: " + "[" * 5000),
+        ("a.yaml", "\n".join(" " * depth + "a:" for depth in range(500))),
+        ("a.json", '{"a": ' * 500 + "1" + "}" * 500),
+        ("a.json", '{"a": ' + "[" * 60 + "]" * 60 + "}"),
+    ],
+)
+def test_deep_nesting_is_refused_at_once(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    started = time.monotonic()
+    with pytest.raises(FileError, match="nested too deeply: more than 50 levels"):
+        read_mapping(tmp_path / name)
+    assert time.monotonic() - started < 2
+
+
+def test_many_aliases_are_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: &a 1\nb: [" + ", ".join(["*a"] * 1001) + "]")
+    with pytest.raises(FileError, match="more than 1,000 aliases"):
+        read_mapping(tmp_path / "a.yaml")
+
+
+def test_numbers_are_keys_where_they_are_allowed(tmp_path):
+    (tmp_path / "a.yaml").write_text("names: {0: cat, 1: dog}")
+    assert read_mapping(tmp_path / "a.yaml", number_keys=True) == {"names": {0: "cat", 1: "dog"}}
+    (tmp_path / "a.yaml").write_text("names: {0.5: cat}")
+    with pytest.raises(FileError, match="a key must be text"):
+        read_mapping(tmp_path / "a.yaml", number_keys=True)

@@ -8,7 +8,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from deformdetr._files import FileError, read_tensor_file, reading_tensors, write_tensor_file, write_tensors
+from deformdetr._files import (
+    FileError,
+    check_stored_sums,
+    read_tensor_file,
+    reading_tensors,
+    write_tensor_file,
+    write_tensors,
+)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".SafeTensors"])
@@ -74,3 +81,16 @@ def test_names_that_share_a_tensor_share_its_copy(tmp_path, rng):
     content = read_tensor_file(tmp_path / "file.pth")
     assert content["a"].is_set_to(content["b"])
     assert not content["a"].is_set_to(content["c"])
+
+
+def test_changed_bytes_of_weights_are_found_by_their_checksums(tmp_path, rng):
+    path = tmp_path / "file.pt"
+    write_tensor_file({"a": torch.rand(500, generator=rng)}, path)
+    check_stored_sums(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    read_tensor_file(path)
+    with pytest.raises(FileError, match=r"file\.pt is damaged: \S+ in it has another checksum") as damaged:
+        check_stored_sums(path)
+    assert "\n" not in str(damaged.value)

@@ -93,3 +93,9 @@ def test_uint8_images_on_a_gpu_differ_by_a_unit_at_most(rng: torch.Generator) ->
     torch.testing.assert_close(
         resize_image(image.cuda(), (48, 64)).cpu(), resize_image(image, (48, 64)), rtol=0, atol=1
     )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 1)])
+def test_images_shrink_to_a_pixel(size: tuple[int, int]) -> None:
+    image = torch.full((3, 64, 48), 7, dtype=torch.uint8)
+    assert torch.equal(resize_image(image, size), torch.full((3, *size), 7, dtype=torch.uint8))

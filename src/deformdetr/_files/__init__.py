@@ -8,10 +8,11 @@ from deformdetr._files._download import cache_folder, download_once, is_url
 from deformdetr._files._errors import FileError
 from deformdetr._files._hub import CHECKPOINT_SUFFIXES, HubName, HubOptions, fetch_file, http_error
 from deformdetr._files._paths import check_folder, check_writable, expand_path, fitting_name
-from deformdetr._files._replacing import remove_unfinished, replacing, write_text
+from deformdetr._files._replacing import is_unfinished, keep_as, remove_unfinished, replacing, write_text
 from deformdetr._files._settings import read_json, read_mapping, write_mapping
 from deformdetr._files._sources import locate_checkpoint, parse_source
 from deformdetr._files._tensors import (
+    check_stored_sums,
     check_tensors,
     read_tensor_file,
     reading_tensors,
@@ -26,6 +27,7 @@ __all__ = [
     "HubOptions",
     "cache_folder",
     "check_folder",
+    "check_stored_sums",
     "check_tensors",
     "check_writable",
     "download_once",
@@ -33,7 +35,9 @@ __all__ = [
     "fetch_file",
     "fitting_name",
     "http_error",
+    "is_unfinished",
     "is_url",
+    "keep_as",
     "locate_checkpoint",
     "parse_source",
     "read_json",

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,9 +46,29 @@ def replacing(path: Path) -> Iterator[Path]:
             unfinished.unlink()
 
 
+def keep_as(path: Path, other: Path) -> None:
+    """Give a file a second name in its folder, atomically, which keeps the content when `path` is replaced.
+
+    Raises:
+        OSError: If the file cannot be read, or the other name cannot be given.
+    """
+    with replacing(other) as unfinished:
+        unfinished.unlink()
+        try:
+            unfinished.hardlink_to(path.resolve())
+        except OSError:
+            # Not every file system has links.
+            shutil.copyfile(path, unfinished)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Return whether a path has the name of a temporary file of a writer."""
+    return path.name.startswith(".") and path.name.endswith(_UNFINISHED)
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove the temporary files of killed writers from a folder. No writer may be active there."""
-    for unfinished in folder.glob(f".*{_UNFINISHED}"):
+    for unfinished in filter(is_unfinished, folder.iterdir()):
         # Another process may have removed it already.
         unfinished.unlink(missing_ok=True)
 

@@ -13,12 +13,19 @@ from deformdetr._files._replacing import write_text
 _SUFFIXES = (".yaml", ".yml", ".json")
 # A few lines of YAML can expand to any number of values through aliases.
 _MAX_VALUES = 200_000
+_MAX_ALIASES = 1_000
+# Settings have five levels. Deeper ones would exceed Python's stack where they are compared or validated.
+_MAX_DEPTH = 50
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path, *, number_keys: bool = False) -> dict[Any, Any]:
     """Return the mapping in a YAML or JSON file. The suffix gives the format.
 
     An empty YAML file, or one with only comments, is an empty mapping. Repeated keys are an error.
+
+    Args:
+        path: The file.
+        number_keys: Whether keys in YAML may be integers too.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -26,7 +33,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
             mapping.
         ImportError: If it is YAML and pyyaml is not installed.
     """
-    content = _parse_yaml(path, _yaml(path)) if _is_yaml(path) else read_json(path)
+    content = _parse_yaml(path, _yaml(path), number_keys=number_keys) if _is_yaml(path) else read_json(path)
+    _check_depth(path, content)
     if not isinstance(content, dict):
         raise FileError(f"{path} must hold a mapping of fields, got a {type(content).__name__}: {content!r:.80}")
     return content
@@ -74,14 +82,25 @@ def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _parse_yaml(path: Path, yaml: ModuleType) -> Any:
+def _check_depth(path: Path, content: Any) -> None:
+    level = [content] if isinstance(content, dict | list) else []
+    for _ in range(_MAX_DEPTH):
+        containers = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [value for values in containers for value in values if isinstance(value, dict | list)]
+        if not level:
+            return
+    raise FileError(f"{path} is nested too deeply: more than {_MAX_DEPTH} levels")
+
+
+def _parse_yaml(path: Path, yaml: ModuleType, *, number_keys: bool) -> Any:
     text = _read_text(path)
     try:
+        _check_events(text, yaml)
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return {}
-        _count_values(node, {}, yaml)
+        _count_values(node, {}, yaml, ("str", "int") if number_keys else ("str",))
         content = loader.construct_document(node)
         return {} if content is None else content
     except RecursionError as error:
@@ -91,13 +110,30 @@ def _parse_yaml(path: Path, yaml: ModuleType) -> Any:
         raise FileError(f"{path} is not valid YAML: {_yaml_reason(error)}") from error
 
 
-def _count_values(node: Any, counts: dict[Any, int | None], yaml: ModuleType) -> int:
+def _check_events(text: str, yaml: ModuleType) -> None:
+    """Check depth and number of aliases while the text is read, before anything is built from it.
+
+    Raises:
+        yaml.YAMLError: If there are too many, or the text is not YAML.
+    """
+    depth = aliases = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        aliases += isinstance(event, yaml.AliasEvent)
+        if depth > _MAX_DEPTH:
+            _refuse(yaml, f"it is nested too deeply: more than {_MAX_DEPTH} levels", event)
+        if aliases > _MAX_ALIASES:
+            _refuse(yaml, f"it has more than {_MAX_ALIASES:,} aliases", event)
+
+
+def _count_values(node: Any, counts: dict[Any, int | None], yaml: ModuleType, keys: tuple[str, ...]) -> int:
     """Return the number of values in a node with its aliases expanded, without expanding them.
 
     Args:
         node: Node of the parsed document.
         counts: Counts of nodes seen before. `None` marks a node that is being counted.
         yaml: The package.
+        keys: Types of keys.
 
     Raises:
         yaml.YAMLError: If there are too many values, a node contains itself, or a mapping has invalid keys.
@@ -108,23 +144,23 @@ def _count_values(node: Any, counts: dict[Any, int | None], yaml: ModuleType) ->
     counts[node] = None
     children = []
     if isinstance(node, yaml.MappingNode):
-        _check_keys(node, yaml)
+        _check_keys(node, yaml, keys)
         children = [value for _, value in node.value]
     elif isinstance(node, yaml.SequenceNode):
         children = node.value
-    total = 1 + sum(_count_values(each, counts, yaml) for each in children)
+    total = 1 + sum(_count_values(each, counts, yaml, keys) for each in children)
     if total > _MAX_VALUES:
         _refuse(yaml, f"with its aliases expanded, it has more than {_MAX_VALUES:,} values", node)
     counts[node] = total
     return total
 
 
-def _check_keys(node: Any, yaml: ModuleType) -> None:
+def _check_keys(node: Any, yaml: ModuleType, keys: tuple[str, ...]) -> None:
     seen = set()
     for key, _ in node.value:
         if key.tag == "tag:yaml.org,2002:merge":
             continue
-        if key.tag != "tag:yaml.org,2002:str":
+        if key.tag.removeprefix("tag:yaml.org,2002:") not in keys:
             _refuse(yaml, "a key must be text; quote it", key)
         if key.value in seen:
             _refuse(yaml, f"the key {key.value!r} occurs twice in one mapping", key)

@@ -5,6 +5,7 @@ import pickle
 import re
 import struct
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -88,6 +89,25 @@ def check_tensors(content: Any) -> None:
         elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
             seen.add(id(value))
             left += [(f"{name}.{key!s:.80}", each) for key, each in _entries(value)]
+
+
+def check_stored_sums(path: Path) -> None:
+    """Check the checksums that a file in PyTorch's format has. PyTorch does not compare them when it reads.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        FileError: If the content does not match them. Files without checksums pass.
+    """
+    check_readable(path)
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, *_UNREADABLE) as error:
+        raise FileError(f"{path} cannot be read: {_reason(error, path)}") from error
+    if damaged is not None:
+        raise FileError(f"{path} is damaged: {damaged} in it has another checksum than when it was written")
 
 
 @contextmanager

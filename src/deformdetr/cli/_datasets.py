@@ -11,6 +11,7 @@ from deformdetr._files import check_folder, check_writable, write_text
 from deformdetr.cli._options import OUTPUT
 from deformdetr.data import (
     DataConfig,
+    DecodeConfig,
     check,
     check_file,
     find_images,
@@ -37,23 +38,31 @@ class Coco(BaseModel):
     first_pixel: Annotated[int, Field(ge=0, le=1)] | None = Field(
         default=None, description="Coordinate of the first pixel in XML files; by default it follows from them."
     )
+    allow_outside: CliToggleFlag[bool] = Field(
+        default=False, description="Read images outside SOURCE too, to which links in it lead."
+    )
     force: CliToggleFlag[bool] = Field(default=False, description="Replace files that exist.")
 
     def execute(self) -> int:
         """Convert the dataset."""
+        decode = DecodeConfig(allow_outside=self.allow_outside)
         check_folder(self.output)
         has_xml = any(file.suffix.lower() == ".xml" for file in find_images([self.source]).others)
         kind = self.format or ("voc" if has_xml else "yolo")
-        dataset = read_voc(self.source, first_pixel=self.first_pixel) if kind == "voc" else read_yolo(self.source)
+        dataset = (
+            read_voc(self.source, first_pixel=self.first_pixel, decode=decode)
+            if kind == "voc"
+            else read_yolo(self.source, decode=decode)
+        )
         files = write_documents(dataset, self.output, overwrite=self.force)
         for note in dataset.notes:
             print(note)
         if set(_NAMES) <= files.keys():
-            print(check(_config(self.source, files)))
-            print("in a config:", _settings(self.source, files), sep="\n")
+            print(check(_config(self.source, files, decode)))
+            print("in a config:", _settings(self.source, files, decode), sep="\n")
             return 0
         for file in files.values():
-            print(check_file(self.source, file))
+            print(check_file(self.source, file, decode=decode))
         print(f"next: deformdetr split {next(iter(files.values()))}")
         return 0
 
@@ -87,12 +96,17 @@ class Split(BaseModel):
         return 0
 
 
-def _config(images: Path, files: dict[str, Path]) -> DataConfig:
+def _config(images: Path, files: dict[str, Path], decode: DecodeConfig) -> DataConfig:
     return DataConfig(
-        train_images=images, train_annotations=files["train"], val_images=images, val_annotations=files["val"]
+        train_images=images,
+        train_annotations=files["train"],
+        val_images=images,
+        val_annotations=files["val"],
+        decode=decode,
     )
 
 
-def _settings(images: Path, files: dict[str, Path]) -> str:
-    lines = (f"  {name}_images: {images}\n  {name}_annotations: {files[name]}" for name in _NAMES)
+def _settings(images: Path, files: dict[str, Path], decode: DecodeConfig) -> str:
+    lines = [f"  {name}_images: {images}\n  {name}_annotations: {files[name]}" for name in _NAMES]
+    lines += ["  decode: { allow_outside: true }"] * decode.allow_outside
     return "\n".join(["data:", *lines])

@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,8 +18,8 @@ _EXTRAS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    The status is 0 for success, 1 if some images were skipped, 2 for an error, 130 for an interruption, and 141 if the
-    reader of the output closed it.
+    The status is 0 for success, 1 if some images were skipped, 2 for an error, 130 for an interruption, 143 or 129 for
+    a training that SIGTERM or SIGHUP ended, and 141 if the reader of the output closed it.
 
     Args:
         arguments: Arguments of the command line, by default those of the process.
@@ -36,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         # The option is accepted both before and after the command.
         return run([each for each in given if each != "--debug"])
-    except KeyboardInterrupt:
-        return _fail("interrupted; saved files are complete, and `--resume` continues from them", 130)
+    except KeyboardInterrupt as error:
+        unsaved = "interrupted; saved files are complete, and `--resume` continues from them"
+        return _fail(str(error) if error.args else unsaved, 128 + getattr(error, "signal", signal.SIGINT))
     except BrokenPipeError:
         # Python closes the output again on exit, which must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -47,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if extra is None:
             raise
         return _fail(f'{error.name} is not installed: pip install "deformdetr[{extra}]"', 2)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        if _is_out_of_memory(error):
+            return _fail(f"there is not enough memory; smaller batches or images need less ({_first_line(error)})", 2)
         if not _is_user_error(error):
             raise
         if "--debug" in given:
@@ -69,6 +73,20 @@ def _is_user_error(error: Exception) -> bool:
     return isinstance(error, ValueError | OSError | TrainingError)
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    is_of_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or is_of_cpu
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of a message, or the kind of an error without one."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def _fail(message: str, status: int) -> int:
-    print(f"deformdetr: {message}", file=sys.stderr)
+    # Of several processes, one has the message.
+    if message:
+        print(f"deformdetr: {message}", file=sys.stderr)
     return status

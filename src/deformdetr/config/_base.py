@@ -1,9 +1,9 @@
 """The base class of configs, and their files."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deformdetr._files import read_mapping, write_mapping
 
@@ -39,6 +39,13 @@ class DefaultedConfig(Config):
         @property
         def replace(self) -> type[Self]: ...
 
+
+# Bounds far above all published models. A larger number is a slip, and would end in hours without a step or in a
+# process that the system kills for its memory.
+Count = Annotated[int, Field(ge=1, le=100_000)]
+Width = Annotated[int, Field(ge=1, le=16_384)]
+Points = Annotated[int, Field(ge=1, le=1_024)]
+Layers = Annotated[int, Field(ge=1, le=256)]
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 

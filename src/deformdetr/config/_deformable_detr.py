@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
-from deformdetr.config._base import DefaultedConfig
+from deformdetr.config._base import Count, DefaultedConfig, Layers, Points, Width
 from deformdetr.config._criterion import FocalCriterionConfig
 from deformdetr.config._denoising import AnyDenoisingConfig, DenoisingConfig
 from deformdetr.config._masks import MASK_STAGES, DiceLossCoef, MaskLossCoef, Masks, build_mask_head
@@ -55,8 +55,8 @@ class DeformableDETRConfig(DefaultedConfig):
     """
 
     kind: Literal["deformable_detr"] = "deformable_detr"
-    num_classes: PositiveInt = Field(default=91, description="Number of classes; COCO's ids run to 90.")
-    num_queries: PositiveInt = 300
+    num_classes: Count = Field(default=91, description="Number of classes; COCO's ids run to 90.")
+    num_queries: Count = 300
     num_feature_levels: Annotated[int, Field(ge=1, le=6)] = Field(
         default=4, description="1 takes the last backbone stage, 3 the last three; more add coarser levels."
     )
@@ -97,17 +97,17 @@ class DeformableDETRConfig(DefaultedConfig):
     masks: Masks = False
     mask_loss_coef: MaskLossCoef = 1.0
     dice_loss_coef: DiceLossCoef = 1.0
-    d_model: PositiveInt = 256
-    n_heads: PositiveInt = 8
-    num_encoder_layers: Annotated[int, Field(ge=0)] = 6
-    num_decoder_layers: PositiveInt = 6
-    d_ffn: PositiveInt = 1024
+    d_model: Width = 256
+    n_heads: Width = 8
+    num_encoder_layers: Annotated[int, Field(ge=0, le=256)] = 6
+    num_decoder_layers: Layers = 6
+    d_ffn: Width = 1024
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    enc_n_points: PositiveInt | tuple[PositiveInt, ...] = Field(
+    enc_n_points: Points | tuple[Points, ...] = Field(
         default=4, description="Sampling points per head and level of the encoder; a list gives them per level."
     )
-    dec_n_points: PositiveInt | tuple[PositiveInt, ...] = Field(default=4, description="The same for the decoder.")
-    norm_groups: PositiveInt = Field(default=32, description="Groups of the neck's group norm.")
+    dec_n_points: Points | tuple[Points, ...] = Field(default=4, description="The same for the decoder.")
+    norm_groups: Width = Field(default=32, description="Groups of the neck's group norm.")
     backbone: BackboneConfig = ResNetConfig()
     position: PositionConfig = SinePositionConfig()
     criterion: FocalCriterionConfig = FocalCriterionConfig()

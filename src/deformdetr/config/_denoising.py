@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat
 
-from deformdetr.config._base import DefaultedConfig
+from deformdetr.config._base import Count, DefaultedConfig
 from deformdetr.nn import ContrastiveDenoising, Denoising
 
 
@@ -17,7 +17,7 @@ class DenoisingConfig(DefaultedConfig):
     """
 
     kind: Literal["dn"] = "dn"
-    num_groups: PositiveInt = Field(default=5, description="Noised copies of every target.")
+    num_groups: Count = Field(default=5, description="Noised copies of every target.")
     label_noise_scale: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.2, description="Probability that a label is replaced by one drawn from all classes."
     )
@@ -47,9 +47,7 @@ class ContrastiveDenoisingConfig(DefaultedConfig):
     """
 
     kind: Literal["cdn"] = "cdn"
-    dn_number: PositiveInt = Field(
-        default=100, description="Approximate number of positives per image, and of negatives."
-    )
+    dn_number: Count = Field(default=100, description="Approximate number of positives per image, and of negatives.")
     label_noise_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5, description="Twice the probability that a label is replaced by one drawn from all classes."
     )

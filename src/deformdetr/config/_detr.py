@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
-from deformdetr.config._base import DefaultedConfig
+from deformdetr.config._base import Count, DefaultedConfig, Layers, Width
 from deformdetr.config._criterion import AnyCriterionConfig, SoftmaxCriterionConfig
 from deformdetr.config._masks import MASK_STAGES, DiceLossCoef, MaskLossCoef, Masks, build_mask_head
 from deformdetr.config._parts import BackboneConfig, PositionConfig, ResNetConfig, SinePositionConfig, check_d_model
@@ -32,21 +32,21 @@ class DETRConfig(DefaultedConfig):
     """
 
     kind: Literal["detr"] = "detr"
-    num_classes: PositiveInt = Field(
+    num_classes: Count = Field(
         default=91,
         description="Number of classes; COCO's ids run to 90. With a softmax criterion, queries have one logit more, "
         "the last, for no object.",
     )
-    num_queries: PositiveInt = 100
+    num_queries: Count = 100
     aux_loss: bool = Field(default=True, description="Return, and train, the predictions of every decoder layer.")
     masks: Masks = False
     mask_loss_coef: MaskLossCoef = 1.0
     dice_loss_coef: DiceLossCoef = 1.0
-    d_model: PositiveInt = 256
-    n_heads: PositiveInt = 8
-    num_encoder_layers: Annotated[int, Field(ge=0)] = 6
-    num_decoder_layers: PositiveInt = 6
-    d_ffn: PositiveInt = 2048
+    d_model: Width = 256
+    n_heads: Width = 8
+    num_encoder_layers: Annotated[int, Field(ge=0, le=256)] = 6
+    num_decoder_layers: Layers = 6
+    d_ffn: Width = 2048
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     backbone: BackboneConfig = ResNetConfig()
     position: PositionConfig = SinePositionConfig(offset=0.0)

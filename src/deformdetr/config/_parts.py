@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from deformdetr.config._base import DefaultedConfig
+from deformdetr.config._base import DefaultedConfig, Width
 from deformdetr.config._timm import TimmConfig
 from deformdetr.nn import (
     ConvBackbone,
@@ -32,7 +32,7 @@ class DeformConvConfig(DefaultedConfig):
         min_length=1,
         description="Stages that have them, 1 to 4; published are 2 to 4 (conv3 to conv5) for version 2, and 4 for 1.",
     )
-    offset_groups: PositiveInt = Field(default=1, description="Groups of channels with offsets of their own.")
+    offset_groups: Width = Field(default=1, description="Groups of channels with offsets of their own.")
 
 
 class ResNetConfig(DefaultedConfig):
@@ -97,7 +97,7 @@ class ConvBackboneConfig(DefaultedConfig):
     """
 
     kind: Literal["conv"] = "conv"
-    channels: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (32, 64, 128, 256)
+    channels: tuple[Width, Width, Width, Width] = (32, 64, 128, 256)
     dilation: bool = Field(default=False, description="Keep stride 16 in the last stage (DC5).")
 
     @model_validator(mode="after")
@@ -172,7 +172,7 @@ class LearnedPositionConfig(DefaultedConfig):
     """
 
     kind: Literal["learned"] = "learned"
-    max_size: PositiveInt = Field(default=50, description="Largest height and width of a feature map, in pixels.")
+    max_size: Width = Field(default=50, description="Largest height and width of a feature map, in pixels.")
 
     def build(self, d_model: int) -> LearnedPositionEncoding:
         """Build the encoding."""

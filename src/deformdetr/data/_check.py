@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from deformdetr.data._config import AnyDataConfig
+from deformdetr.data._config import DEFAULT_DECODING, AnyDataConfig, DecodeConfig
 from deformdetr.data._dataset import Datasets, DetectionDataset, build_datasets, read_dataset
 from deformdetr.data._errors import DatasetError, Problem, dataset_error
 from deformdetr.data._headers import UNUSABLE_FILE, read_headers
@@ -91,12 +91,13 @@ class FileReport(NamedTuple):
         return "\n".join([self.summary, *_listed(self.warnings)])
 
 
-def check_file(images: str | Path, annotations: str | Path) -> FileReport:
+def check_file(images: str | Path, annotations: str | Path, *, decode: DecodeConfig = DEFAULT_DECODING) -> FileReport:
     """Check one annotation file and the headers of its images, before it is split or has a counterpart.
 
     Args:
         images: Folder that the file names are relative to.
         annotations: The COCO JSON file.
+        decode: How image files are read.
 
     Raises:
         DatasetError: If there are problems. The message has those of each kind with file, id and value.
@@ -110,7 +111,7 @@ def check_file(images: str | Path, annotations: str | Path) -> FileReport:
         >>> report.warnings
         ()
     """
-    dataset = read_dataset(images, annotations)
+    dataset = read_dataset(images, annotations, decode)
     headers = read_headers(dataset)
     if headers.problems:
         raise dataset_error(headers.problems)

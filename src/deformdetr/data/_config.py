@@ -11,6 +11,8 @@ from deformdetr.models import IMAGENET_MEAN, IMAGENET_STD
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Split = Literal["train", "val"]
+# Far above what images and networks have: a larger number is a slip.
+Pixels = Annotated[int, Field(ge=1, le=65_536)]
 
 # Fields of both kinds of datasets.
 _ImageMean = Annotated[
@@ -21,8 +23,8 @@ _ImageStd = Annotated[
     tuple[PositiveFloat, PositiveFloat, PositiveFloat], Field(description="Red, green and blue are divided by this.")
 ]
 _NumWorkers = Annotated[
-    NonNegativeInt,
-    Field(description="Processes that load images beside the training process; 0 loads in it."),
+    int,
+    Field(ge=0, le=128, description="Processes that load images beside the training process; 0 loads in it."),
 ]
 
 
@@ -79,6 +81,10 @@ class DecodeConfig(DefaultedConfig):
         description="Largest number of pixels of an image; None keeps Pillow's limit against decompression bombs, 179 "
         "million.",
     )
+    allow_outside: bool = Field(
+        default=False,
+        description="Read images outside the folder of images, to which absolute names, `..` or links lead.",
+    )
 
 
 DEFAULT_DECODING = DecodeConfig()
@@ -109,24 +115,24 @@ class AugmentConfig(DefaultedConfig):
     vertical_flip: Probability = Field(
         default=0.0, description="Probability of a vertical flip, for pictures without up and down."
     )
-    short_sides: tuple[PositiveInt, ...] = Field(
+    short_sides: tuple[Pixels, ...] = Field(
         default=tuple(range(480, 801, 32)),
         description="The shorter side after resizing, in pixels, is drawn from these; empty keeps the size.",
     )
-    max_size: PositiveInt = Field(
+    max_size: Pixels = Field(
         default=1333,
         description="Limit of the longer side in pixels; the shorter side shrinks to keep the aspect ratio.",
     )
     crop: bool = Field(default=True, description="Whether to crop images at random.")
     crop_probability: Probability = Field(default=0.5, description="Probability that an image is cropped.")
-    crop_resize: tuple[PositiveInt, ...] = Field(
+    crop_resize: tuple[Pixels, ...] = Field(
         default=(400, 500, 600),
         description="The shorter side before the crop, in pixels, is drawn from these; empty keeps the size.",
     )
-    crop_min: PositiveInt = Field(
+    crop_min: Pixels = Field(
         default=384, description="Smallest side of the crop in pixels; a smaller image keeps its side."
     )
-    crop_max: PositiveInt = Field(default=600, description="Largest side of the crop in pixels.")
+    crop_max: Pixels = Field(default=600, description="Largest side of the crop in pixels.")
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -178,10 +184,10 @@ class DataConfig(Config):
     )
     decode: DecodeConfig = Field(default=DEFAULT_DECODING, description="How image files become pixels.")
     augment: AugmentConfig = AugmentConfig()
-    eval_short_side: PositiveInt | None = Field(
+    eval_short_side: Pixels | None = Field(
         default=800, description="The shorter side of an image in evaluation, in pixels; None keeps the size."
     )
-    eval_max_size: PositiveInt | None = Field(
+    eval_max_size: Pixels | None = Field(
         default=1333,
         description="Limit of the longer side in evaluation; the shorter side shrinks to keep the aspect ratio. None "
         "sets no limit.",
@@ -210,11 +216,11 @@ class ShapesConfig(DefaultedConfig):
 
     kind: Literal["shapes"] = "shapes"
     seed: NonNegativeInt = Field(default=0, description="An image depends only on this, its split and its index.")
-    num_train: PositiveInt = Field(default=2000, description="Training images.")
-    num_val: PositiveInt = Field(default=200, description="Evaluation images.")
-    image_size: int = Field(default=128, ge=32, description="Height and width in pixels.")
+    num_train: int = Field(default=2000, ge=1, le=10_000_000, description="Training images.")
+    num_val: int = Field(default=200, ge=1, le=10_000_000, description="Evaluation images.")
+    image_size: int = Field(default=128, ge=32, le=2048, description="Height and width in pixels.")
     min_objects: NonNegativeInt = Field(default=1, description="Fewest shapes per image; 0 allows empty images.")
-    max_objects: PositiveInt = Field(
+    max_objects: Annotated[int, Field(ge=1, le=1_000)] = Field(
         default=5, description="Most shapes per image; a shape that finds no free place is left out."
     )
     min_size: float = Field(
@@ -232,10 +238,10 @@ class ShapesConfig(DefaultedConfig):
     )
     decode: DecodeConfig = Field(default=DEFAULT_DECODING, description="How image files become pixels.")
     augment: AugmentConfig = AugmentConfig(short_sides=(), crop=False)
-    eval_short_side: PositiveInt | None = Field(
+    eval_short_side: Pixels | None = Field(
         default=None, description="Side of an image in evaluation, in pixels; None keeps the size."
     )
-    eval_max_size: PositiveInt | None = Field(
+    eval_max_size: Pixels | None = Field(
         default=1333, description="Limit of the side in evaluation, in pixels; None sets no limit."
     )
     image_mean: _ImageMean = IMAGENET_MEAN

@@ -14,7 +14,7 @@ from deformdetr._coco_types import LabelMap
 from deformdetr._files import FileError, expand_path
 from deformdetr.data._annotations import Annotations, DatasetReport
 from deformdetr.data._coco import read_coco
-from deformdetr.data._config import AnyDataConfig, DataConfig, ShapesConfig, Split
+from deformdetr.data._config import DEFAULT_DECODING, AnyDataConfig, DataConfig, DecodeConfig, ShapesConfig, Split
 from deformdetr.data._errors import DatasetError, dataset_error
 from deformdetr.data._images import ImageFiles
 from deformdetr.data._sampler import SeededIndex
@@ -206,18 +206,21 @@ def build_dataset(config: AnyDataConfig, split: Split, *, masks: bool = False) -
     return _coco_dataset(config, split, label_map, masks=masks)
 
 
-def read_dataset(images: str | Path, annotations: str | Path) -> DetectionDataset:
+def read_dataset(
+    images: str | Path, annotations: str | Path, decode: DecodeConfig = DEFAULT_DECODING
+) -> DetectionDataset:
     """Read and check one annotation file, as a dataset of images as they are.
 
     Args:
         images: Folder that the file names are relative to.
         annotations: The COCO JSON file.
+        decode: How image files are read.
 
     Raises:
         DatasetError: If there are problems.
     """
-    read = read_coco(images, annotations)
-    files = ImageFiles([Path(images, name) for name in read.file_names], read.sizes)
+    read = read_coco(images, annotations, decode=decode)
+    files = ImageFiles([Path(images, name) for name in read.file_names], read.sizes, decode)
     return DetectionDataset(read, files, transforms=lambda sample: sample)
 
 

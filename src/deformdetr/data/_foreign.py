@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from deformdetr._files import check_folder, check_writable, write_text
 from deformdetr.data._config import DEFAULT_DECODING, DecodeConfig
+from deformdetr.data._containment import OUTSIDE, ContainedNames
 from deformdetr.data._errors import DatasetError, Kind, Problem
 from deformdetr.data._images import read_header
 
@@ -49,6 +50,7 @@ class DocumentBuilder:
         self.problems: list[str] = []
         self.notes: Counter[str] = Counter()
         self._decode = decode
+        self._names = ContainedNames(root)
         self._splits: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
 
     def report(self, source: Path, text: str, kind: Kind) -> None:
@@ -57,6 +59,9 @@ class DocumentBuilder:
 
     def add_image(self, split: str, path: Path) -> dict[str, Any] | None:
         """Add an image to a split and return its entry, or report that it cannot be read."""
+        if not self._decode.allow_outside and not self._names.has(path.relative_to(self.root)):
+            self.report(path, f"leads out of {self.root}", OUTSIDE)
+            return None
         try:
             header = read_header(path, self._decode)
         except DatasetError as error:

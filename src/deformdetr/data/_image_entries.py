@@ -13,6 +13,7 @@ from jaxtyping import Int64
 
 from deformdetr._coco_types import ImageId
 from deformdetr.data._config import DecodeConfig
+from deformdetr.data._containment import OUTSIDE, ContainedNames
 from deformdetr.data._errors import DatasetError, Kind, Problem
 from deformdetr.data._ids import parse_id, parse_integer, same_type, spellings
 from deformdetr.data._images import read_header
@@ -71,6 +72,7 @@ class _ImageReader:
         self._source = source
         self._folder = folder
         self._decode = decode
+        self._names = ContainedNames(folder)
         self._notes: Counter[str] = Counter()
         self._has_folder = folder.is_dir()
         if not self._has_folder:
@@ -94,6 +96,7 @@ class _ImageReader:
         if not names:
             self._report(f"{label}: 'file_name' is {entry.get('file_name')!r:.60}, not the name of a file", _INVALID)
         name = self._find(label, names) if names and self._has_folder else next(iter(names), "")
+        name = self._contained(label, name)
         size = self._size(f"{label} ({name})" if name else label, entry, name)
         if identifier is not None and self._is_new(identifier, entry):
             is_valid = bool(name) and size is not None
@@ -143,6 +146,13 @@ class _ImageReader:
         if base != names[0] and _check_file(self._folder, base) is None:
             hint = f"; but {self._folder} holds {base}"
         self._report(f"{label}: {self._folder / names[0]}: {missing.reason}{hint}", _NO_FILE)
+        return ""
+
+    def _contained(self, label: str, name: str) -> str:
+        """Return the name, or an empty text if it leads out of the folder, which is reported."""
+        if not name or self._decode.allow_outside or self._names.has(name):
+            return name
+        self._report(f"{label}: {name!r:.200} leads out of {self._folder}", OUTSIDE)
         return ""
 
     def _size(self, label: str, entry: dict[str, Any], name: str) -> tuple[int, int] | None:

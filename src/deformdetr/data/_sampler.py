@@ -51,10 +51,18 @@ class SeededSampler(Sampler[SeededIndex]):
         self._rank = rank
         self._world_size = world_size
         self.epoch = 0
+        self._skip = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next iteration."""
+    def set_epoch(self, epoch: int, *, skip: int = 0) -> None:
+        """Set the epoch of the next iterations.
+
+        Args:
+            epoch: The epoch.
+            skip: Number of samples to leave out at the beginning, because this process has had them. The length of the
+                sampler does not change.
+        """
         self.epoch = epoch
+        self._skip = skip
 
     def __len__(self) -> int:
         return self._length // self._world_size
@@ -65,4 +73,5 @@ class SeededSampler(Sampler[SeededIndex]):
         seeds = torch.randint(2**63 - 1, (self._length,), generator=generator).tolist()
         order = torch.randperm(self._length, generator=generator).tolist() if self._shuffle else range(self._length)
         samples = (SeededIndex(position, seeds[position]) for position in order)
-        return islice(samples, self._rank, len(self) * self._world_size, self._world_size)
+        first = self._rank + self._skip * self._world_size
+        return islice(samples, first, len(self) * self._world_size, self._world_size)

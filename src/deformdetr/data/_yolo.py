@@ -69,14 +69,18 @@ def read_yolo(folder: str | Path, *, decode: DecodeConfig = DEFAULT_DECODING) ->
 
 def _settings(root: Path) -> dict[str, Any]:
     """Return the settings in `data.yaml` or the like, or those of `obj.data` under the same names."""
+    unreadable = []
     for file in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
         try:
-            settings = read_mapping(file)
-        except FileError:
-            # YAML with numbers as keys, as in `names: {0: cat}`, which `read_mapping` refuses.
-            settings = _read_numbered(file)
+            # Numbers are keys in `names: {0: cat}`.
+            settings = read_mapping(file, number_keys=True)
+        except FileError as error:
+            unreadable.append(str(error))
+            continue
         if "names" in settings:
             return settings
+    if unreadable:
+        raise DatasetError("; ".join(unreadable))
     darknet = root / "obj.data"
     if not darknet.is_file():
         return {}
@@ -84,16 +88,6 @@ def _settings(root: Path) -> dict[str, Any]:
     settings = {key.strip(): value.strip() for key, _, value in lines if value.strip()}
     names = _below(root, settings.pop("names", "obj.names"))
     return {**settings, "names": [] if names is None else _lines(names)}
-
-
-def _read_numbered(file: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DatasetError(f"{file} cannot be read: {error}") from error
-    return settings if isinstance(settings, dict) else {}
 
 
 def _names(root: Path, settings: dict[str, Any]) -> dict[int, str]:
@@ -153,8 +147,8 @@ def _listed(root: Path, file: Path, builder: DocumentBuilder) -> Iterator[Path]:
 def _below(folder: Path, name: str) -> Path | None:
     """Return an existing path below a folder. Roboflow writes `../train/images`, and CVAT `data/train.txt`."""
     parts = Path(name.replace("\\", "/")).parts
-    while parts and parts[0] in ("..", ".", "/"):
-        parts = parts[1:]
+    # Names of data sets that come from elsewhere must not reach other files of this machine.
+    parts = tuple(part for part in parts if part not in ("..", ".", "/"))
     candidates = [folder.joinpath(*parts), folder.joinpath(*parts[1:])] if len(parts) > 1 else [folder.joinpath(*parts)]
     return next((path for path in candidates if path.exists()), None)
 

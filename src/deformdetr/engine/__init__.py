@@ -4,7 +4,7 @@ from deformdetr.engine._augmentation_sheet import draw_augmented
 from deformdetr.engine._checkpoint import Checkpoint
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._demo import DemoResult, demo_experiment, run_demo
-from deformdetr.engine._errors import ConfigError, PredictionError, RunError, TrainingError
+from deformdetr.engine._errors import ConfigError, PredictionError, RunError, TrainingError, TrainingInterrupted
 from deformdetr.engine._evaluate import Evaluation, evaluate, evaluate_run
 from deformdetr.engine._experiment import experiment_schema, object_limits, read_experiment, resolve
 from deformdetr.engine._gradient_checkpointing import enable_gradient_checkpointing
@@ -58,6 +58,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "TrainingError",
+    "TrainingInterrupted",
     "build_optimizer",
     "check_gradients",
     "demo_experiment",

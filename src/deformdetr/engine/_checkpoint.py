@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor
 
-from deformdetr._files import FileError, read_tensor_file, write_tensor_file
+from deformdetr._files import FileError, check_stored_sums, read_tensor_file, write_tensor_file
 from deformdetr.config import with_backbone_weights
 from deformdetr.data import DataConfig, DecodeConfig, LabelMap
 from deformdetr.engine._config import Experiment
@@ -47,7 +47,7 @@ class Checkpoint:
         step: Number of finished optimizer steps.
         metrics: Metrics of the last evaluation. Empty before the first.
         training: State for resuming: that of the optimizer and the gradient scaler, the trained weights beside averaged
-            ones, and the best AP so far. `None` in a checkpoint for inference only.
+            ones, the best AP so far, and what an unfinished epoch has done. `None` in a checkpoint for inference only.
 
     Examples:
         >>> from deformdetr.engine import load_run
@@ -86,9 +86,10 @@ class Checkpoint:
         """Return the checkpoint in a file that `save` wrote, on the CPU.
 
         Raises:
-            RunError: If the file cannot be read, or is not such a checkpoint.
+            RunError: If the file cannot be read, is damaged, or is not such a checkpoint.
         """
         try:
+            check_stored_sums(Path(path))
             content = read_tensor_file(Path(path))
         except (FileError, FileNotFoundError) as error:
             raise RunError(str(error)) from error

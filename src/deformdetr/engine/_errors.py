@@ -17,6 +17,18 @@ class TrainingError(RuntimeError):
     """Training cannot continue. Checkpoints saved before are intact."""
 
 
+class TrainingInterrupted(KeyboardInterrupt):
+    """A signal has ended a training, whose state is saved.
+
+    Attributes:
+        signal: Number of the signal. The conventional exit status is 128 more.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 class PredictionError(ValueError):
     """Images to predict on are missing, or would be overwritten."""
 

@@ -109,6 +109,7 @@ _CHANGEABLE = (
     "train.init_checkpoint",
     "train.log_every",
     "train.save_every",
+    "train.save_every_steps",
     "train.schedule",
     "train.tracking",
 )

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from deformdetr.data import DatasetError, DetectionDataset, SeededSampler, collate
 from deformdetr.engine._errors import ConfigError
+from deformdetr.engine._signals import leave_signals_to_parent
 from deformdetr.structures import ImageBatch, Target
 
 
@@ -50,6 +51,10 @@ def batches(loader: DataLoader[tuple[Tensor, Target]]) -> Iterator[tuple[ImageBa
         raise DatasetError(str(error).rpartition("DatasetError: ")[2].strip()) from error
 
 
+def _start_worker(_: int) -> None:
+    leave_signals_to_parent()
+
+
 def _loader(
     dataset: DetectionDataset, sampler: Any, *, batch_size: int, num_workers: int, drop_last: bool
 ) -> DataLoader[tuple[Tensor, Target]]:
@@ -62,4 +67,5 @@ def _loader(
         drop_last=drop_last,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
+        worker_init_fn=_start_worker,
     )

@@ -127,6 +127,12 @@ class Processes:
         averaged = self._accelerator.reduce(numbers, reduction="mean").tolist()
         return dict(zip(values, averaged, strict=True))
 
+    def largest(self, value: int) -> int:
+        """Return the largest value of all processes."""
+        if self.world_size == 1:
+            return value
+        return int(self._accelerator.gather(torch.tensor([value], device=self.device)).max())
+
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all processes."""
         from accelerate.utils import gather_object

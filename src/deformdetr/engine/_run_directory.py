@@ -1,14 +1,16 @@
 """Directories of training runs."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from deformdetr._files import (
     FileError,
     HubName,
+    is_unfinished,
     is_url,
+    keep_as,
     locate_checkpoint,
     parse_source,
     read_mapping,
@@ -34,6 +36,7 @@ class RunDirectory:
         metrics: Metrics with one JSON object per line and finished epoch.
         curves: Plot of losses and precision over the epochs.
         last: The latest checkpoint, for resuming.
+        previous: The checkpoint before it, for resuming if the latest is damaged.
         best: The checkpoint with the highest AP.
         evaluation: The metrics of the latest `deformdetr eval`, as JSON.
         evaluation_files: Folder of its detections and pictures.
@@ -53,15 +56,17 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.curves = path / "curves.png"
         self.last = path / "last.pt"
+        self.previous = path / "previous.pt"
         self.best = path / "best.pt"
         self.evaluation = path / "evaluation.json"
         self.evaluation_files = self.evaluation.with_suffix("")
         self.environment = path / "environment.json"
         self.tracking = path / "tracking"
+        self._last_is_whole = True
 
     def file_names(self) -> set[str]:
         """Return the names of all files and folders that a run may have."""
-        files = (self.config, self.metrics, self.curves, self.last, self.best, self.environment)
+        files = (self.config, self.metrics, self.curves, self.last, self.previous, self.best, self.environment)
         return {file.name for file in (*files, self.evaluation, self.evaluation_files, self.tracking)}
 
     def check_usable(self, *, resume: bool) -> None:
@@ -72,7 +77,7 @@ class RunDirectory:
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file, not a directory")
-        content = sorted(each.name for each in self.path.iterdir()) if self.path.exists() else []
+        content = self._content()
         if content and not resume:
             names = ", ".join(content[:5]) + (", ..." if len(content) > 5 else "")
             raise RunError(
@@ -80,25 +85,36 @@ class RunDirectory:
                 "resume the run"
             )
 
-    def open(self, experiment: Experiment, *, resume: bool) -> Checkpoint | None:
+    def _content(self) -> list[str]:
+        """Return the names of the files, without that of a process that was killed before it finished the first."""
+        found = self.path.iterdir() if self.path.exists() else ()
+        return sorted(each.name for each in found if not is_unfinished(each))
+
+    def open(
+        self, experiment: Experiment, *, resume: bool, say: Callable[[str], None] = lambda line: None
+    ) -> Checkpoint | None:
         """Check that the directory fits the experiment, and return the checkpoint to resume from, if any.
 
         Without `resume`, the directory must be empty or absent. With it, the directory may hold a run of the same
-        experiment. A run that has not saved a checkpoint yet starts from the beginning. Nothing is changed.
+        experiment. A run that has not saved a checkpoint yet starts from the beginning. If the latest checkpoint is
+        damaged or missing, it is the one before. Nothing is changed.
+
+        Args:
+            experiment: The experiment to run.
+            resume: Whether to continue the run in the directory.
+            say: Function that is called with a line about the checkpoint that was taken.
 
         Raises:
             RunError: If the directory holds other files or a run of another experiment.
         """
         self.check_usable(resume=resume)
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if not self._content():
             return None
-        if not self.last.exists():
+        checkpoint = self._latest(say)
+        if checkpoint is None:
             if self.config.exists():
                 return None
             raise RunError(f"{self.path} holds no run to resume (neither {self.last.name} nor {self.config.name})")
-        checkpoint = Checkpoint.load(self.last)
-        if checkpoint.training is None:
-            raise RunError(f"{self.last}: has no state for resuming")
         changed = changes_that_matter(checkpoint.experiment, experiment)
         if changed:
             rows = "\n".join(f"  {name}: {old!r} before, {new!r} now" for name, (old, new) in changed.items())
@@ -109,6 +125,35 @@ class RunDirectory:
                 f"  deformdetr train {self.config} --output {self.path} --resume"
             )
         return checkpoint
+
+    def _latest(self, say: Callable[[str], None]) -> Checkpoint | None:
+        """Return the latest checkpoint that can be resumed from."""
+        problems = []
+        for file in (self.last, self.previous):
+            try:
+                checkpoint = _resumable(file) if file.exists() else None
+            except RunError as error:
+                problems.append(str(error))
+                continue
+            if checkpoint is not None:
+                self._last_is_whole = file == self.last
+                why = "".join(f"{each}; " for each in problems)
+                say(f"{why}resuming from {file}")
+                return checkpoint
+        if problems:
+            raise RunError("; ".join(problems))
+        return None
+
+    def save_last(self, checkpoint: Checkpoint) -> None:
+        """Write the latest checkpoint. The one before stays as `previous`.
+
+        Raises:
+            OSError: If it cannot be written. The one before is then intact.
+        """
+        if self._last_is_whole and self.last.exists():
+            keep_as(self.last, self.previous)
+        checkpoint.save(self.last)
+        self._last_is_whole = True
 
     def create(self, experiment: Experiment, environment: Mapping[str, Any], *, epoch: int) -> None:
         """Create the directory with config and environment.
@@ -143,6 +188,18 @@ class RunDirectory:
                 break
             rows.append(row)
         return rows
+
+
+def _resumable(file: Path) -> Checkpoint:
+    """Return a checkpoint with a state for resuming.
+
+    Raises:
+        RunError: If the file is not one.
+    """
+    checkpoint = Checkpoint.load(file)
+    if checkpoint.training is None:
+        raise RunError(f"{file}: has no state for resuming")
+    return checkpoint
 
 
 def load_run(run: str | Path, *, prefer: Sequence[str] = ("best.pt", "last.pt")) -> tuple[Path, Checkpoint]:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 _Models = Sequence[type[BaseModel]]
+_MAX_LINES = 20
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,7 +96,8 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
     """
     known = list(setting_names(model))
     lines = []
-    for problem in error.errors(include_url=False):
+    problems = error.errors(include_url=False)
+    for problem in problems[:_MAX_LINES]:
         name = _dotted(problem["loc"], model)
         if problem["type"] == "extra_forbidden":
             lines.append(f"there is no setting {name!r}{suggest(name, known)}")
@@ -104,7 +106,9 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
         else:
             given = "" if isinstance(problem["input"], dict | BaseModel) else f", got {problem['input']!r:.60}"
             lines.append(f"{name or 'settings'}: {problem['msg'].removeprefix('Value error, ')}{given}")
-    return lines[0] if len(lines) == 1 else "\n  ".join([f"{len(lines)} settings are not valid:", *lines])
+    if len(problems) > _MAX_LINES:
+        lines.append(f"and {len(problems) - _MAX_LINES:,} more")
+    return lines[0] if len(lines) == 1 else "\n  ".join([f"{len(problems):,} settings are not valid:", *lines])
 
 
 def _dotted(loc: Sequence[int | str], model: type[BaseModel]) -> str:

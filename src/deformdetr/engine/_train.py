@@ -1,27 +1,25 @@
 """Training of detectors."""
 
-import platform
-import sys
+import signal as signals
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from deformdetr._files import FileError
-from deformdetr.config import with_backbone_weights
 from deformdetr.data import Datasets, build_datasets, judge
 from deformdetr.engine._best import BestScore
 from deformdetr.engine._checkpoint import Checkpoint
 from deformdetr.engine._config import Experiment
-from deformdetr.engine._errors import ConfigError, RunError
+from deformdetr.engine._environment import describe_environment
+from deformdetr.engine._epoch import EpochProgress
+from deformdetr.engine._errors import RunError, TrainingInterrupted
 from deformdetr.engine._evaluate import Evaluation, evaluate
 from deformdetr.engine._experiment import all_changes, object_limits, resolve
 from deformdetr.engine._inference import evaluation_postprocess
+from deformdetr.engine._initial_model import initial_model
 from deformdetr.engine._learner import Learner
 from deformdetr.engine._loaders import batches, train_loader
 from deformdetr.engine._processes import Processes
@@ -29,10 +27,9 @@ from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._run_directory import RunDirectory
 from deformdetr.engine._schedule import check_past, describe_schedule, learning_rate_factor, total_steps
 from deformdetr.engine._seeds import seed_everything
+from deformdetr.engine._signals import StopSignals
 from deformdetr.engine._tracking import Tracking, check_tools
 from deformdetr.engine._trainable import refuse_random_frozen
-from deformdetr.integrations import load_checkpoint, locate_checkpoint
-from deformdetr.models import DETR, DeformableDETR
 from deformdetr.visualize import plot_curves
 
 
@@ -53,12 +50,15 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
     """Train and evaluate a model, and write checkpoints, metrics and curves to a run directory.
 
     Each process of `accelerate launch` or `torchrun` calls this function with the same arguments. Random numbers are
-    seeded in each epoch, so that a resumed run equals an uninterrupted one, bit for bit on a CPU.
+    seeded in each step, so that a resumed run equals an uninterrupted one, bit for bit on a CPU.
+
+    SIGINT, SIGTERM and SIGHUP save a checkpoint after the current step and then end the training. A second signal, a
+    second or more after the first, ends it at once.
 
     Args:
         experiment: Model, dataset and settings of training.
         output_dir: Run directory. It must be empty or absent unless `resume` is True.
-        resume: Whether to continue the run in the directory after its last saved epoch, or start one if there is none.
+        resume: Whether to continue the run in the directory after its last saved step, or start one if there is none.
             The number of epochs may then be another, and the schedule, as far as it does not concern finished epochs.
 
     Raises:
@@ -67,6 +67,7 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
         DatasetError: If the dataset has problems, or an image cannot be read.
         RunError: If the directory holds other files or another run.
         TrainingError: If a loss or a gradient is not finite.
+        TrainingInterrupted: If a signal has ended the training. It is a `KeyboardInterrupt`.
         CheckpointError: If `train.init_checkpoint` does not fit the model.
         FileNotFoundError: If `train.init_checkpoint` or the backbone's weights do not exist.
         ConnectionError: If one of them cannot be downloaded.
@@ -88,12 +89,12 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
     )
     datasets = build_datasets(experiment.data, masks=experiment.model.masks)
     experiment = resolve(experiment, datasets.train.label_map)
-    warnings = judge(datasets, limits=object_limits(experiment))
-    checkpoint = run.open(experiment, resume=resume)
-    training = _Training(experiment, datasets, processes, run, checkpoint, warnings=warnings)
+    notes = [f"warning: {each}" for each in judge(datasets, limits=object_limits(experiment))]
+    checkpoint = run.open(experiment, resume=resume, say=notes.append)
+    training = _Training(experiment, datasets, processes, run, checkpoint, notes=notes)
     processes.wait()
     if processes.is_main:
-        run.create(experiment, _environment(processes), epoch=training.epoch)
+        run.create(experiment, describe_environment(processes), epoch=training.epoch)
     return training.run()
 
 
@@ -108,9 +109,8 @@ class _Training:
         run: RunDirectory,
         checkpoint: Checkpoint | None,
         *,
-        warnings: list[str],
+        notes: list[str],
     ) -> None:
-        self._warnings = warnings
         self._experiment = experiment
         self._config = experiment.train
         self._datasets = datasets
@@ -130,58 +130,98 @@ class _Training:
         self._step = 0 if checkpoint is None else checkpoint.step
         self._metrics: dict[str, Any] = {} if checkpoint is None else checkpoint.metrics
         self._best = BestScore(self._config.early_stopping)
+        self._signals = StopSignals()
+        # Of the epoch that has begun, in this process.
+        self._progress = EpochProgress()
         self._changes: dict[str, tuple[Any, Any]] = {}
         if checkpoint is not None:
             self._changes = all_changes(checkpoint.experiment, experiment)
-            old, epochs = checkpoint.experiment.train, checkpoint.epoch
-            check_past(old, self._config, epochs=epochs, steps_per_epoch=self._steps_per_epoch)
+            begun = -(-checkpoint.step // self._steps_per_epoch)
+            check_past(checkpoint.experiment.train, self._config, epochs=begun, steps_per_epoch=self._steps_per_epoch)
         # All processes start from the same weights.
-        seed_everything(self._config.seed, rank=0, epoch=0)
+        seed_everything(self._config.seed, rank=0, step=0)
         with processes.main_first():
-            model, self._notes = _build(experiment, checkpoint)
+            model, notes_on_weights = initial_model(experiment, checkpoint, processes.device)
+        self._notes = [*notes, *notes_on_weights]
         self._learner = Learner(model, experiment.model.build_criterion(), self._config, processes)
         if checkpoint is None and self._config.init_checkpoint is None:
             refuse_random_frozen(model, experiment.model.backbone)
         self._postprocess = evaluation_postprocess(experiment)
         if checkpoint is not None and checkpoint.training is not None:
+            saved_by = len(checkpoint.training.get("progress") or ())
+            if saved_by not in (0, processes.world_size):
+                raise RunError(
+                    f"{run.path}: the checkpoint was saved during an epoch by {saved_by} processes, which divided its "
+                    f"images, so that {processes.world_size} cannot continue it; start {saved_by}"
+                )
             try:
-                self._learner.load_state(checkpoint.training["learner"])
-                self._best.load_state(checkpoint.training["best"])
+                self._load_state(checkpoint.training)
             except (LookupError, TypeError, ValueError) as error:
-                raise RunError(f"{run.last}: does not hold the state for resuming this run: {error}") from error
+                raise RunError(f"{run.path}: does not hold the state for resuming this run: {error}") from error
+
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        self._learner.load_state(state["learner"])
+        self._best.load_state(state["best"])
+        # Absent in checkpoints of older versions, which are of whole epochs.
+        self._changes = {name: (old, new) for name, (old, new) in state.get("changes", {}).items()} | self._changes
+        if progress := state.get("progress"):
+            self._progress = EpochProgress(**progress[self._processes.rank])
 
     def run(self) -> TrainResult:
         """Run the remaining epochs."""
-        with ProgressDisplay(
-            "starting",
-            self._total_steps,
-            done=self._step,
-            log_every=self._config.log_every,
-            is_silent=not self._processes.is_main,
-        ) as display:
+        with (
+            ProgressDisplay(
+                "starting",
+                self._total_steps,
+                done=self._step,
+                log_every=self._config.log_every,
+                is_silent=not self._processes.is_main,
+            ) as display,
+            self._signals,
+        ):
             for line in (*self._notes, *self._describe()):
                 display.say(line)
             with closing(Tracking(self._processes, self._experiment, self._run.path)) as tracking:
-                while not self._has_ended:
+                while self._progress.steps or not self._has_ended:
                     self._run_epoch(display, tracking)
             display.say(self._ending())
         return TrainResult(self._run.path, self.epoch, self._step, self._metrics, self._best.ap)
 
     @property
     def _has_ended(self) -> bool:
-        return self._is_last or self._best.has_ended
+        return self._is_last(self.epoch) or self._best.has_ended
 
-    @property
-    def _is_last(self) -> bool:
-        return self.epoch >= self._config.epochs or self._step >= self._total_steps
+    def _is_last(self, epoch: int) -> bool:
+        return epoch >= self._config.epochs or self._step >= self._total_steps
 
     def _run_epoch(self, display: ProgressDisplay, tracking: Tracking) -> None:
-        started = time.monotonic()
-        losses, num_images = self._learn(display)
-        seconds = time.monotonic() - started
-        self.epoch += 1
+        """Run an epoch, or what is left of it."""
+        self._learn(display)
+        epoch = self.epoch + 1
+        row = self._row(epoch)
+        is_best = False
+        if self._is_last(epoch) or epoch % self._config.eval_every == 0:
+            self._metrics = dict(self._evaluate(display).metrics)
+            row |= self._metrics
+            is_best = self._best.update(self._metrics)
+        self.epoch, self._progress, self._changes = epoch, EpochProgress(), {}
+        signal = self._processes.largest(self._signals.received)
+        if self._processes.is_main:
+            display.say(_summary(row, self._config.epochs))
+            is_due = self._has_ended or bool(signal) or self.epoch % self._config.save_every == 0
+            self._save(row, display, is_best=is_best, is_due=is_due)
+        tracking.log(row, step=self._step)
+        self._processes.wait()
+        if signal and not self._has_ended:
+            raise self._interrupted(signal)
+
+    def _row(self, epoch: int) -> dict[str, Any]:
+        """Return what the metrics of an epoch start with: mean losses and speed over all processes."""
+        losses = self._processes.mean(self._progress.means())
+        seconds = self._progress.seconds
+        num_images = self._progress.batches * self._config.batch_size * self._processes.world_size
         row: dict[str, Any] = {
-            "epoch": self.epoch,
+            "epoch": epoch,
             "step": self._step,
             **losses,
             "lr": self._learner.learning_rates(),
@@ -190,39 +230,49 @@ class _Training:
         }
         if self._changes:
             row["changed"] = {name: list(values) for name, values in self._changes.items()}
-            self._changes = {}
-        is_best = False
-        if self._is_last or self.epoch % self._config.eval_every == 0:
-            self._metrics = dict(self._evaluate(display).metrics)
-            row |= self._metrics
-            is_best = self._best.update(self._metrics)
-        if self._processes.is_main:
-            display.say(_summary(row, self._config.epochs))
-            self._save(row, is_best=is_best, is_due=self._has_ended or self.epoch % self._config.save_every == 0)
-        tracking.log(row, step=self._step)
-        self._processes.wait()
+        return row
 
-    def _learn(self, display: ProgressDisplay) -> tuple[dict[str, float], int]:
-        """Train for an epoch, and return the mean losses and the number of images over all processes."""
-        seed_everything(self._config.seed, rank=self._processes.rank, epoch=self.epoch + 1)
-        self._sampler.set_epoch(self.epoch)
+    def _learn(self, display: ProgressDisplay) -> None:
+        """Train for the rest of an epoch."""
+        self._sampler.set_epoch(self.epoch, skip=self._progress.batches * self._config.batch_size)
         self._learner.start_epoch()
-        totals: dict[str, float] = {}
         loader = iter(batches(self._loader))
-        num_steps = num_batches = 0
+        started = time.monotonic()
         while self._step < self._total_steps and (group := list(islice(loader, self._config.accumulate_steps))):
-            values = self._learner.learn(group, step=self._step + 1)
+            seed_everything(self._config.seed, rank=self._processes.rank, step=self._step + 1)
+            losses = self._learner.learn(group, step=self._step + 1)
             self._learner.step(self._learning_rate_factor())
             self._step += 1
-            num_steps, num_batches = num_steps + 1, num_batches + len(group)
-            totals = {name: totals.get(name, 0.0) + value for name, value in values.items()}
+            now = time.monotonic()
+            self._progress.add(losses, batches=len(group), seconds=now - started)
+            started = now
             description = f"epoch {self.epoch + 1}/{self._config.epochs}"
-            display.update(self._step, description=description, status=self._status(totals["loss"] / num_steps))
+            display.update(self._step, description=description, status=self._status(self._progress.means()["loss"]))
+            self._save_or_stop()
         self._learner.check_gradient()
-        num_images = num_batches * self._config.batch_size * self._processes.world_size
-        return self._processes.mean({name: total / num_steps for name, total in totals.items()}), num_images
+
+    def _save_or_stop(self) -> None:
+        """Save after a step if `train.save_every_steps` or a signal asks for it, and end the run after a signal."""
+        signal = self._processes.largest(self._signals.received)
+        every = self._config.save_every_steps
+        if signal or (every is not None and self._step % every == 0):
+            self._learner.check_gradient()
+            self._save_last(self._processes.gather(self._progress.state()))
+        if signal:
+            # The launcher may end all processes as soon as one has ended.
+            self._processes.wait()
+            raise self._interrupted(signal)
 
     def _evaluate(self, display: ProgressDisplay) -> Evaluation:
+        progress = self._processes.gather(self._progress.state())
+
+        def show(done: int, total: int) -> None:
+            display.within("evaluating", done, total)
+            # Not agreed between processes, which evaluate different numbers of batches: each gets the signal.
+            if self._signals.received:
+                self._save_last(progress)
+                raise self._interrupted(self._signals.received)
+
         return evaluate(
             self._learner.result,
             self._postprocess,
@@ -232,13 +282,42 @@ class _Training:
             num_workers=self._experiment.data.num_workers,
             precision=self._config.precision,
             max_detections=self._config.max_detections,
-            progress=lambda done, total: display.within("evaluating", done, total),
+            progress=show,
         )
 
-    def _save(self, row: dict[str, Any], *, is_best: bool, is_due: bool) -> None:
+    def _interrupted(self, signal: int) -> TrainingInterrupted:
+        name = signals.Signals(signal).name
+        message = f"{name} after step {self._step}: {self._run.last} is saved, and `--resume` continues from it"
+        # One message is enough for all processes.
+        return TrainingInterrupted(message if self._processes.is_main else "", signal)
+
+    def _save(self, row: dict[str, Any], display: ProgressDisplay, *, is_best: bool, is_due: bool) -> None:
+        """Save metrics, curves and checkpoints after an epoch, in the main process."""
         self._run.append_metrics(row)
-        plot_curves(self._run.read_metrics(), self._run.curves)
-        checkpoint = Checkpoint(
+        try:
+            plot_curves(self._run.read_metrics(), self._run.curves)
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            # The numbers are in the metrics, and a broken installation of matplotlib is no reason to end a run.
+            display.say(f"warning: {self._run.curves} is not drawn: {error}")
+        # The best checkpoint comes first: a run that stops in between repeats the epoch and saves the same again.
+        if is_best:
+            self._checkpoint().save(self._run.best)
+        if is_due:
+            self._save_last(None)
+
+    def _save_last(self, progress: list[dict[str, Any]] | None) -> None:
+        """Save the latest checkpoint, in the main process. `progress` is that of an unfinished epoch, by process."""
+        if self._processes.is_main:
+            state = {
+                "learner": self._learner.state(),
+                "best": self._best.state(),
+                "progress": progress,
+                "changes": {name: list(values) for name, values in self._changes.items()},
+            }
+            self._run.save_last(replace(self._checkpoint(), training=state))
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(
             model=self._learner.result.state_dict(),
             experiment=self._experiment,
             label_map=self._datasets.train.label_map,
@@ -246,12 +325,6 @@ class _Training:
             step=self._step,
             metrics=self._metrics,
         )
-        # The best checkpoint comes first: a run that stops in between repeats the epoch and saves the same again.
-        if is_best:
-            checkpoint.save(self._run.best)
-        if is_due:
-            state = {"learner": self._learner.state(), "best": self._best.state()}
-            replace(checkpoint, training=state).save(self._run.last)
 
     def _learning_rate_factor(self) -> float:
         return learning_rate_factor(
@@ -265,11 +338,12 @@ class _Training:
     def _describe(self) -> list[str]:
         parameters = sum(each.numel() for each in self._learner.module.parameters() if each.requires_grad)
         images = self._config.batch_size * self._config.accumulate_steps * self._processes.world_size
-        start = f"resuming after epoch {self.epoch}" if self._step else "starting"
+        start = "starting"
+        if self._step:
+            start = f"resuming after {f'step {self._step}' if self._progress.steps else f'epoch {self.epoch}'}"
         return [
             f"train: {self._datasets.train.report}",
             f"val: {self._datasets.val.report}",
-            *(f"warning: {each}" for each in self._warnings),
             f"{start} in {self._run.path}: {parameters:,} parameters on {self._learner.device}, {images} images per "
             f"step, {self._steps_per_epoch} steps per epoch, {self._config.epochs} epochs",
             *(f"{name}: {old!r} before, {new!r} now" for name, (old, new) in self._changes.items()),
@@ -287,41 +361,9 @@ class _Training:
         return f"ended after epoch {self.epoch} (train.epochs is {self._config.epochs}, and may be raised to resume)"
 
 
-def _build(experiment: Experiment, checkpoint: Checkpoint | None) -> tuple[DeformableDETR | DETR, list[str]]:
-    """Return the model with its initial weights, and messages about loading them."""
-    if checkpoint is not None:
-        return checkpoint.build(), []
-    source = experiment.train.init_checkpoint
-    if source is None:
-        return experiment.model.build(), []
-    try:
-        path = locate_checkpoint(source)
-    except FileError as error:
-        raise ConfigError(f"train.init_checkpoint: {error}") from error
-    # Without weights of the backbone, which the checkpoint replaces.
-    model = with_backbone_weights(experiment.model, None).build()
-    report = load_checkpoint(model, path, drop_class_head=True, new_mask_head=True)
-    return model, [f"{source}: {report}"]
-
-
 def _summary(row: dict[str, Any], epochs: int) -> str:
     parts = [f"epoch {row['epoch']}/{epochs}", f"step {row['step']}", f"loss {row['loss']:.3f}"]
     parts += [f"{name} {row[name]:.3f}" for name in ("AP", "AP50", "AP75") if row.get(name) is not None]
     of_masks = row.get("segm", {}).get("AP")
     parts += [] if of_masks is None else [f"mask AP {of_masks:.3f}"]
     return "  ".join([*parts, f"{row['images_per_second']:.1f} images/s"])
-
-
-def _environment(processes: Processes) -> dict[str, Any]:
-    device = torch.cuda.get_device_name(processes.device) if processes.device.type == "cuda" else platform.processor()
-    return {
-        "command": sys.argv,
-        "deformdetr": version("deformdetr"),
-        "torch": torch.__version__,
-        "torchvision": version("torchvision"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": f"{processes.device.type}: {device or platform.machine()}",
-        "threads": torch.get_num_threads(),
-        "processes": processes.world_size,
-    }

@@ -148,6 +148,10 @@ class TrainConfig(DefaultedConfig):
     save_every: PositiveInt = Field(
         default=1, description="Epochs between checkpoints; the last epoch is always saved."
     )
+    save_every_steps: PositiveInt | None = Field(
+        default=None,
+        description="Optimizer steps between checkpoints during an epoch, for long epochs; null: only after epochs.",
+    )
     log_every: PositiveInt = Field(
         default=50, description="Optimizer steps per line of output if there is no progress bar."
     )

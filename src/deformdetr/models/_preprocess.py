@@ -73,7 +73,8 @@ def resize_image(image: Num[Tensor, "3 _ _"], size: tuple[int, int]) -> Num[Tens
     if image.shape[1:] == size:
         return image
     # On the CPU, PyTorch resizes uint8 in integers, as Pillow does. Other devices do not support uint8.
-    is_native = image.is_floating_point() or image.device.type == "cpu"
+    # It fails where the result is a single pixel.
+    is_native = image.is_floating_point() or (image.device.type == "cpu" and size != (1, 1))
     values = image if is_native else image.float()
     resized = F.interpolate(values[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
     return resized if is_native else resized.round().to(image.dtype)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from deformdetr.visualize._images import save_image
+from deformdetr.visualize._matplotlib import new_figure
 from deformdetr.visualize._plots import rendered, use_fonts
 
 _MAX_CURVES = 20
@@ -32,11 +33,9 @@ def plot_precision_recall(
         >>> from deformdetr.visualize import plot_precision_recall
         >>> plot_precision_recall([("cat", np.linspace(1, 0, 101))], "curve.png")
     """
-    from matplotlib.figure import Figure
-
     if not curves:
         raise ValueError("there are no curves to plot")
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = new_figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     worst_first = sorted(curves, key=lambda pair: float(pair[1].mean()))
     for index, (name, curve) in enumerate(worst_first):
@@ -79,15 +78,13 @@ def plot_confusion(
         >>> from deformdetr.visualize import plot_confusion
         >>> plot_confusion(np.array([[5, 1, 0], [0, 7, 2], [1, 0, 0]]), ["cat", "dog"], "confusion.png")
     """
-    from matplotlib.figure import Figure
-
     if counts.shape != (len(names) + 1, len(names) + 1):
         raise ValueError(f"{len(names)} names need {len(names) + 1} rows and columns of counts, got {counts.shape}")
     shown = _most_errors(counts)
     labels = [*(names[index] for index in shown), "(none)"]
     counts = counts[np.ix_([*shown, -1], [*shown, -1])]
     side = max(4.0, 0.55 * len(labels) + 1.5)
-    figure = Figure(figsize=(side + 0.5, side), layout="constrained")
+    figure = new_figure(figsize=(side + 0.5, side), layout="constrained")
     axes = figure.subplots()
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import ImageFont
 
+from deformdetr.visualize._matplotlib import matplotlib_module
+
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 # This font has a box for every character, which names its script.
 _PLACEHOLDERS = "Last Resort"
@@ -63,13 +65,13 @@ def find_font(text: str) -> str | None:
 @functools.lru_cache(maxsize=1024)
 def _best_font(characters: frozenset[int]) -> str | None:
     try:
-        from matplotlib.font_manager import fontManager
+        installed = matplotlib_module("font_manager").fontManager.ttflist
     except ImportError:
         _warn(characters, "matplotlib, which finds installed fonts, is missing")
         return None
     best, missing = None, characters
     # The plainest font first: pictures should not change with what else is installed.
-    fonts = [entry for entry in fontManager.ttflist if not entry.name.startswith(_PLACEHOLDERS)]
+    fonts = [entry for entry in installed if not entry.name.startswith(_PLACEHOLDERS)]
     for entry in sorted(fonts, key=_order):
         left = characters - _characters(entry.fname)
         if len(left) < len(missing):
@@ -89,9 +91,8 @@ def _order(entry: object) -> tuple[bool, bool, bool, str]:
 
 @functools.lru_cache(maxsize=256)
 def _characters(file: str) -> AbstractSet[int]:
-    from matplotlib.ft2font import FT2Font
-
-    return FT2Font(file).get_charmap().keys()
+    characters: AbstractSet[int] = matplotlib_module("ft2font").FT2Font(file).get_charmap().keys()
+    return characters
 
 
 def _warn(characters: AbstractSet[int], reason: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deformdetr.visualize._fonts import find_font
 from deformdetr.visualize._images import displayable, save_image
+from deformdetr.visualize._matplotlib import matplotlib_module, new_figure
 
 _LEVEL_COLORS = ("#00e5ff", "#8cff5a", "#ffd000", "#ff5c8a", "#c79bff", "#ffffff")
 _MARGIN = 0.03
@@ -45,10 +46,8 @@ def plot_sampling_points(
         ...     torch.zeros(3, 60, 80), locations, weights, reference=torch.tensor([0.5, 0.5])
         ... )
     """
-    from matplotlib.figure import Figure
-
     height, width = image.shape[1:]
-    figure = Figure(figsize=(8, 8 * height / width + 1.1), layout="constrained")
+    figure = new_figure(figsize=(8, 8 * height / width + 1.1), layout="constrained")
     axes = figure.subplots()
     _plot_points(axes, image, locations, weights, reference, title)
     handles, labels = axes.get_legend_handles_labels()
@@ -80,14 +79,12 @@ def plot_sampling_layers(
         >>> sampled = torch.rand(8, 4, 4, 2), torch.full((8, 4, 4), 1 / 16), torch.tensor([0.5, 0.5])
         >>> picture = plot_sampling_layers(torch.zeros(3, 60, 80), [("layer 1", sampled), ("layer 2", sampled)])
     """
-    from matplotlib.figure import Figure
-
     if not layers:
         raise ValueError("there are no layers to plot")
     height, width = image.shape[1:]
     columns = min(columns, len(layers))
     rows = -(-len(layers) // columns)
-    figure = Figure(figsize=(4.5 * columns, (4.5 * height / width + 0.9) * rows), layout="constrained")
+    figure = new_figure(figsize=(4.5 * columns, (4.5 * height / width + 0.9) * rows), layout="constrained")
     all_axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in all_axes[len(layers) :]:
         axes.set_axis_off()
@@ -99,8 +96,7 @@ def plot_sampling_layers(
 
 def _plot_points(axes: Any, image: Tensor, locations: Tensor, weights: Tensor, reference: Tensor, title: str) -> None:
     """Plot the sampling points of a query into the axes of a figure."""
-    from matplotlib.patches import Rectangle
-
+    rectangle = matplotlib_module("patches").Rectangle
     height, width = image.shape[1:]
     n_levels = locations.shape[1]
     # The image is darkened so that the points stand out.
@@ -126,7 +122,7 @@ def _plot_points(axes: Any, image: Tensor, locations: Tensor, weights: Tensor, r
     center, size = pixels[:2], pixels[2:]
     for edge, line in (("black", 4.5), ("white", 2.0)):
         if len(size):
-            axes.add_patch(Rectangle(tuple(center - size / 2), *size, fill=False, edgecolor=edge, linewidth=line))
+            axes.add_patch(rectangle(tuple(center - size / 2), *size, fill=False, edgecolor=edge, linewidth=line))
         axes.plot(*center, marker="+", markersize=16, markeredgewidth=line, color=edge, zorder=20)
     margin = np.array((width, height)) * _MARGIN
     axes.set(xlim=(-margin[0], width + margin[0]), ylim=(height + margin[1], -margin[1]), title=title)
@@ -154,8 +150,6 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     plot_curves(records, f"{folder}/curves.png")
     """
-    from matplotlib.figure import Figure
-
     records = [_flatten(record) for record in metrics]
     axis = "epoch" if any("epoch" in record for record in records) else "step"
     names = sorted({name for record in records for name, value in record.items() if value is not None})
@@ -165,7 +159,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     panels = [(title, curves) for title, curves in (("loss", losses), ("average precision", precisions)) if curves]
     if not panels:
         raise ValueError(f"none of the {len(records)} records has a loss or a precision; they have {names}")
-    figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
+    figure = new_figure(figsize=(5.5 * len(panels), 4), layout="constrained")
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (title, curves) in zip(all_axes, panels, strict=True):
         _plot_panel(axes, records, curves, axis)
@@ -209,9 +203,8 @@ def rendered(figure: Any) -> Image.Image:
 
 def use_fonts(texts: Sequence[Any]) -> None:
     """Set a font for each text of a figure that has all of its characters, if there is one."""
-    from matplotlib.font_manager import FontProperties
-
+    fonts = matplotlib_module("font_manager")
     for text in texts:
         file = find_font(text.get_text())
         if file is not None:
-            text.set_fontproperties(FontProperties(fname=file, size=text.get_fontsize()))
+            text.set_fontproperties(fonts.FontProperties(fname=file, size=text.get_fontsize()))
