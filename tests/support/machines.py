@@ -68,17 +68,9 @@ def start_training(
     for number, machine in enumerate(machines):
         with (logs / f"machine{number}.log").open("w") as file:
             # Otherwise torchrun would compare the address with those of the real machine's name.
-            own = [
-                "--rdzv-conf",
-                f"is_host={int(number == 0)}",
-                "--local-addr",
-                machine.address,
-                "-m",
-                "deformdetr",
-                "train",
-                *arguments,
-            ]
-            started.append(machine.start(*launch, *own, stdout=file, stderr=subprocess.STDOUT))
+            own = ["--rdzv-conf", f"is_host={int(number == 0)}", "--local-addr", machine.address]
+            command = [*launch, *own, "-m", "deformdetr", "train", *arguments]
+            started.append(machine.start(*command, stdout=file, stderr=subprocess.STDOUT))
     return started
 
 

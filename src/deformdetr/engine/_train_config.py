@@ -139,7 +139,7 @@ class TrainConfig(DefaultedConfig):
     )
     compile: bool = Field(
         default=False,
-        description="Compile the model by torch.compile: minutes at the start, and faster steps, for long runs on GPUs.",
+        description="Compile the model by torch.compile: slow at the start, faster later.",
     )
     seed: NonNegativeInt = 42
     eval_every: PositiveInt = Field(
