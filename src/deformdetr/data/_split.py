@@ -5,13 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-<<<<<<< HEAD
-from deformdetr.data._entries import UNKNOWN_IMAGE, annotation_name, load_document
-from deformdetr.data._errors import Problem, dataset_error
-=======
 from deformdetr.data._documents import load_document
-from deformdetr.data._errors import Kind, Problem, dataset_error
->>>>>>> bcf33be (Read large annotation files in pieces, and keep what was read in an index that processes share)
+from deformdetr.data._entries import UNKNOWN_IMAGE, annotation_name
+from deformdetr.data._errors import Problem, dataset_error
 from deformdetr.data._ids import parse_id, spellings
 
 
