@@ -7,9 +7,16 @@ import numpy as np
 import pytest
 
 from coco_files import coco_document, write_coco
-from deformdetr.data import Annotations, DatasetError, LabelMap, read_coco
+from deformdetr.data import Annotations, DatasetError, LabelMap, _documents, _index, read_coco
 
 Edit = Callable[[dict[str, Any]], Any]
+
+
+@pytest.fixture(params=["whole", "in pieces"], autouse=True)
+def how_files_are_read(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if request.param == "in pieces":
+        monkeypatch.setattr(_index, "_MIN_BYTES", 0)
+        monkeypatch.setattr(_documents, "_PIECE_BYTES", 64)
 
 
 def read(folder: Path, edit: Edit | None = None, **options: Any) -> Annotations:

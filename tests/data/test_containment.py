@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from deformdetr.data import DatasetError, DecodeConfig, read_coco, read_voc, read_yolo
+from deformdetr.data import DatasetError, DecodeConfig, _index, read_coco, read_voc, read_yolo
 
 
 @pytest.fixture
@@ -50,6 +50,20 @@ def test_names_that_lead_out_of_the_folder_are_refused_unless_allowed(places, na
 def test_names_that_stay_in_the_folder_are_read(places, name):
     folder, _ = places
     assert len(read_coco(folder, coco_file(folder, name.format(folder=folder))).file_names) == 1
+
+
+def test_an_index_does_not_lead_out_of_the_folder_either(places, monkeypatch):
+    monkeypatch.setattr(_index, "_MIN_BYTES", 0)
+    folder, secret = places
+    file = coco_file(folder, "a.png")
+    # Once into the index, and once out of it.
+    assert read_coco(folder, file).file_names == read_coco(folder, file).file_names
+    (folder / "a.png").unlink()
+    (folder / "a.png").symlink_to(secret)
+    for _ in range(2):
+        assert len(read_coco(folder, file, decode=DecodeConfig(allow_outside=True)).file_names) == 1
+    with pytest.raises(DatasetError, match=r"leads out of .*allow_outside"):
+        read_coco(folder, file)
 
 
 def test_the_folder_itself_may_be_a_link(places, tmp_path):

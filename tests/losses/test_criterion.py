@@ -238,6 +238,23 @@ def test_box_losses_are_divided_by_the_mean_count_of_all_processes(
         torch.testing.assert_close(together[name], alone[name] * 5 / 7.5)
 
 
+@pytest.mark.parametrize("total", [0, 1])
+def test_losses_of_steps_with_fewer_targets_than_processes_equal_those_of_one_process(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, total: int
+) -> None:
+    outputs, targets = layer(4, 6, 3, rng), random_targets([total, 0, 0, 0], 3, rng)
+    whole = SetCriterion(HungarianMatcher())(outputs, targets)
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce", lambda count: count.fill_(total))
+    parts = [
+        SetCriterion(HungarianMatcher())({key: outputs[key][part] for key in outputs}, targets[part])  # type: ignore[misc,literal-required]
+        for part in (slice(0, 2), slice(2, 4))
+    ]
+    for name in ("loss_ce", "loss_bbox", "loss_giou"):
+        torch.testing.assert_close((parts[0][name] + parts[1][name]) / 2, whole[name])
+
+
 @pytest.mark.parametrize("softmax", [False, True])
 def test_losses_of_batches_add_up_to_those_of_the_step(rng: torch.Generator, softmax: bool) -> None:
     counts = (3, 0, 1, 8)

@@ -9,7 +9,7 @@ from deformdetr._files._errors import FileError
 from deformdetr._files._hub import CHECKPOINT_SUFFIXES, HubName, HubOptions, fetch_file, http_error
 from deformdetr._files._paths import check_folder, check_writable, expand_path, fitting_name
 from deformdetr._files._replacing import is_unfinished, keep_as, remove_unfinished, replacing, write_text
-from deformdetr._files._settings import read_json, read_mapping, write_mapping
+from deformdetr._files._settings import parse_json, read_json, read_mapping, write_mapping
 from deformdetr._files._sources import locate_checkpoint, parse_source
 from deformdetr._files._tensors import (
     check_stored_sums,
@@ -39,6 +39,7 @@ __all__ = [
     "is_url",
     "keep_as",
     "locate_checkpoint",
+    "parse_json",
     "parse_source",
     "read_json",
     "read_mapping",

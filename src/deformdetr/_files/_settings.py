@@ -66,11 +66,21 @@ def read_json(path: Path) -> Any:
     if not text.strip():
         raise FileError(f"{path} is not valid JSON: the file is empty")
     try:
-        return json.loads(text, object_pairs_hook=_refuse_repeated)
-    except RecursionError as error:
-        raise FileError(f"{path} is not valid JSON: it is nested too deeply") from error
+        return parse_json(text)
     except ValueError as error:
         raise FileError(f"{path} is not valid JSON: {error}") from error
+
+
+def parse_json(text: str) -> Any:
+    """Return the content of a JSON text. Repeated keys are an error.
+
+    Raises:
+        ValueError: If the text is not valid.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_refuse_repeated)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

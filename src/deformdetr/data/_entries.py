@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
 
-from deformdetr._files import FileError, read_json
-from deformdetr.data._errors import DatasetError, Kind, Problem
+from deformdetr.data._documents import EntryList
+from deformdetr.data._errors import Kind, Problem
 from deformdetr.data._ids import parse_id, parse_integer, spellings
 from deformdetr.data._image_entries import INVALID_IMAGE, NO_OBJECT
+from deformdetr.data._segmentations import to_json
 
 UNKNOWN_IMAGE = Kind(
     "annotations of an image that is not in the list of images", "an image deleted without its annotations?"
@@ -28,6 +29,8 @@ _REPEATED_CATEGORY = Kind("categories with the id of another category", "two fil
 _NUMBERS = {int, float}
 _CROWD = {None: False, 0: False, 1: True, "0": False, "1": True}
 _NO_AREA = math.nan
+# Python's objects take ten times the memory of an array, so that only so many annotations are objects at once.
+_BLOCK = 2**13
 
 
 class _FaultError(ValueError):
@@ -49,7 +52,7 @@ class Rows(NamedTuple):
     areas: Float64[np.ndarray, " rows"]
     is_crowd: Bool[np.ndarray, " rows"]
     segmentations: Shaped[np.ndarray, " rows"]
-    """Python objects as in the file; `None` if masks are not read."""
+    """JSON text of each, `bytes`; `None` if masks are not read."""
 
     def select(self, keep: Bool[np.ndarray, " rows"]) -> "Rows":
         """Return the annotations for which `keep` is True."""
@@ -57,29 +60,7 @@ class Rows(NamedTuple):
         return Rows(*(column[chosen] for column in self))
 
 
-def load_document(path: Path) -> dict[str, Any]:
-    """Return the content of a COCO annotation file. Files of test images may have no `annotations`.
-
-    Raises:
-        DatasetError: If the file cannot be read, is empty, is not JSON or not in COCO format, or has no images.
-    """
-    try:
-        document = read_json(path)
-    except (FileError, FileNotFoundError) as error:
-        raise DatasetError(str(error)) from error
-    if not isinstance(document, dict):
-        raise DatasetError(f"{path} is not a COCO annotation file: it holds a {type(document).__name__}, not an object")
-    document.setdefault("annotations", [])
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(document.get(key), list):
-            found = f"{key!r} is {document[key]!r:.60}" if key in document else f"it has no {key!r}"
-            raise DatasetError(f"{path} is not a COCO annotation file: {found}, and a list is needed")
-    if not document["images"]:
-        raise DatasetError(f"{path} has no images")
-    return document
-
-
-def read_categories(entries: list[Any], problems: list[str], *, source: str) -> dict[int, str]:
+def read_categories(entries: EntryList, problems: list[str], *, source: str) -> dict[int, str]:
     """Return the name of each category id. Problems are appended to `problems`."""
     categories: dict[int, str] = {}
 
@@ -103,14 +84,14 @@ def read_categories(entries: list[Any], problems: list[str], *, source: str) -> 
     return categories
 
 
-def listed_categories(entries: list[Any]) -> dict[Any, int]:
+def listed_categories(entries: EntryList) -> dict[Any, int]:
     """Return the id of each category by all of its spellings, including those of entries without a valid name."""
     ids = (parse_integer(entry.get("id")) for entry in entries if isinstance(entry, dict))
     return {spelling: number for number in ids if number is not None for spelling in spellings(number)}
 
 
 def read_rows(
-    entries: list[Any],
+    entries: EntryList,
     images: dict[Any, int],
     categories: dict[Any, int],
     problems: list[str],
@@ -135,9 +116,64 @@ def read_rows(
         _read_area,
         _read_crowd,
     )
+    blocks: list[Rows] = []
+    numbered = enumerate(entries)
+    while block := list(islice(numbered, _BLOCK)):
+        rows = _plain_rows(block, images, categories, masks=masks)
+        blocks.append(_single_rows(block, fields, problems, source, masks=masks) if rows is None else rows)
+    blocks = blocks or [_as_rows([], [])]
+    rows = Rows(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
+    rows = rows.select(rows.image_index != INVALID_IMAGE)
+    # A box with a negative side is dropped later, and may have a negative area.
+    negative = (rows.areas < 0) & (rows.bbox[:, 2:].min(axis=1, initial=np.inf) > 0)
+    for number in rows.numbers[negative].tolist():
+        name, area = annotation_name(entries[number], number), entries[number]["area"]
+        text = f"{name}: 'area' is {area!r:.60}, which is negative"
+        problems.append(Problem(text, _INVALID_VALUE, source=source))
+    return rows
+
+
+def _plain_rows(
+    block: list[tuple[int, Any]], images: dict[Any, int], categories: dict[Any, int], *, masks: bool
+) -> Rows | None:
+    """Return annotations at once, or `None` if some lack a field, or have one that is not as in COCO's own files."""
+    entries = [entry for _, entry in block]
+    try:
+        image_index = [images[entry["image_id"]] for entry in entries]
+        category_ids = [categories[entry["category_id"]] for entry in entries]
+        boxes, areas, crowds = ([entry[key] for entry in entries] for key in ("bbox", "area", "iscrowd"))
+        sides = [side for box in boxes for side in box]
+        values = np.array([*sides, *areas], dtype=np.float64)
+        are_boxes = set(map(type, boxes)) == {list} and set(map(len, boxes)) == {4}
+        are_flags = set(map(type, crowds)) == {int} and {0, 1}.issuperset(crowds)
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return None
+    are_numbers = _NUMBERS.issuperset(map(type, sides)) and _NUMBERS.issuperset(map(type, areas))
+    if not (are_boxes and are_flags and are_numbers and np.isfinite(values).all()):
+        return None
+    return Rows(
+        np.array([number for number, _ in block], dtype=np.int64),
+        np.array(image_index, dtype=np.int64),
+        np.array(category_ids, dtype=np.int64),
+        values[: len(sides)].reshape(-1, 4),
+        values[len(sides) :],
+        np.array(crowds, dtype=np.bool_),
+        np.array([to_json(entry.get("segmentation")) if masks else None for entry in entries], dtype=object),
+    )
+
+
+def _single_rows(
+    block: list[tuple[int, Any]],
+    fields: tuple[Callable[[dict[str, Any]], Any], ...],
+    problems: list[str],
+    source: str,
+    *,
+    masks: bool,
+) -> Rows:
+    """Read annotations one by one. Problems are appended to `problems`."""
     columns: list[tuple[Any, ...]] = []
-    segmentations: list[Any] = []
-    for number, entry in enumerate(entries):
+    segmentations: list[bytes | None] = []
+    for number, entry in block:
         if not isinstance(entry, dict):
             text = f"annotation number {number + 1} is {entry!r:.60}, not an object"
             problems.append(Problem(text, NO_OBJECT, source=source))
@@ -147,16 +183,8 @@ def read_rows(
         except _FaultError:
             problems.extend(_all_faults(number, entry, fields, source))
             continue
-        segmentations.append(entry.get("segmentation") if masks else None)
-    rows = _as_rows(columns, segmentations)
-    rows = rows.select(rows.image_index != INVALID_IMAGE)
-    # A box with a negative side is dropped later, and may have a negative area.
-    negative = (rows.areas < 0) & (rows.bbox[:, 2:].min(axis=1, initial=np.inf) > 0)
-    for number in rows.numbers[negative].tolist():
-        name, area = annotation_name(entries[number], number), entries[number]["area"]
-        text = f"{name}: 'area' is {area!r:.60}, which is negative"
-        problems.append(Problem(text, _INVALID_VALUE, source=source))
-    return rows
+        segmentations.append(to_json(entry.get("segmentation")) if masks else None)
+    return _as_rows(columns, segmentations)
 
 
 def annotation_name(entry: dict[str, Any], number: int) -> str:
@@ -176,16 +204,12 @@ def _all_faults(
             yield Problem(f"{name}: {fault}", fault.kind, source=source)
 
 
-def _as_rows(columns: list[tuple[Any, ...]], segmentations: list[Any]) -> Rows:
+def _as_rows(columns: list[tuple[Any, ...]], segmentations: list[bytes | None]) -> Rows:
     numbers, images, categories, boxes, areas, crowds = zip(*columns, strict=True) if columns else ((),) * 6
     bbox = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     given = np.array(areas, dtype=np.float64)
     with np.errstate(over="ignore"):
         areas_of_boxes = bbox[:, 2] * bbox[:, 3]
-    objects = np.empty(len(segmentations), dtype=object)
-    # `np.array` would turn nested lists into more axes.
-    for index, segmentation in enumerate(segmentations):
-        objects[index] = segmentation
     return Rows(
         np.array(numbers, dtype=np.int64),
         np.array(images, dtype=np.int64),
@@ -193,7 +217,7 @@ def _as_rows(columns: list[tuple[Any, ...]], segmentations: list[Any]) -> Rows:
         bbox,
         np.where(np.isnan(given), areas_of_boxes, given),
         np.array(crowds, dtype=np.bool_),
-        objects,
+        np.array(segmentations, dtype=object),
     )
 
 

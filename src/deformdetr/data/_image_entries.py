@@ -14,6 +14,7 @@ from jaxtyping import Int64
 from deformdetr._coco_types import ImageId
 from deformdetr.data._config import DecodeConfig
 from deformdetr.data._containment import OUTSIDE, ContainedNames
+from deformdetr.data._documents import EntryList
 from deformdetr.data._errors import DatasetError, Kind, Problem
 from deformdetr.data._ids import parse_id, parse_integer, same_type, spellings
 from deformdetr.data._images import read_header
@@ -24,6 +25,8 @@ _INVALID = Kind("images without a valid id, file name, width or height")
 _REPEATED = Kind("images with the id of another image", "two files merged without renumbering?")
 _NO_FILE = Kind("images without a usable file", "moved or deleted, or names that start from another folder?")
 _UNREADABLE = Kind("images without a size whose file cannot be read")
+
+_SIZES_OF_FILES = "images without width and height, which were taken from their files"
 
 INVALID_IMAGE = -1
 """Position, in `ImageTable.positions`, of an image that was reported."""
@@ -40,6 +43,10 @@ class ImageTable(NamedTuple):
     """Position of each image by id, as integer and as text, or `INVALID_IMAGE`."""
     notes: list[str]
     """What was read differently than written, in words."""
+    absent: list[str]
+    """Names under which there is no file, of images whose file was found under a later name."""
+    has_sizes_of_files: bool
+    """Whether some sizes were not given, and were taken from the image files."""
 
 
 class _Missing(NamedTuple):
@@ -49,41 +56,53 @@ class _Missing(NamedTuple):
 
 
 def read_images(
-    entries: list[Any], folder: Path, problems: list[str], *, source: str, decode: DecodeConfig
+    entries: EntryList, folder: Path, problems: list[str], *, source: str, decode: DecodeConfig
 ) -> ImageTable:
     """Read the images and check that their files exist. Problems are appended to `problems`."""
-    reader = _ImageReader(folder, problems, source, decode)
+    reader = _ImageReader(entries, folder, problems, source, decode)
     for number, entry in enumerate(entries, start=1):
         reader.read(number, entry)
-    sizes = np.array(reader.sizes, dtype=np.int64).reshape(-1, 2)
-    return ImageTable(same_type(reader.ids), reader.file_names, sizes, reader.index, reader.notes())
+    return ImageTable(
+        ids=same_type(reader.ids),
+        file_names=reader.file_names,
+        sizes=np.array(reader.sizes, dtype=np.int64).reshape(-1, 2),
+        positions=reader.index,
+        notes=[f"{count:,} {note}" for note, count in reader.notes.items()],
+        absent=reader.absent,
+        has_sizes_of_files=reader.notes[_SIZES_OF_FILES] > 0,
+    )
+
+
+def is_file(folder: Path, name: str) -> bool:
+    """Return whether an image has a usable file."""
+    return _check_file(folder, name) is None
 
 
 class _ImageReader:
     """Read one image after another."""
 
-    def __init__(self, folder: Path, problems: list[str], source: str, decode: DecodeConfig) -> None:
+    def __init__(
+        self, entries: EntryList, folder: Path, problems: list[str], source: str, decode: DecodeConfig
+    ) -> None:
         self.ids: list[ImageId] = []
         self.file_names: list[str] = []
         self.sizes: list[tuple[int, int]] = []
         self.index: dict[Any, int] = {}
-        self._entries: list[dict[str, Any]] = []
+        self.absent: list[str] = []
+        self.notes: Counter[str] = Counter()
+        self._entries = entries
+        self._numbers: list[int] = []
         self._problems = problems
         self._source = source
         self._folder = folder
         self._decode = decode
         self._names = ContainedNames(folder)
-        self._notes: Counter[str] = Counter()
         self._has_folder = folder.is_dir()
         if not self._has_folder:
             self._report(f"the image folder {folder} does not exist", _NO_FOLDER)
 
     def _report(self, text: str, kind: Kind) -> None:
         self._problems.append(Problem(text, kind, source=self._source))
-
-    def notes(self) -> list[str]:
-        """Return what was read differently than written."""
-        return [f"{count:,} {note}" for note, count in self._notes.items()]
 
     def read(self, number: int, entry: Any) -> None:
         """Read one entry, or report all that is wrong with it."""
@@ -106,7 +125,7 @@ class _ImageReader:
                 self.ids.append(identifier)
                 self.file_names.append(name)
                 self.sizes.append(size)
-                self._entries.append(entry)
+                self._numbers.append(number - 1)
 
     def _id(self, number: int, entry: dict[str, Any]) -> ImageId | None:
         identifier = parse_id(entry.get("id"))
@@ -124,9 +143,9 @@ class _ImageReader:
             return True
         if position == INVALID_IMAGE:
             return False
-        first = self._entries[position]
+        first = self._entries[self._numbers[position]]
         if first == entry:
-            self._notes["images listed twice, read once"] += 1
+            self.notes["images listed twice, read once"] += 1
         else:
             names = f"{first.get('file_name')!r} and {entry.get('file_name')!r}"
             self._report(f"image id {identifier} is used twice: {names}", _REPEATED)
@@ -137,10 +156,13 @@ class _ImageReader:
         missing = _check_file(self._folder, names[0])
         if missing is None:
             return names[0]
+        tried = [names[0]]
         for name, note in _other_names(names):
             if _check_file(self._folder, name) is None:
-                self._notes[note] += 1
+                self.notes[note] += 1
+                self.absent += tried
                 return name
+            tried.append(name)
         hint = ""
         base = names[0].replace("\\", "/").rpartition("/")[2]
         if base != names[0] and _check_file(self._folder, base) is None:
@@ -174,7 +196,7 @@ class _ImageReader:
         except DatasetError as error:
             self._report(f"{label}: it has no width and height, and {error}", _UNREADABLE)
             return None
-        self._notes["images without width and height, which were taken from their files"] += 1
+        self.notes[_SIZES_OF_FILES] += 1
         return header.height, header.width
 
 

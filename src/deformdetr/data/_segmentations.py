@@ -1,7 +1,7 @@
 """Segmentations in COCO format: polygons, or run-length encoding (RLE) as a list or a string."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,13 +22,22 @@ class Segmentations(NamedTuple):
     @classmethod
     def pack(cls, segmentations: Iterable[Any]) -> "Segmentations":
         """Pack segmentations of any COCO form."""
-        texts = [json.dumps(each, separators=(",", ":")).encode() for each in segmentations]
+        return cls.join([to_json(each) for each in segmentations])
+
+    @classmethod
+    def join(cls, texts: Sequence[bytes]) -> "Segmentations":
+        """Pack segmentations that are JSON already."""
         starts = np.cumsum([0, *map(len, texts)], dtype=np.int64)
         return cls(np.frombuffer(b"".join(texts), dtype=np.uint8), starts)
 
     def of_box(self, index: int) -> Any:
         """Return the segmentation of a box as in the annotation file."""
         return json.loads(self.content[self.starts[index] : self.starts[index + 1]].tobytes())
+
+
+def to_json(segmentation: Any) -> bytes:
+    """Return the JSON text of a segmentation."""
+    return json.dumps(segmentation, separators=(",", ":")).encode()
 
 
 def flaw(segmentation: Any, height: int, width: int) -> str | None:

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deformdetr.data._entries import UNKNOWN_IMAGE, annotation_name, load_document
+from deformdetr.data._documents import load_document
+from deformdetr.data._entries import UNKNOWN_IMAGE, annotation_name
 from deformdetr.data._errors import Problem, dataset_error
 from deformdetr.data._ids import parse_id, spellings
 

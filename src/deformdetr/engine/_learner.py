@@ -46,6 +46,9 @@ class Learner:
         self._frozen = freeze_all_but(self.module, config.trainable)
         if config.gradient_checkpointing:
             enable_gradient_checkpointing(self.module)
+        if config.compile:
+            # In place, so that the names of parameters stay.
+            self.module.compile()
         self.device = processes.device
         self._processes = processes
         self._config = config

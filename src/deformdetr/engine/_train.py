@@ -87,7 +87,9 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
         trackers=() if tracking is None else tracking.tools,
         tracking_dir=run.tracking,
     )
-    datasets = build_datasets(experiment.data, masks=experiment.model.masks)
+    # The others find the index of large annotation files.
+    with processes.main_first():
+        datasets = build_datasets(experiment.data, masks=experiment.model.masks)
     experiment = resolve(experiment, datasets.train.label_map)
     notes = [f"warning: {each}" for each in judge(datasets, limits=object_limits(experiment))]
     checkpoint = run.open(experiment, resume=resume, say=notes.append)

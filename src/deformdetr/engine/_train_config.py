@@ -137,6 +137,10 @@ class TrainConfig(DefaultedConfig):
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute backbone, encoder and decoder in the backward pass to save memory."
     )
+    compile: bool = Field(
+        default=False,
+        description="Compile the model by torch.compile: slow at the start, faster later.",
+    )
     seed: NonNegativeInt = 42
     eval_every: PositiveInt = Field(
         default=1, description="Epochs between evaluations; the last epoch is always evaluated."

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
@@ -179,7 +179,9 @@ class CocoEvaluator:
 
     def coco_results(self) -> list[CocoResult]:
         """Return the detections in COCO's results format, as its evaluation servers take them."""
-        results: list[CocoResult] = []
+        return list(self._coco_results())
+
+    def _coco_results(self) -> Iterator[CocoResult]:
         for image_id, (rows, masks) in sorted(self._detections.items()):
             for index, row in enumerate(rows):
                 result: CocoResult = {
@@ -190,8 +192,7 @@ class CocoEvaluator:
                 }
                 if masks is not None:
                     result["segmentation"] = masks[index]
-                results.append(result)
-        return results
+                yield result
 
     def _rows(self, found: Detections, image_id: ImageId) -> Float64[np.ndarray, "detections 6"]:
         corners, scores, labels = (
@@ -248,7 +249,7 @@ class CocoEvaluator:
             # Ids start from 1, because pycocotools treats a match with id 0 as no match.
             "annotations": [
                 {**row, "id": number, "area": _area(row, kind), "iscrowd": 0}
-                for number, row in enumerate(self.coco_results(), start=1)
+                for number, row in enumerate(self._coco_results(), start=1)
             ],
         }
         results.createIndex()

@@ -258,12 +258,13 @@ def _flatten_matches(
 
 
 def _mean_over_processes(number: int, device: torch.device) -> Float[Tensor, ""]:
-    """Average a count over the processes; the result is at least 1."""
+    """Average a count over the processes. The count of all is at least 1."""
     count = torch.full((), float(number), device=device)
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(count)
-        count = count / distributed.get_world_size()
-    return count.clamp(min=1)
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return count.clamp(min=1)
+    distributed.all_reduce(count)
+    # DETR's code limits the mean instead, so that few targets weigh less than in one process with all images.
+    return count.clamp(min=1) / distributed.get_world_size()
 
 
 @torch.no_grad()
