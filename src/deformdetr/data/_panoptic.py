@@ -13,7 +13,7 @@ from torch import Tensor
 from deformdetr._coco_types import LabelMap, encode_masks
 from deformdetr._files import replacing
 from deformdetr.data._annotations import Annotations
-from deformdetr.data._entries import load_document
+from deformdetr.data._documents import load_document
 from deformdetr.data._errors import DatasetError
 from deformdetr.data._images import load_image
 from deformdetr.data._segmentations import decode
