@@ -39,9 +39,8 @@ test-compile: $(READY)
 
 test-interpreter: $(READY)
 	@echo "== Triton's kernels in its interpreter, which needs no GPU"
-	TRITON_INTERPRET=1 JAXTYPING_DISABLE=1 $(RUN) pytest -m "not gpu" \
-	  tests/kernels/test_kernels.py tests/kernels/test_interpreter.py tests/kernels/test_fuzz.py \
-	  tests/kernels/test_points_per_level.py
+	TRITON_INTERPRET=1 JAXTYPING_DISABLE=1 $(RUN) pytest -m "not gpu" tests/kernels/test_kernels.py tests/kernels/test_fuzz.py
+	TRITON_INTERPRET=1 JAXTYPING_DISABLE=1 $(RUN) pytest -m interpreter
 
 test-fast: $(READY)
 	@echo "== All other fast tests (with every annotated shape checked)"

@@ -11,7 +11,7 @@ from checkpoints import tiny_config
 from deformdetr.integrations._export import _onnx, _tensorrt
 from deformdetr.integrations.export import ExportError, decompositions, export_onnx
 from deformdetr.nn import MSDeformAttn
-from sampling import random_inputs
+from deformdetr.testing import random_inputs
 
 SHAPES = [(9, 7), (4, 4), (1, 3)]
 

@@ -36,7 +36,7 @@ PLAIN = [name for name, case in CASES.items() if case.mode not in ("compile", "e
 # `test_fuzz.py` makes random calls there.
 IN_HALF = (
     "pyramids", "channels", "hot_pixel", "long_sums", "large_values", "precise_locations", "half_precision_locations",
-    "mixed_dtypes", "points_per_level",
+    "mixed_dtypes",
 )  # fmt: skip
 CHECKS = [
     (case, dtype)
@@ -55,12 +55,13 @@ def test_kernels_conform(case: str, dtype: torch.dtype, seed: int, device: str):
 
 @pytest.mark.parametrize("case", ["pyramids", "points_per_level", "empty"])
 def test_sizes_may_be_ints(case: str, seed: int, device: str):
+    dtypes = DTYPES[:1] if IS_INTERPRETED else DTYPES
     check_ms_deform_attn(
-        ms_deform_attn, device=device, dtypes=DTYPES, cases=[case], convention=WITH_INTS, seed=seed
+        ms_deform_attn, device=device, dtypes=dtypes, cases=[case], convention=WITH_INTS, seed=seed
     ).raise_for_failures()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[:1] if IS_INTERPRETED else DTYPES, ids=str)
 def test_deterministic_gradients_are_right_and_bit_identical(
     dtype: torch.dtype, rng: torch.Generator, seed: int, device: str
 ):

@@ -18,7 +18,7 @@ from transformers.models.deformable_detr import modeling_deformable_detr
 from transformers.utils import is_kernels_available
 
 from deformdetr.kernels import ms_deform_attn
-from sampling import random_inputs
+from deformdetr.testing import random_inputs
 
 SHAPES = [(9, 7), (4, 4), (1, 3)]
 OPTIONAL = {"llvmlite", "numba", "numpy", "triton"}

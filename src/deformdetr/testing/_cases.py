@@ -76,12 +76,11 @@ def channels(generator: torch.Generator, dtype: torch.dtype) -> Iterator[Problem
 
 def levels_points_heads(generator: torch.Generator, dtype: torch.dtype) -> Iterator[Problem]:
     """Use up to eight levels and seventeen points, with one and with five heads."""
-    for levels, points in ((1, 1), (1, 16), (8, 1), (3, 5), (4, 17), (2, 3)):
+    for levels, points, heads in ((1, 1, 5), (1, 16, 1), (8, 1, 5), (3, 5, 2), (4, 17, 1), (2, 3, 5)):
         shapes = [(max(1, 7 - level), level + 1 if level < 7 else 1) for level in range(levels)]
-        for heads in (1, 5):
-            label = f"{levels} levels, {points} points, {heads} heads"
-            sizes = {"batch": 1, "queries": 3, "channels": 8}
-            yield _draw(generator, dtype, shapes, label, heads=heads, points=points, **sizes)
+        label = f"{levels} levels, {points} points, {heads} heads"
+        sizes = {"batch": 1, "queries": 3, "channels": 8}
+        yield _draw(generator, dtype, shapes, label, heads=heads, points=points, **sizes)
 
 
 def images_and_queries(generator: torch.Generator, dtype: torch.dtype) -> Iterator[Problem]:
@@ -208,9 +207,9 @@ def hot_pixel(generator: torch.Generator, dtype: torch.dtype) -> Iterator[Proble
 
 
 def long_sums(generator: torch.Generator, dtype: torch.dtype) -> Iterator[Problem]:
-    """Add 2^12 times 2^-12 to 1, which stays 1 in half precision."""
-    problem = _draw(generator, dtype, [(1, 1)], batch=1, queries=1, heads=1, channels=1, points=4097)
-    weights = torch.full_like(problem.attention_weights, 2.0**-12)
+    """Add 256 numbers to 1, each so small that 1 plus the number is 1 in half precision."""
+    problem = _draw(generator, dtype, [(1, 1)], batch=1, queries=1, heads=1, channels=1, points=257)
+    weights = torch.full_like(problem.attention_weights, 2.0**-9 if dtype == torch.bfloat16 else 2.0**-12)
     weights[..., 0] = 1
     one, center = torch.ones_like(problem.value), torch.full_like(problem.sampling_locations, 0.5)
     grad = torch.ones_like(problem.grad_output)
