@@ -35,7 +35,7 @@ PLAIN = [name for name, case in CASES.items() if case.mode not in ("compile", "e
 # Those in which kernels do something else in half precision; the interpreter runs the others in float32 alone, and
 # `test_fuzz.py` makes random calls there.
 IN_HALF = (
-    "pyramids", "channels", "hot_pixel", "long_sums", "large_values", "precise_locations", "half_precision_locations",
+    "channels", "hot_pixel", "long_sums", "large_values", "precise_locations", "half_precision_locations",
     "mixed_dtypes",
 )  # fmt: skip
 CHECKS = [
