@@ -95,7 +95,6 @@ def check_offsets(references: Any, offsets: Any, pyramid: Pyramid) -> None:
     check_references(references, offsets, offsets.shape[3])
 
 
-@compares_sizes
 def check_references(references: Tensor, offsets: Tensor, levels: int) -> None:
     """Check the shape of reference points of a number of levels against that of offsets or logits.
 

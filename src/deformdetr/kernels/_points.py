@@ -50,6 +50,7 @@ def group_points(name: str, tensor: Any, points_per_level: Sequence[int] | None,
     return grouped.reshape(*grouped.shape[:3], total // size, size, *last)
 
 
+@compares_sizes
 def group_references(references: Any, offsets: Tensor, repeats: Sequence[int]) -> Tensor:
     """Return the reference points of all groups, (batch, queries, groups, coordinates).
 
