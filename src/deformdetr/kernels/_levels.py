@@ -138,7 +138,7 @@ def level_sizes(pyramid: Pyramid, like: Tensor) -> Tensor:
     sizes = sizes.view(-1, 1, 2).clamp(min=1)
     if not pyramid.repeats:
         return sizes
-    return torch.cat([size.expand(count, 1, 2) for size, count in zip(sizes, pyramid.repeats, strict=True)])
+    return torch.cat([size.expand(count, 1, 2) for size, count in zip(sizes.unbind(), pyramid.repeats, strict=True)])
 
 
 def level_columns(levels: Sequence[Level], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -76,9 +76,12 @@ def ms_deform_attn(
         >>> ms_deform_attn(value, [(2, 3)], center, torch.ones(1, 1, 1, 1, 1))
         tensor([[[2.5000]]])
     """
-    pyramid = pack_shapes(spatial_shapes, count_groups(points_per_level))
-    sampling_locations = group_points("sampling_locations", sampling_locations, points_per_level, 2)
-    attention_weights = group_points("attention_weights", attention_weights, points_per_level)
+    repeats: Sequence[int] = ()
+    if points_per_level is not None:
+        repeats = count_groups(points_per_level)
+        sampling_locations = group_points("sampling_locations", sampling_locations, points_per_level, 2)
+        attention_weights = group_points("attention_weights", attention_weights, points_per_level)
+    pyramid = pack_shapes(spatial_shapes, repeats)
     check_arguments(value, pyramid, sampling_locations, attention_weights)
     run = _op.choose_forward(backend, method, value, sampling_locations, attention_weights)
     return run(
@@ -171,10 +174,13 @@ def fused_ms_deform_attn(
         >>> fused_ms_deform_attn(value, [(2, 3)], reference_points, one_pixel_to_the_right, torch.zeros(1, 1, 1, 1, 1))
         tensor([[[3.5000]]])
     """
-    pyramid = pack_shapes(spatial_shapes, count_groups(points_per_level))
-    sampling_offsets = group_points("sampling_offsets", sampling_offsets, points_per_level, 2)
-    attention_logits = group_points("attention_logits", attention_logits, points_per_level)
-    reference_points = group_references(reference_points, sampling_offsets, pyramid.repeats)
+    repeats: Sequence[int] = ()
+    if points_per_level is not None:
+        repeats = count_groups(points_per_level)
+        sampling_offsets = group_points("sampling_offsets", sampling_offsets, points_per_level, 2)
+        attention_logits = group_points("attention_logits", attention_logits, points_per_level)
+        reference_points = group_references(reference_points, sampling_offsets, repeats)
+    pyramid = pack_shapes(spatial_shapes, repeats)
     check_arguments(value, pyramid, sampling_offsets, attention_logits, reference_points, padding_mask, fused=True)
     deterministic, half_sums = _is_deterministic(deterministic), _sums_in_half(grad_value_dtype, value)
     # Sums in a fixed order need the samples sorted, and so their locations.
@@ -219,9 +225,13 @@ def sampling_locations(
         >>> sampling_locations(centers, offsets, [(8, 4)]).flatten()
         tensor([0.7500, 0.2500])
     """
-    pyramid = pack_shapes(spatial_shapes, count_groups(points_per_level))
-    offsets = group_points("sampling_offsets", sampling_offsets, points_per_level, 2)
-    reference_points = group_references(reference_points, offsets, pyramid.repeats)
+    repeats: Sequence[int] = ()
+    offsets = sampling_offsets
+    if points_per_level is not None:
+        repeats = count_groups(points_per_level)
+        offsets = group_points("sampling_offsets", sampling_offsets, points_per_level, 2)
+        reference_points = group_references(reference_points, offsets, repeats)
+    pyramid = pack_shapes(spatial_shapes, repeats)
     check_offsets(reference_points, offsets, pyramid)
     return locate_samples(reference_points, offsets, pyramid).view(sampling_offsets.shape)
 

@@ -12,14 +12,12 @@ from deformdetr._tracing import compares_sizes, fixed_size
 from deformdetr.kernels._checks import check_floating, check_references
 
 
-def count_groups(points_per_level: Sequence[int] | None) -> list[int]:
+def count_groups(points_per_level: Sequence[int]) -> list[int]:
     """Return the number of groups of every level; empty for one each.
 
     Raises:
         ValueError: If there is no level, or a level without points.
     """
-    if points_per_level is None:
-        return []
     if not points_per_level or min(points_per_level) < 1:
         raise ValueError(f"points_per_level must be positive numbers, one per level, got {list(points_per_level)}")
     size = math.gcd(*points_per_level)
@@ -28,7 +26,7 @@ def count_groups(points_per_level: Sequence[int] | None) -> list[int]:
 
 
 @compares_sizes
-def group_points(name: str, tensor: Any, points_per_level: Sequence[int] | None, *last: int) -> Tensor:
+def group_points(name: str, tensor: Any, points_per_level: Sequence[int], *last: int) -> Tensor:
     """Split the axis of all points, in (batch, queries, heads, points, *last), into groups and their points.
 
     Raises:
@@ -36,8 +34,6 @@ def group_points(name: str, tensor: Any, points_per_level: Sequence[int] | None,
         ValueError: If it has another shape.
     """
     grouped: Tensor = tensor
-    if points_per_level is None:
-        return grouped
     check_floating(name, grouped)
     total = sum(points_per_level)
     if grouped.shape[3:] != (total, *last):
