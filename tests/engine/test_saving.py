@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from deformdetr.engine import Checkpoint, ConfigError, Experiment, RunDirectory, RunError, train
+from deformdetr.engine import Checkpoint, ConfigError, Experiment, Processes, RunDirectory, RunError, train
 from deformdetr.engine import _train as engine_train
 from deformdetr.losses import SetCriterion
 from experiments import SETTINGS as TINY
@@ -75,6 +75,16 @@ def test_other_number_of_processes_cannot_continue_an_epoch(tmp_path):
     torch.save(content, run.last)
     with pytest.raises(RunError, match=r"saved during an epoch by 2 processes, .* 1 cannot continue it; start 2"):
         train(tiny_experiment(), run.path, resume=True)
+
+
+def test_processes_that_find_different_checkpoints_do_not_start(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path / "run", epochs=1)
+    before = {file.name: file.read_bytes() for file in run.iterdir()}
+    # As on a second machine whose disk does not hold the run.
+    monkeypatch.setattr(Processes, "gather", lambda self, value: [value, 0])
+    with pytest.raises(RunError, match=r"from different steps \(3, 0\); to resume, all machines must share"):
+        train(tiny_experiment(epochs=2), run, resume=True)
+    assert before == {file.name: file.read_bytes() for file in run.iterdir()}
 
 
 def cut(path):
