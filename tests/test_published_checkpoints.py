@@ -13,7 +13,7 @@ from deformdetr.config import DeformableDETRConfig, preset
 from deformdetr.integrations import CheckpointFormat, save_checkpoint
 
 PAGE = (Path(__file__).parents[1] / "docs" / "published_checkpoints.md").read_text()
-TABLE = PAGE.partition("## Models")[2]
+TABLE = PAGE.partition("## Models")[2].partition("\n## ")[0]
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in TABLE.splitlines() if line.startswith("| ")][
     2:
 ]

@@ -160,8 +160,6 @@ def _load_roulbac(sources: Path) -> Function:
     return attend
 
 
-_CLONED = "clone of the repository"
-
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "deformdetr": Implementation(_from("deformdetr.kernels", "ms_deform_attn"), ("deformdetr", "numba")),
     "deformdetr without Numba": Implementation(_load_without_numba, ("deformdetr",), left_out=("huge_batch",)),

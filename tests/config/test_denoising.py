@@ -26,7 +26,7 @@ ANCHORS = {"anchor_queries": True, "with_box_refine": True}
         ({"two_stage": True, "query_selection": "mixed"}, "got 'mixed', True and False"),
         ({**ANCHORS, "query_scale": True, "num_decoder_layers": 1}, "needs num_decoder_layers of at least 2"),
         ({**ANCHORS, "inverse_sigmoid_eps": 0.5}, "less than 0.5"),
-        ({**ANCHORS, "denoising": {"kind": "cdn", "dn_number": 0}}, "greater than 0"),
+        ({**ANCHORS, "denoising": {"kind": "cdn", "dn_number": 0}}, "greater than or equal to 1"),
         ({**ANCHORS, "denoising": {"kind": "dn", "label_noise_scale": 1.1}}, "less than or equal to 1"),
         ({**ANCHORS, "denoising": {"kind": "dn", "dn_number": 100}}, "Extra inputs are not permitted"),
         ({**ANCHORS, "denoising": {"kind": "dino"}}, "does not match any of the expected tags"),

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from deformdetr.data import DatasetError, DecodeConfig, _index, read_coco, read_voc, read_yolo
+from deformdetr.data import DatasetError, DecodeConfig, PanopticFiles, _index, read_coco, read_voc, read_yolo
 
 
 @pytest.fixture
@@ -50,6 +50,19 @@ def test_names_that_lead_out_of_the_folder_are_refused_unless_allowed(places, na
 def test_names_that_stay_in_the_folder_are_read(places, name):
     folder, _ = places
     assert len(read_coco(folder, coco_file(folder, name.format(folder=folder))).file_names) == 1
+
+
+@pytest.mark.parametrize("name", [each for each in OUTSIDE if "\\" not in each])
+def test_panoptic_files_do_not_lead_out_of_the_folder_either(places, name):
+    folder, secret = places
+    file = folder.parent / "panoptic.json"
+    entry = {"image_id": 1, "file_name": name.format(secret=secret), "segments_info": []}
+    categories = [{"id": 1, "name": "cat", "isthing": 1}]
+    file.write_text(json.dumps({"images": [{"id": 1}], "annotations": [entry], "categories": categories}))
+    with pytest.raises(DatasetError, match=r"leads out of .*allow_outside") as refused:
+        PanopticFiles(file, folder)[0]
+    assert "\n" not in str(refused.value)
+    assert PanopticFiles(file, folder, allow_outside=True)[0]["segment_map"].shape == (30, 40)
 
 
 def test_an_index_does_not_lead_out_of_the_folder_either(places, monkeypatch):

@@ -23,13 +23,13 @@ CATEGORIES = [{"id": 3, "name": "cat", "isthing": 1}, {"id": 200, "name": "sky",
 IDS = torch.tensor([[0, 70000, 70000], [9, 9, 70000]])
 
 
-def written(folder, *, segments=None, categories=CATEGORIES, ids=IDS):
+def written(folder, *, segments=None, categories=CATEGORIES, ids=IDS, file_name="a.png"):
     """Write a dataset of one image, and return its JSON file."""
     Image.fromarray(encode_ids(ids).permute(1, 2, 0).numpy()).save(folder / "a.png")
     Image.new("RGB", (ids.shape[1], ids.shape[0])).save(folder / "a.jpg")
     if segments is None:
         segments = [{"id": 70000, "category_id": 3}, {"id": 9, "category_id": 200, "iscrowd": 1}]
-    entry = {"image_id": 17, "file_name": "a.png", "segments_info": segments}
+    entry = {"image_id": 17, "file_name": file_name, "segments_info": segments}
     document = {"images": [{"id": 17, "file_name": "a.jpg", "height": 2, "width": 3}], "annotations": [entry]}
     path = folder / "panoptic.json"
     path.write_text(json.dumps(document | {"categories": categories}))
@@ -90,10 +90,18 @@ def test_written_segments_are_read_again(tmp_path):
     ("changes", "message"),
     [
         ({"segments": [{"id": 9, "category_id": 3}]}, r"all of its pixels', got \[9\] for \[0, 9, 70000\]"),
-        ({"segments": [{"id": 9, "category_id": 3}] * 2}, "must be positive, unique"),
-        ({"segments": [{"id": 0, "category_id": 3}]}, "must be positive, unique"),
-        ({"segments": [{"id": 9, "category_id": 4}]}, "malformed segment of a.png: KeyError"),
-        ({"segments": [{"id": "x", "category_id": 3}]}, "malformed segment of a.png: ValueError"),
+        ({"segments": [{"id": 9, "category_id": 3}] * 2}, "must be unique"),
+        ({"segments": [{"id": 0, "category_id": 3}]}, r"id from 1 to 16777215.*'id': 0"),
+        ({"segments": [{"id": -5, "category_id": 3}]}, r"id from 1 to 16777215.*'id': -5"),
+        ({"segments": [{"id": 2**70, "category_id": 3}]}, "id from 1 to 16777215"),
+        ({"segments": [{"id": 9, "category_id": 4}]}, "malformed segment of a.png.*'category_id': 4"),
+        ({"segments": [{"id": "x", "category_id": 3}]}, "malformed segment of a.png.*'id': 'x'"),
+        ({"segments": [{"id": 9, "category_id": 3, "iscrowd": 2}]}, "0 or 1 as iscrowd.*'iscrowd': 2"),
+        ({"segments": [7]}, "malformed segment of a.png.*: 7"),
+        ({"segments": 7}, "'segments_info' of a.png is 7, not a list"),
+        ({"file_name": None}, "image 17: 'file_name' is None, not the name of a file"),
+        ({"file_name": 3}, "image 17: 'file_name' is 3, not the name of a file"),
+        ({"categories": [{"id": 1e999, "name": "cat", "isthing": 1}]}, "categories need id, name and isthing"),
         ({"categories": [{"id": 3, "name": "cat"}]}, "categories need id, name and isthing"),
     ],
 )

@@ -92,7 +92,7 @@ def test_all_invalid_settings_are_named_with_suggestions(tmp_path):
     assert "no setting 'model.num_querries'; did you mean model.num_queries" in message
     assert "no setting 'model.backbone.chanels'; did you mean model.backbone.channels" in message
     assert "no setting 'train.num_queries'; did you mean model.num_queries?" in message
-    assert "data.num_val: Input should be greater than 0, got 0" in message
+    assert "data.num_val: Input should be greater than or equal to 1, got 0" in message
     assert "train.lr: " in message
     assert "'fast'" in message
     assert "train.schedule.drop_epochs.0: " in message

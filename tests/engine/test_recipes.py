@@ -24,7 +24,7 @@ def settings_of(config):
         ("deformable_detr_r50.*", (2e-4, 2e-5, 2e-5, 50, (40,))),
         ("dn_deformable_detr_r50", (1e-4, 1e-5, 1e-4, 50, (40,))),
         ("dino_r50_4scale", (1e-4, 1e-5, 1e-4, 12, (11,))),
-        ("detr_r(50|101)(_dc5)?", (1e-4, 1e-5, 1e-4, 300, (200,))),
+        ("detr_r(50|101)(_dc5|_panoptic)?", (1e-4, 1e-5, 1e-4, 300, (200,))),
         ("detr_r50_dc5_plus", (1e-4, 1e-5, 1e-4, 50, (40,))),
     ],
 )

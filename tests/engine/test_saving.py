@@ -5,7 +5,16 @@ import json
 import pytest
 import torch
 
-from deformdetr.engine import Checkpoint, ConfigError, Experiment, RunDirectory, RunError, train
+from deformdetr.engine import (
+    Checkpoint,
+    ConfigError,
+    Experiment,
+    Processes,
+    RunDirectory,
+    RunError,
+    _model_memory,
+    train,
+)
 from deformdetr.engine import _train as engine_train
 from deformdetr.losses import SetCriterion
 from experiments import SETTINGS as TINY
@@ -77,6 +86,16 @@ def test_other_number_of_processes_cannot_continue_an_epoch(tmp_path):
         train(tiny_experiment(), run.path, resume=True)
 
 
+def test_processes_that_find_different_checkpoints_do_not_start(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path / "run", epochs=1)
+    before = {file.name: file.read_bytes() for file in run.iterdir()}
+    # As on a second machine whose disk does not hold the run.
+    monkeypatch.setattr(Processes, "gather", lambda self, value: [value, 0])
+    with pytest.raises(RunError, match=r"from different steps \(3, 0\); to resume, all machines must share"):
+        train(tiny_experiment(epochs=2), run, resume=True)
+    assert before == {file.name: file.read_bytes() for file in run.iterdir()}
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-1000])
 
@@ -132,3 +151,13 @@ def test_models_that_exceed_the_memory_are_refused_by_name(tmp_path):
     model = TINY["model"] | {"d_model": 16384, "num_queries": 100_000, "d_ffn": 16384, "num_encoder_layers": 40}
     with pytest.raises(ConfigError, match=r"the model needs [\d,.]+ GB to train .* its largest parameters are \w+\."):
         train(Experiment.model_validate(TINY | {"model": model}), tmp_path / "run")
+
+
+def test_frozen_parts_of_a_model_need_no_memory_for_training(monkeypatch):
+    experiment, cpu = tiny_experiment(), torch.device("cpu")
+    # 20,549 weights of 4 bytes, four times that with gradients and averages.
+    monkeypatch.setattr(_model_memory, "_memory", lambda device: 200_000)
+    with pytest.raises(ConfigError, match=r"the model needs .* its largest parameters"):
+        _model_memory.refuse_large_model(experiment, cpu)
+    heads = experiment.train.replace(trainable=("class_heads",))
+    _model_memory.refuse_large_model(experiment.replace(train=heads), cpu)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import opcheck
 
-from deformdetr.kernels import ms_deform_attn, register_flop_formulas
+from deformdetr.kernels import ms_deform_attn, register_flop_formulas, sampling_locations
 from deformdetr.testing import (
     CASES,
     PYRAMIDS,
@@ -170,6 +170,12 @@ def test_wrong_arguments_are_refused_with_their_values(change, error, message, r
     # The function itself, as users have it, without the checks that the test session adds around it.
     with pytest.raises(error, match=message):
         inspect.unwrap(ms_deform_attn)(**arguments | change)
+
+
+def test_reference_points_on_another_device_than_offsets_are_refused_by_the_names_of_both():
+    offsets = torch.zeros(1, 2, 1, 1, 1, 2)
+    with pytest.raises(ValueError, match="reference_points is on meta, but sampling_offsets is on cpu"):
+        sampling_locations(torch.rand(1, 2, 1, 2, device="meta"), offsets, [(2, 3)])
 
 
 def test_flops_are_counted_by_the_formula_once_registered(rng: torch.Generator):

@@ -122,8 +122,10 @@ def test_half_precision_keeps_its_dtype(rng, dtype):
     ("settings", "message"),
     [
         ({"channels": 10}, r"channels \(10\) must be divisible by group \(3\)"),
-        ({"stride": 0}, "must be positive, got 12, 3, 0, 1 and 3"),
-        ({"kernel_size": 4, "remove_center": True}, "remove_center needs an odd kernel_size, got 4"),
+        ({"stride": 0}, "must be positive, got 12, 3, 3, 0, 1 and 3"),
+        ({"dw_kernel_size": 0, "kernel_size": 2}, "must be positive, got 12, 2, 0, 1, 1 and 3"),
+        ({"kernel_size": 4, "remove_center": True}, "remove_center needs an odd kernel_size above 1, got 4"),
+        ({"kernel_size": 1, "pad": 0, "remove_center": True}, "an odd kernel_size above 1, got 1"),
         ({"dw_kernel_size": 4}, "dw_kernel_size 4 cannot have the centers of a kernel that is 3 pixels wide"),
         ({"pad": 0, "dilation": 2}, "dw_kernel_size 3 cannot have the centers of a kernel that is 5 pixels wide"),
         ({"act_layer": "Tanh"}, "act_layer"),

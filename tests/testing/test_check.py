@@ -145,10 +145,17 @@ def test_a_problem_may_be_checked_by_itself():
     assert check_problem(ms_deform_attn, random_problem(seed)).failures == []
 
 
+def test_dtypes_may_be_iterated_over_once():
+    report = check_ms_deform_attn(ms_deform_attn, dtypes=iter([torch.float32]), cases=["thin_levels", "empty"])
+    assert {row.case for row in report.rows} == {"thin_levels", "empty"}
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"cases": ["edge"]}, ValueError, "cases must be among pyramids, .*, got 'edge'"),
+        ({"cases": []}, ValueError, "cases must be among pyramids, .*, got none"),
+        ({"dtypes": []}, ValueError, r"dtypes must be among torch\.float64, .*, got none"),
         ({"cases": "edges"}, ValueError, "a list of names, got the string 'edges'"),
         ({"dtypes": [torch.int64]}, ValueError, r"dtypes must be among torch\.float64, .*, got torch\.int64"),
         ({"function": lambda value, weights: value}, TypeError, "cannot tell what the parameters value, weights of"),

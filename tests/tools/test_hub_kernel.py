@@ -52,6 +52,12 @@ def imported(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in absolute}
 
 
+def test_modules_that_would_replace_each_other_are_refused(monkeypatch):
+    monkeypatch.setitem(hub_kernel._OWN, "_levels.py", "layers.py")
+    with pytest.raises(ValueError, match=r"_levels\.py and .*layers\.py would both be _levels\.py"):
+        hub_kernel.collect_sources()
+
+
 def test_folder_holds_what_the_operator_needs_and_its_metadata(repository):
     folders = sorted((repository / "build").iterdir())
     assert [folder.name for folder in folders] == ["torch-cpu", "torch-cuda", "torch-rocm"]

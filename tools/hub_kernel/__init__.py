@@ -61,11 +61,18 @@ def _digest(text: str) -> str:
 
 
 def collect_sources() -> dict[str, str]:
-    """Return the texts of a folder by their places in it: its interface, and all that this imports."""
+    """Return the texts of a folder by their places in it: its interface, and all that this imports.
+
+    Raises:
+        ValueError: If two modules would have the same place.
+    """
     texts: dict[str, str] = {}
+    origins: dict[str, Path] = {}
     left = [(place, Path(__file__).parent / name) for place, name in _OWN.items()]
     while left:
         place, path = left.pop()
+        if origins.setdefault(place, path) != path:
+            raise ValueError(f"{path} and {origins[place]} would both be {place}")
         if place in texts:
             continue
         text = path.read_text(encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,14 +13,24 @@ from torch import Tensor
 from deformdetr._coco_types import LabelMap, encode_masks
 from deformdetr._files import replacing
 from deformdetr.data._annotations import Annotations
+from deformdetr.data._containment import ContainedNames
 from deformdetr.data._documents import load_document
 from deformdetr.data._errors import DatasetError
+from deformdetr.data._ids import parse_integer
+from deformdetr.data._image_entries import file_names
 from deformdetr.data._images import load_image
 from deformdetr.data._segmentations import decode
 from deformdetr.structures import PanopticSegmentation
 
 # A segment's id is R + 256 G + 256^2 B.
 _DIGITS = (1, 256, 256**2)
+_IDS = range(1, 256**3)
+
+
+class _Segment(NamedTuple):
+    id: int
+    label: int
+    is_crowd: int
 
 
 class PanopticFiles:
@@ -48,6 +58,7 @@ class PanopticFiles:
         annotations: The JSON file.
         folder: Folder of the PNG files.
         label_map: The category of each label. None numbers the categories in ascending order of their ids.
+        allow_outside: Whether to read PNG files outside the folder, as `data.decode.allow_outside` does for images.
 
     Attributes:
         label_map: The same.
@@ -58,14 +69,22 @@ class PanopticFiles:
         DatasetError: If the file is missing, not in this format, or has categories that the label map lacks.
     """
 
-    def __init__(self, annotations: str | Path, folder: str | Path, *, label_map: LabelMap | None = None) -> None:
+    def __init__(
+        self,
+        annotations: str | Path,
+        folder: str | Path,
+        *,
+        label_map: LabelMap | None = None,
+        allow_outside: bool = False,
+    ) -> None:
         self._source, self._folder = Path(annotations), Path(folder)
+        self._names = None if allow_outside else ContainedNames(folder)
         self._document = load_document(self._source)
         try:
             things = {int(each["id"]): bool(each["isthing"]) for each in self._document["categories"]}
             names = {int(each["id"]): str(each["name"]) for each in self._document["categories"]}
             self.image_ids = tuple(each["image_id"] for each in self._document["annotations"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise DatasetError(
                 f"{self._source}: not in COCO's panoptic format: categories need id, name and isthing, and annotations "
                 f"an image_id: {error!r}"
@@ -84,21 +103,18 @@ class PanopticFiles:
         """Return the segments of an image, in the order of the file.
 
         Raises:
-            DatasetError: If the PNG file cannot be read, or a segment is malformed, repeated, or missing in the file.
+            DatasetError: If the PNG file cannot be read or its name leads out of the folder, or a segment is malformed,
+                repeated, or missing in the file.
         """
         entry = self._document["annotations"][index]
-        ids = decode_ids(load_image(self._folder / entry["file_name"]))
-        try:
-            numbers = [int(each["id"]) for each in entry["segments_info"]]
-            labels = [self._labels[each["category_id"]] for each in entry["segments_info"]]
-            crowds = [int(each.get("iscrowd", 0)) for each in entry["segments_info"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise DatasetError(f"{self._source}: malformed segment of {entry['file_name']}: {error!r}") from error
-        found = np.unique(ids).tolist()
+        name = self._file_name(entry)
+        ids = decode_ids(load_image(self._folder / name))
+        segments = self._segments(entry, name)
+        numbers, found = [each.id for each in segments], np.unique(ids).tolist()
         if len({*numbers, 0}) <= len(numbers) or not set(found) <= {*numbers, 0}:
             raise DatasetError(
-                f"{self._source}: the ids of segments of {entry['file_name']} must be positive, unique and all of its "
-                f"pixels', got {numbers} for {found}"
+                f"{self._source}: the ids of segments of {name} must be unique and all of its pixels', got {numbers} "
+                f"for {found}"
             )
         # From ids, which may be large, to numbers that count from 1.
         order = torch.tensor([0, *numbers])
@@ -106,9 +122,41 @@ class PanopticFiles:
         segment_map = position[torch.searchsorted(ranks, ids)]
         return {
             "segment_map": segment_map,
-            "labels": torch.tensor(labels, dtype=torch.int64),
-            "iscrowd": torch.tensor(crowds, dtype=torch.int64),
+            "labels": torch.tensor([each.label for each in segments], dtype=torch.int64),
+            "iscrowd": torch.tensor([each.is_crowd for each in segments], dtype=torch.int64),
         }
+
+    def _file_name(self, entry: dict[str, Any]) -> str:
+        names = file_names(entry)
+        if not names:
+            raise DatasetError(
+                f"{self._source}: image {entry['image_id']!r:.60}: 'file_name' is {entry.get('file_name')!r:.60}, not "
+                "the name of a file"
+            )
+        if self._names is not None and not self._names.has(names[0]):
+            raise DatasetError(
+                f"{self._source}: {names[0]!r:.200} leads out of {self._folder}; allow_outside=True reads such files, "
+                "from sources that you trust"
+            )
+        return names[0]
+
+    def _segments(self, entry: dict[str, Any], name: str) -> list[_Segment]:
+        segments = entry.get("segments_info")
+        if not isinstance(segments, list):
+            raise DatasetError(f"{self._source}: 'segments_info' of {name} is {segments!r:.60}, not a list")
+        return [self._segment(each, name) for each in segments]
+
+    def _segment(self, segment: Any, name: str) -> _Segment:
+        given = segment if isinstance(segment, dict) else {}
+        number, category = (parse_integer(given.get(key)) for key in ("id", "category_id"))
+        crowd = parse_integer(given.get("iscrowd", 0))
+        label = None if category is None else self._labels.get(category)
+        if number is None or number not in _IDS or label is None or crowd not in (0, 1):
+            raise DatasetError(
+                f"{self._source}: malformed segment of {name}, which needs an id from 1 to {_IDS[-1]}, a known "
+                f"category_id, and 0 or 1 as iscrowd if it has one: {segment!r:.200}"
+            )
+        return _Segment(number, label, crowd)
 
     def to_coco(self) -> dict[str, Any]:
         """Return the dataset in COCO format, with every segment as an object with a mask, to train on.

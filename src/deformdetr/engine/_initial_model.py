@@ -18,7 +18,7 @@ def initial_model(
     """Return the model with its initial weights, and messages about loading them."""
     if checkpoint is not None:
         return checkpoint.build(), []
-    refuse_large_model(experiment.model, device)
+    refuse_large_model(experiment, device)
     source = experiment.train.init_checkpoint
     if source is None:
         return experiment.model.build(), []

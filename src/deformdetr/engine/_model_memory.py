@@ -4,21 +4,24 @@ import os
 
 import torch
 
-from deformdetr.config import ModelConfig, with_backbone_weights
+from deformdetr.config import with_backbone_weights
+from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import ConfigError
+from deformdetr.engine._trainable import freeze_all_but
 
 # float32 weights, their gradients and the two averages of AdamW.
 _COPIES = 4
 
 
-def refuse_large_model(config: ModelConfig, device: torch.device) -> None:
+def refuse_large_model(experiment: Experiment, device: torch.device) -> None:
     """Check that the parameters of a model, with what training adds to them, are smaller than the device's memory.
 
     Raises:
-        ConfigError: If they are not. The message names the largest parameters.
+        ConfigError: If they are not, with the largest parameters in the message, or if `train.trainable` names no part.
     """
     with torch.device("meta"):
-        model = with_backbone_weights(config, None).build()
+        model = with_backbone_weights(experiment.model, None).build()
+    freeze_all_but(model, experiment.train.trainable)
     parameters = sorted(model.named_parameters(), key=lambda item: -item[1].numel())
     copies = {True: _COPIES, False: 1}
     needed = sum(parameter.nbytes * copies[parameter.requires_grad] for _, parameter in parameters)

@@ -65,7 +65,7 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
         ConfigError: If model and dataset do not fit together, parts of the model are both random and frozen,
             `train.init_checkpoint` names no single file, or a package of `train.tracking` is missing.
         DatasetError: If the dataset has problems, or an image cannot be read.
-        RunError: If the directory holds other files or another run.
+        RunError: If the directory holds other files or another run, or processes find different checkpoints in it.
         TrainingError: If a loss or a gradient is not finite.
         TrainingInterrupted: If a signal has ended the training. It is a `KeyboardInterrupt`.
         CheckpointError: If `train.init_checkpoint` does not fit the model.
@@ -93,11 +93,22 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
     experiment = resolve(experiment, datasets.train.label_map)
     notes = [f"warning: {each}" for each in judge(datasets, limits=object_limits(experiment))]
     checkpoint = run.open(experiment, resume=resume, say=notes.append)
+    _check_agreement(processes, run, checkpoint)
     training = _Training(experiment, datasets, processes, run, checkpoint, notes=notes)
     processes.wait()
     if processes.is_main:
         run.create(experiment, describe_environment(processes), epoch=training.epoch)
     return training.run()
+
+
+def _check_agreement(processes: Processes, run: RunDirectory, checkpoint: Checkpoint | None) -> None:
+    """Check that all processes resume from the same step, because each reads the directory on its own machine."""
+    steps = processes.gather(0 if checkpoint is None else checkpoint.step)
+    if len(set(steps)) > 1:
+        raise RunError(
+            f"{run.path}: the processes would continue from different steps ({', '.join(map(str, steps))}); to resume, "
+            "all machines must share this directory"
+        )
 
 
 class _Training:

@@ -103,7 +103,7 @@ def check_references(references: Tensor, offsets: Tensor, levels: int) -> None:
     """
     batch, queries = offsets.shape[:2]
     if references.device != offsets.device:
-        raise ValueError(f"reference_points is on {references.device}, but value is on {offsets.device}")
+        raise ValueError(f"reference_points is on {references.device}, but sampling_offsets is on {offsets.device}")
     if references.ndim != 4 or references.shape[-1] not in (2, 4):
         raise ValueError(
             "reference_points must have shape (batch, queries, levels, 2) for (x, y) or (..., 4) for (cx, cy, w, h), "

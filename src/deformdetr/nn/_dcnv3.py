@@ -38,9 +38,9 @@ class DCNv3(nn.Module):
         remove_center: Whether the kernel has no tap at its center.
 
     Raises:
-        ValueError: If `channels` is not a positive multiple of `group`, `remove_center` is used with an even kernel,
-            the depthwise convolution cannot have the kernel's centers, `center_feature_scale` is used with outputs at
-            other places than the inputs, or a layer's name is unknown.
+        ValueError: If a count is not positive, `channels` is not a multiple of `group`, `remove_center` is used with an
+            even kernel or one of a single tap, the depthwise convolution cannot have the kernel's centers,
+            `center_feature_scale` is used with outputs at other places than the inputs, or a layer's name is unknown.
 
     References:
         Wang et al., "InternImage: Exploring Large-Scale Vision Foundation Models with Deformable Convolutions", CVPR
@@ -69,15 +69,16 @@ class DCNv3(nn.Module):
         remove_center: bool = False,
     ) -> None:
         super().__init__()
-        if min(channels, kernel_size, stride, dilation, group) < 1:
+        dw_kernel_size = kernel_size if dw_kernel_size is None else dw_kernel_size
+        if min(channels, kernel_size, dw_kernel_size, stride, dilation, group) < 1:
             raise ValueError(
-                "channels, kernel_size, stride, dilation and group must be positive, got "
-                f"{channels}, {kernel_size}, {stride}, {dilation} and {group}"
+                "channels, kernel_size, dw_kernel_size, stride, dilation and group must be positive, got "
+                f"{channels}, {kernel_size}, {dw_kernel_size}, {stride}, {dilation} and {group}"
             )
         if channels % group:
             raise ValueError(f"channels ({channels}) must be divisible by group ({group})")
-        if remove_center and kernel_size % 2 == 0:
-            raise ValueError(f"remove_center needs an odd kernel_size, got {kernel_size}")
+        if remove_center and (kernel_size == 1 or kernel_size % 2 == 0):
+            raise ValueError(f"remove_center needs an odd kernel_size above 1, got {kernel_size}")
         reach = dilation * (kernel_size - 1)
         if center_feature_scale and (stride != 1 or 2 * pad != reach):
             raise ValueError(
@@ -93,7 +94,6 @@ class DCNv3(nn.Module):
         self.center_feature_scale = center_feature_scale
         self.taps: Tensor
         self.register_buffer("taps", _taps(kernel_size, dilation, remove_center=remove_center), persistent=False)
-        dw_kernel_size = kernel_size if dw_kernel_size is None else dw_kernel_size
         dw_pad = _same_centers(reach, pad, dw_kernel_size)
         self.dw_conv = nn.Sequential(
             nn.Conv2d(channels, channels, dw_kernel_size, stride, dw_pad, groups=channels),

@@ -49,7 +49,7 @@ def check_ms_deform_attn(
 
     Raises:
         TypeError: If a parameter's name does not tell what it gets.
-        ValueError: If there is no such case, or no tolerance for a dtype.
+        ValueError: If there is no such case, or no tolerance for a dtype, or no case or dtype is given.
 
     Examples:
         >>> from deformdetr import ms_deform_attn
@@ -59,13 +59,11 @@ def check_ms_deform_attn(
         >>> report.raise_for_failures()
     """
     adapter = Adapter(function, convention)
-    chosen = _choose(cases)
+    chosen, kinds = _choose(cases), _choose_dtypes(dtypes)
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
     rows: list[Row] = []
     for case in chosen:
-        for dtype in dtypes:
-            if dtype not in TOLERANCES:
-                raise ValueError(f"dtypes must be among {', '.join(map(str, TOLERANCES))}, got {dtype}")
+        for dtype in kinds:
             generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {case.name} {dtype}".encode()))
             rows += _check_case(adapter, case, dtype, device, generator, locations_dtype)
     return _report(adapter, device, seed, rows)
@@ -113,9 +111,18 @@ def _choose(names: Iterable[str] | None) -> list[Case]:
         return list(CASES.values())
     names = list(names)
     unknown = [name for name in names if name not in CASES]
-    if unknown:
-        raise ValueError(f"cases must be among {', '.join(CASES)}, got {', '.join(map(repr, unknown))}")
+    if unknown or not names:
+        raise ValueError(f"cases must be among {', '.join(CASES)}, got {', '.join(map(repr, unknown)) or 'none'}")
     return [CASES[name] for name in names]
+
+
+def _choose_dtypes(dtypes: Iterable[torch.dtype]) -> list[torch.dtype]:
+    chosen = list(dtypes)
+    unknown = [dtype for dtype in chosen if dtype not in TOLERANCES]
+    if unknown or not chosen:
+        known = ", ".join(map(str, TOLERANCES))
+        raise ValueError(f"dtypes must be among {known}, got {', '.join(map(str, unknown)) or 'none'}")
+    return chosen
 
 
 def _check_case(
