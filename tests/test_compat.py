@@ -20,6 +20,7 @@ from deformdetr.integrations.transformers import accelerate
 from deformdetr.kernels import _chunks, ms_deform_attn, register_flop_formulas, set_layer_kernels
 from deformdetr.kernels._numba import _threads
 from deformdetr.nn import MSDeformAttn
+from sampling import assert_close
 
 SOURCES = Path(__file__).parents[1] / "src" / "deformdetr"
 # Undocumented without an underscore, or in a namespace where hardly anything is documented.
@@ -175,9 +176,10 @@ def test_compiled_layer_computes_the_same_without(names, removed, onednn, rng):
     layer, inputs = layer_and_inputs(rng)
     expected = layer_step(layer, inputs)
     removed(*names)
-    torch.testing.assert_close(
-        layer_step(torch.compile(layer, fullgraph=True, backend="aot_eager"), inputs), expected, rtol=1e-4, atol=1e-5
-    )
+    compiled = layer_step(torch.compile(layer, fullgraph=True, backend="aot_eager"), inputs)
+    # Gradients of weights are sums over all rows, and small where these cancel.
+    for got, wanted in zip(compiled, expected, strict=True):
+        assert_close(got, wanted, 1e-5)
 
 
 @pytest.mark.compile
