@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,6 +16,14 @@ from deformdetr.engine._signals import STOP_SIGNALS, StopSignals, leave_signals_
 from deformdetr.losses import SetCriterion
 from experiments import tiny_experiment
 from fragile_runs import assert_same_run
+
+
+@pytest.fixture(autouse=True)
+def _shell_in_the_foreground() -> Iterator[None]:
+    """Restore Python's handler of SIGINT, which processes that a shell starts in the background ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def handlers():

@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import struct
 import warnings
 
 import pytest
@@ -94,3 +95,14 @@ def test_changed_bytes_of_weights_are_found_by_their_checksums(tmp_path, rng):
     with pytest.raises(FileError, match=r"file\.pt is damaged: \S+ in it has another checksum") as damaged:
         check_stored_sums(path)
     assert "\n" not in str(damaged.value)
+
+
+def test_archive_that_claims_several_disks_is_refused(tmp_path):
+    path = tmp_path / "state.pth"
+    torch.save({"weight": torch.zeros(2)}, path)
+    content = path.read_bytes()
+    end = content.rindex(b"PK\5\6")
+    # The locator of zip64's end, with five disks.
+    path.write_bytes(content[:end] + struct.pack("<4sLQL", b"PK\6\7", 0, 0, 5) + content[end:])
+    with pytest.raises(FileError, match=r"state\.pth cannot be read: .*multiple disks"):
+        check_stored_sums(path)

@@ -132,7 +132,7 @@ def test_make_uses_a_ready_environment_as_it_is(tmp_path):
     (tmp_path / ".ready").touch()
     command = ["make", "--dry-run", "test", f"VENV={tmp_path}"]
     printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    assert printed.count(f"{tmp_path}/bin/python -m pytest") == 3
+    assert printed.count(f"{tmp_path}/bin/python -m pytest") == 4
     assert "pip install" not in printed
 
 

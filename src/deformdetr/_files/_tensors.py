@@ -99,9 +99,10 @@ def check_stored_sums(path: Path) -> None:
         FileError: If the content does not match them. Files without checksums pass.
     """
     check_readable(path)
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        # It raises, too, for archives that claim to span several disks.
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, *_UNREADABLE) as error:
