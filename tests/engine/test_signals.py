@@ -1,7 +1,9 @@
 """Signals that ask a training to end."""
 
+import multiprocessing
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -82,14 +84,28 @@ def test_other_threads_leave_signals_alone():
     assert found == [before]
 
 
-def test_processes_that_load_data_ignore_the_signals():
-    before = handlers()
-    try:
-        leave_signals_to_parent()
-        assert handlers() == [signal.SIG_IGN] * 3
-    finally:
-        for number, handler in zip(STOP_SIGNALS, before, strict=True):
-            signal.signal(number, handler)
+def load_for_ever(ready):
+    leave_signals_to_parent()
+    ready.set()
+    while True:
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_processes_that_load_data_end_for_their_parent_alone(method):
+    context = multiprocessing.get_context(method)
+    ready = context.Event()
+    process = context.Process(target=load_for_ever, args=(ready,), daemon=True)
+    process.start()
+    assert ready.wait(60)
+    for number in STOP_SIGNALS:
+        subprocess.run(["kill", f"-{int(number)}", str(process.pid)], check=True)
+    process.join(0.3)
+    assert process.is_alive()
+    # As `multiprocessing` does when a training ends with its loaders still open.
+    process.terminate()
+    process.join(30)
+    assert process.exitcode == 0
 
 
 def signal_in_step(monkeypatch, step, number):

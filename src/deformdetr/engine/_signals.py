@@ -1,5 +1,7 @@
 """Signals that ask a training to end."""
 
+import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -66,9 +68,23 @@ class StopSignals:
 
 
 def leave_signals_to_parent() -> None:
-    """Ignore the signals of `StopSignals` in a process that loads data: the process that started it decides.
+    """Ignore the signals of `StopSignals` in a process that loads data, unless the process that started it sends them.
 
     A terminal or a job scheduler sends them to all processes, and a training could not save without its loaders.
+    `multiprocessing` ends them by SIGTERM, which only its sender distinguishes. Where systems do not tell the sender,
+    as macOS, SIGTERM keeps its effect.
     """
-    for number in STOP_SIGNALS:
+    parent = multiprocessing.parent_process()
+    for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    if parent is not None and hasattr(signal, "sigwaitinfo"):
+        # Blocked in all threads, so that the new one gets it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for, args=(parent.pid,), daemon=True).start()
+
+
+def _end_for(sender: int | None) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != sender:
+        pass
+    # The main thread may be waiting for data.
+    os._exit(0)
