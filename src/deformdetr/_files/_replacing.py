@@ -47,7 +47,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def keep_as(path: Path, other: Path) -> None:
-    """Give a file a second name in its folder, atomically, which keeps the content when `path` is replaced.
+    """Link a file under a second name in its folder, atomically, which keeps the content when `path` is replaced.
 
     Raises:
         OSError: If the file cannot be read, or the other name cannot be given.
