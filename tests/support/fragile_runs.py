@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 import time
+import zipfile
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -173,8 +174,11 @@ def damage(path: Path, draw: random.Random) -> None:
     if draw.random() < 0.5:
         del content[draw.randrange(len(content)) :]
     else:
-        # Not among the alignment and the names, where a byte may mean nothing.
-        content[draw.randrange(len(content) // 4, len(content) // 2)] ^= 0xFF
+        # Within an entry: between entries lie names and alignment, where a byte may mean nothing.
+        with zipfile.ZipFile(path) as archive:
+            largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+            start = content.index(archive.read(largest))
+        content[start + draw.randrange(largest.file_size)] ^= 0xFF
     unfinished = path.with_name(".damaged")
     unfinished.write_bytes(bytes(content))
     unfinished.replace(path)
