@@ -73,7 +73,8 @@ class Entries:
                 del self._recent[next(iter(self._recent))]
             entries = self._decode(*self._spans[piece]) if piece < len(self._spans) else self._decode_next()
             # Otherwise all pages of the file that were read would count as memory of this process.
-            self._content.madvise(mmap.MADV_DONTNEED)
+            if hasattr(mmap, "MADV_DONTNEED"):
+                self._content.madvise(mmap.MADV_DONTNEED)
             self._recent[piece] = entries
         return self._recent[piece]
 

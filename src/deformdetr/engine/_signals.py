@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 
 _Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int | None
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Windows has no SIGHUP.
+STOP_SIGNALS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 # A launcher repeats the signal that the terminal or the scheduler has sent to all processes.
 _SECONDS_OF_REPEATS = 1.0
 
@@ -75,7 +76,7 @@ def leave_signals_to_parent() -> None:
     as macOS, SIGTERM keeps its effect.
     """
     parent = multiprocessing.parent_process()
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number in set(STOP_SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
     if parent is not None and hasattr(signal, "sigwaitinfo"):
         # Blocked in all threads, so that the new one gets it.
