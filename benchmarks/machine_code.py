@@ -266,7 +266,7 @@ def parts() -> Parts:
         cells.setdefault((row["kernel"], row["dtype"]), {})[row["target"]] = f"{counts['ours']} / {counts[PEER]}"
     compared = [[*names, *(found.get(target, "") for target in NVIDIA)] for names, found in cells.items()]
     return {
-        (DOCS / "gpu.md", ""): f"{markdown(heads, rows, left=3)}\n\n{source(STORED)} Two busy CPU cores.",
+        (DOCS / "gpu.md", ""): f"{markdown(heads, rows, left=3)}\n\n{source(STORED)} One idle CPU core.",
         (DOCS / "gpu.md", "comparison"): markdown(["kernel", "value", *NVIDIA], compared, left=2),
     }
 

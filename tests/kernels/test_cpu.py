@@ -55,37 +55,33 @@ def exactly(inputs: Sequence[Tensor], levels: Sequence[Level]) -> list[Tensor]:
 @pytest.mark.parametrize(("batch", "queries"), [(30, 3), (2, 60)])
 @pytest.mark.parametrize("where", DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_errors_are_at_most_twice_those_of_the_reference_in_the_same_dtype(
+def test_errors_are_those_of_the_reference_in_the_same_dtype(
     dtype: torch.dtype, where: torch.dtype, batch: int, queries: int, rng: torch.Generator
 ):
-    assert_errors_at_most_double(_numba, dtype, where, batch, queries, rng)
+    assert_errors_as_small(_numba, dtype, where, batch, queries, rng)
 
 
 @pytest.mark.parametrize("where", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_without_numba_errors_are_at_most_twice_those_of_the_reference_too(
+def test_without_numba_errors_are_those_of_the_reference_too(
     dtype: torch.dtype, where: torch.dtype, rng: torch.Generator
 ):
-    assert_errors_at_most_double(_gather, dtype, where, 3, 30, rng)
+    assert_errors_as_small(_gather, dtype, where, 3, 30, rng)
 
 
-def assert_errors_at_most_double(
+def assert_errors_as_small(
     kernel: ModuleType, dtype: torch.dtype, where: torch.dtype, batch: int, queries: int, rng: torch.Generator
 ) -> None:
-    # The largest error of several draws: the error of a single draw is a matter of luck.
-    errors, allowed = [0.0] * 4, [0.0] * 4
-    for _ in range(8):
-        grad, value, locations, weights = draw(rng, batch=batch, queries=queries, heads=4, channels=32, points=4)
-        locations = away_from_pixel_borders(locations, SHAPES)
-        inputs = [grad.to(dtype), value.to(dtype), locations.to(where), weights.to(dtype)]
-        exact = exactly(inputs, place(SHAPES))
-        results = zip(*(run(each, inputs, place(SHAPES)) for each in (kernel, _reference)), exact, strict=True)
-        for index, (got, other, wanted) in enumerate(results):
-            assert got.dtype == other.dtype
-            errors[index] = max(errors[index], (got.double() - wanted).abs().max().item())
-            allowed[index] = max(allowed[index], (other.double() - wanted).abs().max().item())
-    for error, bound in zip(errors, allowed, strict=True):
-        assert error <= 2 * bound
+    grad, value, locations, weights = draw(rng, batch=batch, queries=queries, heads=4, channels=32, points=4)
+    locations = away_from_pixel_borders(locations, SHAPES)
+    inputs = [grad.to(dtype), value.to(dtype), locations.to(where), weights.to(dtype)]
+    exact = exactly(inputs, place(SHAPES))
+    results = [run(each, inputs, place(SHAPES)) for each in (kernel, _reference)]
+    for got, other, wanted in zip(*results, exact, strict=True):
+        assert got.dtype == other.dtype
+        # The root of the mean square differs by less than 1.2 times; the largest error of a draw is a matter of luck.
+        error, allowed = ((tensor.double() - wanted).square().mean().sqrt() for tensor in (got, other))
+        assert error <= 1.25 * allowed
 
 
 @pytest.mark.parametrize("needs", list(itertools.product((False, True), repeat=3)), ids=str)
