@@ -5,7 +5,7 @@ import triton.language as tl
 
 from deformdetr.kernels._triton._parts import (
     SIZES,
-    dot_rows,
+    find_corner,
     find_position,
     first_start,
     is_visible,
@@ -13,10 +13,12 @@ from deformdetr.kernels._triton._parts import (
     load_reference,
     load_row,
     load_xy,
+    multiply_rows,
     power,
     slopes,
     split_axis,
     sum_up_softmax,
+    words_below,
 )
 
 
@@ -34,14 +36,14 @@ def _add_row(
     if grads.dtype.element_ty == tl.float32:
         word = tl.arange(0, WIDTH)
         pointer = grads + offset[:, None] + word[None, :] + FIRST
-        mask = adds[:, None] & (word + FIRST < WORDS)[None, :]
+        mask = adds[:, None] & words_below(WORDS, FIRST, WIDTH)
         tl.atomic_add(pointer, even * weight[:, None], mask=mask, sem="relaxed")
         if PAIRED:
             tl.atomic_add(pointer + WORDS, odd * weight[:, None], mask=mask, sem="relaxed")
     else:
         channel = tl.arange(0, 2 * WIDTH)
         pointer = grads + offset[:, None] + channel[None, :] + 2 * FIRST
-        mask = adds[:, None] & (channel + 2 * FIRST < 2 * WORDS)[None, :]
+        mask = adds[:, None] & words_below(2 * WORDS, 2 * FIRST, 2 * WIDTH)
         row = tl.join(even * weight[:, None], odd * weight[:, None]).reshape(even.shape[0], 2 * WIDTH)
         tl.atomic_add(pointer, row.to(grads.dtype.element_ty), mask=mask, sem="relaxed")
 
@@ -151,8 +153,8 @@ def ms_deform_attn_backward(
     output += image * queries * PIXEL
     row = query * M + head
     word = tl.arange(0, WIDTH)
-    in_chunk = (word < WORDS)[None, :]
-    in_next = (word + WIDTH < WORDS)[None, :]
+    in_chunk = words_below(WORDS, 0, WIDTH)
+    in_next = words_below(WORDS, WIDTH, WIDTH)
     grad_row = (row * WORDS)[:, None] + word[None, :]
 
     zero = tl.zeros((ROWS,), tl.float32)
@@ -168,10 +170,11 @@ def ms_deform_attn_backward(
         if NEEDS_WEIGHTS:
             # The inner product is linear: the mean of all `D` under the attention is `g . output`.
             low, high = load_row(output + grad_row, exists[:, None] & in_chunk, PREDICATED, PAIRED, DTYPE)
-            mean = dot_rows(low, high, even, odd, PAIRED)
+            products = multiply_rows(low, high, even, odd, PAIRED)
             if CHUNKS == 2:
                 low, high = load_row(output + WIDTH + grad_row, exists[:, None] & in_next, PREDICATED, PAIRED, DTYPE)
-                mean += dot_rows(low, high, next_even, next_odd, PAIRED)
+                products += multiply_rows(low, high, next_even, next_odd, PAIRED)
+            mean = tl.sum(products, axis=1)
     reference_x, reference_y, reference_w, reference_h = zero, zero, zero, zero
     next_start = first_start(CHECKED)
     for level in range(L):
@@ -202,38 +205,45 @@ def ms_deform_attn_backward(
             step_x = has_right.to(tl.int32)
             step_y = has_bottom.to(tl.int32) * width
             grad_weight, grad_u, grad_v = zero, zero, zero
-            for corner in tl.static_range(4):
-                weight_x = right_weight if corner % 2 else left_weight
-                weight_y = bottom_weight if corner // 2 else top_weight
-                slope_x = right_slope if corner % 2 else left_slope
-                slope_y = bottom_slope if corner // 2 else top_slope
-                corner_pixel = pixel
-                if corner % 2:
-                    corner_pixel += step_x
-                if corner // 2:
-                    corner_pixel += step_y
-                if WIDE:
-                    corner_pixel = corner_pixel.to(tl.int64)
-                visible = is_visible(padding, corner_pixel, inside, PADDED)
-                if NEEDS_DOTS:
-                    pointer = value + (corner_pixel * PIXEL)[:, None] + word[None, :]
-                    low, high = load_row(pointer, visible[:, None] & in_chunk, PREDICATED, PAIRED, DTYPE)
-                    dot = dot_rows(low, high, even, odd, PAIRED)
-                    if CHUNKS == 2:
-                        low, high = load_row(pointer + WIDTH, visible[:, None] & in_next, PREDICATED, PAIRED, DTYPE)
-                        dot += dot_rows(low, high, next_even, next_odd, PAIRED)
-                    grad_weight += weight_x * weight_y * dot
-                    grad_u += slope_x * weight_y * dot
-                    grad_v += weight_x * slope_y * dot
-                if NEEDS_VALUE:
-                    offset = corner_pixel * (M * D)
-                    corner_weight = weight * weight_x * weight_y
-                    adds = visible & (corner_weight != 0)
-                    _add_row(grad_value, offset, even, odd, corner_weight, adds, 0, WIDTH, WORDS, PAIRED)
-                    if CHUNKS == 2:
-                        _add_row(
-                            grad_value, offset, next_even, next_odd, corner_weight, adds, WIDTH, WIDTH, WORDS, PAIRED
-                        )
+            # All loads come before the first addition: compilers move none past it.
+            seen = tl.zeros((ROWS,), tl.int32)
+            for below in tl.static_range(2):
+                weight_y = bottom_weight if below else top_weight
+                slope_y = bottom_slope if below else top_slope
+                line_weight, line_slope = zero, zero
+                for right in tl.static_range(2):
+                    corner_pixel = find_corner(pixel, step_x, step_y, right, below, WIDE)
+                    visible = is_visible(padding, corner_pixel, inside, PADDED)
+                    if PADDED:
+                        seen |= visible.to(tl.int32) << (2 * below + right)
+                    if NEEDS_DOTS:
+                        pointer = value + (corner_pixel * PIXEL)[:, None] + word[None, :]
+                        low, high = load_row(pointer, visible[:, None] & in_chunk, PREDICATED, PAIRED, DTYPE)
+                        products = multiply_rows(low, high, even, odd, PAIRED)
+                        if CHUNKS == 2:
+                            low, high = load_row(pointer + WIDTH, visible[:, None] & in_next, PREDICATED, PAIRED, DTYPE)
+                            products += multiply_rows(low, high, next_even, next_odd, PAIRED)
+                        dot = tl.sum(products, axis=1)
+                        line_weight += (right_weight if right else left_weight) * dot
+                        line_slope += (right_slope if right else left_slope) * dot
+                grad_weight += weight_y * line_weight
+                grad_u += weight_y * line_slope
+                grad_v += slope_y * line_weight
+            if NEEDS_VALUE:
+                for below in tl.static_range(2):
+                    for right in tl.static_range(2):
+                        corner_weight = weight * (bottom_weight if below else top_weight)
+                        corner_weight = corner_weight * (right_weight if right else left_weight)
+                        adds = inside & (corner_weight != 0)
+                        if PADDED:
+                            adds = adds & (seen & (1 << (2 * below + right)) != 0)
+                        offset = find_corner(pixel, step_x, step_y, right, below, WIDE) * (M * D)
+                        _add_row(grad_value, offset, even, odd, corner_weight, adds, 0, WIDTH, WORDS, PAIRED)
+                        if CHUNKS == 2:
+                            _add_row(
+                                grad_value, offset, next_even, next_odd, corner_weight, adds,
+                                WIDTH, WIDTH, WORDS, PAIRED,
+                            )  # fmt: skip
 
             if NEEDS_WEIGHTS:
                 if FUSED:

@@ -5,6 +5,7 @@ import triton.language as tl
 
 from deformdetr.kernels._triton._parts import (
     SIZES,
+    find_corner,
     find_position,
     first_start,
     is_visible,
@@ -16,6 +17,7 @@ from deformdetr.kernels._triton._parts import (
     power,
     split_axis,
     sum_up_softmax,
+    words_below,
 )
 
 
@@ -83,8 +85,8 @@ def ms_deform_attn_forward(
     out += image * queries * PIXEL
     row = query * M + head
     word = tl.arange(0, WIDTH)
-    in_chunk = (word < WORDS)[None, :]
-    in_next = (word + WIDTH < WORDS)[None, :]
+    in_chunk = words_below(WORDS, 0, WIDTH)
+    in_next = words_below(WORDS, WIDTH, WIDTH)
 
     zero = tl.zeros((ROWS,), tl.float32)
     largest, share = zero, zero
@@ -120,13 +122,7 @@ def ms_deform_attn_forward(
             for corner in tl.static_range(4):
                 corner_weight = weight * (bottom_weight if corner // 2 else top_weight)
                 corner_weight = corner_weight * (right_weight if corner % 2 else left_weight)
-                corner_pixel = pixel
-                if corner % 2:
-                    corner_pixel += step_x
-                if corner // 2:
-                    corner_pixel += step_y
-                if WIDE:
-                    corner_pixel = corner_pixel.to(tl.int64)
+                corner_pixel = find_corner(pixel, step_x, step_y, corner % 2, corner // 2, WIDE)
                 visible = is_visible(padding, corner_pixel, inside, PADDED)[:, None]
                 pointer = value + (corner_pixel * PIXEL)[:, None] + word[None, :]
                 low, high = load_row(pointer, visible & in_chunk, PREDICATED, PAIRED, DTYPE)

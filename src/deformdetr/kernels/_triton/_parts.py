@@ -46,7 +46,7 @@ def halves(bits, DTYPE: tl.constexpr):
     if DTYPE == tl.bfloat16:
         return (bits << 16).to(tl.float32, bitcast=True), (bits & -65536).to(tl.float32, bitcast=True)
     else:
-        low = (bits & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True)
+        low = bits.to(tl.int16).to(tl.float16, bitcast=True)
         high = (bits >> 16).to(tl.int16).to(tl.float16, bitcast=True)
         return low.to(tl.float32), high.to(tl.float32)
 
@@ -57,6 +57,18 @@ def join(low, high, DTYPE: tl.constexpr):
     low = low.to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
     high = high.to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32) << 16
     return low | high
+
+
+@triton.jit
+def words_below(WORDS: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr):
+    """Return which of WIDTH words, from the FIRST one on, are below WORDS, as one row.
+
+    If all are, it is a constant that vanishes from masks, which makes compiling faster.
+    """
+    if FIRST + WIDTH <= WORDS:
+        return tl.full((1, WIDTH), True, tl.int1)
+    else:
+        return (tl.arange(0, WIDTH) + FIRST < WORDS)[None, :]
 
 
 @triton.jit
@@ -77,11 +89,12 @@ def load_row(pointer, mask, PREDICATED: tl.constexpr, PAIRED: tl.constexpr, DTYP
 
 
 @triton.jit
-def dot_rows(even, odd, other_even, other_odd, PAIRED: tl.constexpr):
+def multiply_rows(even, odd, other_even, other_odd, PAIRED: tl.constexpr):
+    """Return products whose sum is the inner product of two rows."""
     products = even * other_even
     if PAIRED:
         products += odd * other_odd
-    return tl.sum(products, axis=1)
+    return products
 
 
 @triton.jit
@@ -171,6 +184,16 @@ def find_position(
         scale_x = reference_w * width * (0.5 / P)
         scale_y = reference_h * height * (0.5 / P)
         return reference_x * width - 0.5 + x * scale_x, reference_y * height - 0.5 + y * scale_y
+
+
+@triton.jit
+def find_corner(pixel, step_x, step_y, right: tl.constexpr, below: tl.constexpr, WIDE: tl.constexpr):
+    """Return one of the four pixels around a position, in 64 bits if WIDE."""
+    if right:
+        pixel += step_x
+    if below:
+        pixel += step_y
+    return pixel.to(tl.int64) if WIDE else pixel
 
 
 @triton.jit
