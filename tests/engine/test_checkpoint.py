@@ -130,3 +130,5 @@ def test_a_run_becomes_a_folder_with_its_names_and_preparation(finished_run, tmp
     restored = from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(tensor, restored[name]) for name, tensor in checkpoint.model.items())
     assert "| AP |" in (tmp_path / "README.md").read_text()
+    assert checkpoint.has_dataset
+    assert not Checkpoint.from_pretrained(tmp_path).has_dataset

@@ -10,7 +10,7 @@ import torchvision
 import yaml
 from PIL import Image
 
-from deformdetr.data import DetectionDataset
+from deformdetr.data import DataConfig, DetectionDataset
 from deformdetr.engine import (
     Checkpoint,
     ConfigError,
@@ -470,6 +470,13 @@ def test_unset_variable_in_the_path_of_initial_weights_is_named(tmp_path, monkey
     with pytest.raises(ConfigError, match=r"train\.init_checkpoint: \$MISSING/a\.pth: .*'MISSING' is not set"):
         train(tiny_experiment(init_checkpoint="$MISSING/a.pth"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_missing_initial_weights_are_named_before_the_dataset_is_read(tmp_path):
+    data = {name: tmp_path / "missing" for name in DataConfig.model_fields if name.startswith(("train_", "val_"))}
+    settings = SETTINGS | {"data": data, "train": SETTINGS["train"] | {"init_checkpoint": tmp_path / "gone.pth"}}
+    with pytest.raises(FileNotFoundError, match=r"gone\.pth"):
+        train(Experiment.model_validate(settings), tmp_path / "run")
 
 
 def test_full_disk_ends_a_run_with_the_file_name_and_the_run_can_be_resumed(tmp_path):

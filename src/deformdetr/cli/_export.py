@@ -62,7 +62,7 @@ class Export(BaseModel):
             opset=self.opset,
             postprocess=checkpoint.experiment.model.build_postprocess() if self.postprocess else None,
             images=[prepare_for_evaluation(load_image(path, data.decode), data) for path in self.images]
-            or _own_images(data, checkpoint.label_map),
+            or (_own_images(data, checkpoint.label_map) if checkpoint.has_dataset else _shapes(data)),
             tolerance=self.tolerance,
             metadata={
                 "names": json.dumps(checkpoint.label_map.names),

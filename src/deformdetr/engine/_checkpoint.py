@@ -17,8 +17,13 @@ from deformdetr.integrations.hub import InferenceSettings
 from deformdetr.models import DETR, DeformableDETR
 
 # In place of the folders and files of a dataset, for models that were published without it.
-UNKNOWN_DATASET = Path("unknown-dataset")
+_UNKNOWN = Path("unknown-dataset")
 _FORMAT = 1
+
+
+def is_unknown(data: DataConfig) -> bool:
+    """Return whether the config stands for the dataset of a published model, which is not known."""
+    return _UNKNOWN in (data.val_images, data.val_annotations)
 
 
 class _Content(BaseModel):
@@ -113,6 +118,12 @@ class Checkpoint:
             ) from error
         return cls(**fields)
 
+    @property
+    def has_dataset(self) -> bool:
+        """Whether the dataset of the training is known: that of a published model is not."""
+        data = self.experiment.data
+        return not (isinstance(data, DataConfig) and is_unknown(data))
+
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "Checkpoint":
         """Return a model that `deformdetr.integrations.hub` reads as a checkpoint without a dataset, on the CPU.
@@ -125,10 +136,10 @@ class Checkpoint:
         config, settings = hub.pretrained_config(source), hub.pretrained_settings(source)
         unnamed = LabelMap.contiguous({label: str(label) for label in range(config.num_classes)})
         data = DataConfig(
-            train_images=UNKNOWN_DATASET,
-            train_annotations=UNKNOWN_DATASET,
-            val_images=UNKNOWN_DATASET,
-            val_annotations=UNKNOWN_DATASET,
+            train_images=_UNKNOWN,
+            train_annotations=_UNKNOWN,
+            val_images=_UNKNOWN,
+            val_annotations=_UNKNOWN,
             decode=DecodeConfig(orientation=settings.orientation, gray_bits=settings.gray_bits),
             eval_short_side=settings.short_side,
             eval_max_size=settings.max_size,

@@ -9,7 +9,7 @@ from torch import nn
 
 from deformdetr._files import check_folder, check_writable, expand_path, write_text
 from deformdetr.data import DataConfig, DetectionDataset, LabelMap, build_dataset
-from deformdetr.engine._checkpoint import UNKNOWN_DATASET
+from deformdetr.engine._checkpoint import is_unknown
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import RunError
 from deformdetr.engine._evaluation_files import write_report
@@ -235,7 +235,7 @@ def _dataset(experiment: Experiment, label_map: LabelMap, path: Path) -> Detecti
     """
     data = experiment.data
     if isinstance(data, DataConfig):
-        if UNKNOWN_DATASET in (data.val_images, data.val_annotations):
+        if is_unknown(data):
             raise RunError(
                 f"{path} was published without its dataset: name one, data.val_images and data.val_annotations"
             )

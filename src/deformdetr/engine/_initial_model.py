@@ -1,5 +1,7 @@
 """The model that a training starts with."""
 
+from pathlib import Path
+
 import torch
 
 from deformdetr._files import FileError
@@ -19,14 +21,27 @@ def initial_model(
     if checkpoint is not None:
         return checkpoint.build(), []
     refuse_large_model(experiment, device)
-    source = experiment.train.init_checkpoint
-    if source is None:
+    path = locate_initial_weights(experiment)
+    if path is None:
         return experiment.model.build(), []
-    try:
-        path = locate_checkpoint(source)
-    except FileError as error:
-        raise ConfigError(f"train.init_checkpoint: {error}") from error
     # Without weights of the backbone, which the checkpoint replaces.
     model = with_backbone_weights(experiment.model, None).build()
     report = load_checkpoint(model, path, drop_class_head=True, new_mask_head=True)
-    return model, [f"{source}: {report}"]
+    return model, [f"{experiment.train.init_checkpoint}: {report}"]
+
+
+def locate_initial_weights(experiment: Experiment) -> Path | None:
+    """Return the file of the initial weights, downloaded if they are not here, or `None` if there are none.
+
+    Raises:
+        ConfigError: If `train.init_checkpoint` names no single file.
+        FileNotFoundError: If there is no such file.
+        ConnectionError: If it cannot be downloaded.
+    """
+    source = experiment.train.init_checkpoint
+    if source is None:
+        return None
+    try:
+        return locate_checkpoint(source)
+    except FileError as error:
+        raise ConfigError(f"train.init_checkpoint: {error}") from error

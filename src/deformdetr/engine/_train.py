@@ -19,7 +19,7 @@ from deformdetr.engine._errors import RunError, TrainingInterrupted
 from deformdetr.engine._evaluate import Evaluation, evaluate
 from deformdetr.engine._experiment import all_changes, object_limits, resolve
 from deformdetr.engine._inference import evaluation_postprocess
-from deformdetr.engine._initial_model import initial_model
+from deformdetr.engine._initial_model import initial_model, locate_initial_weights
 from deformdetr.engine._learner import Learner
 from deformdetr.engine._loaders import batches, train_loader
 from deformdetr.engine._processes import Processes
@@ -87,8 +87,10 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
         trackers=() if tracking is None else tracking.tools,
         tracking_dir=run.tracking,
     )
-    # The others find the index of large annotation files.
+    # The others find what it downloads, and the index of large annotation files.
     with processes.main_first():
+        if not resume:
+            locate_initial_weights(experiment)  # Reading a large dataset takes longer than to find that it is missing.
         datasets = build_datasets(experiment.data, masks=experiment.model.masks)
     experiment = resolve(experiment, datasets.train.label_map)
     notes = [f"warning: {each}" for each in judge(datasets, limits=object_limits(experiment))]
