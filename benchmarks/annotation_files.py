@@ -8,53 +8,68 @@ has what the imports take.
 
 import argparse
 import json
-import random
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import numpy as np
 
 _BOXES_PER_IMAGE = 860_000 / 118_000
 _IMAGE_FILES = 1_000
+_BLOCK = 10_000
 _READ = "import sys; from benchmarks.annotation_files import read; read(sys.argv[1])"
 
 
 def write_annotations(file: Path, boxes: int, *, points: int) -> None:
     """Write a file of random boxes. With `points`, each has a polygon of so many. Some images share a file."""
-    numbers = random.Random(0)
     images = max(1, round(boxes / _BOXES_PER_IMAGE))
     for number in range(min(images, _IMAGE_FILES)):
         (file.parent / f"{number:012d}.jpg").write_bytes(b"not read")
+    categories = [{"id": number, "name": f"class {number}"} for number in range(1, 81)]
     with file.open("w") as opened:
-        opened.write('{"images": ')
-        _write_list(opened.write, (_image(number) for number in range(images)))
-        opened.write(', "annotations": ')
-        _write_list(opened.write, (_annotation(number, images, points, numbers) for number in range(boxes)))
-        categories = [{"id": number, "name": f"class {number}"} for number in range(1, 81)]
-        opened.write(f', "categories": {json.dumps(categories)}}}')
+        opened.write('{"images": [')
+        opened.writelines(_joined(map(_image, range(images))))
+        opened.write('], "annotations": [')
+        opened.writelines(_joined(_annotations(boxes, images, points)))
+        opened.write(f'], "categories": {json.dumps(categories)}}}')
 
 
-def _image(number: int) -> dict[str, object]:
-    return {"id": number, "file_name": f"{number % _IMAGE_FILES:012d}.jpg", "height": 480, "width": 640}
+def _image(number: int) -> str:
+    return f'{{"id": {number}, "file_name": "{number % _IMAGE_FILES:012d}.jpg", "height": 480, "width": 640}}'
 
 
-def _annotation(number: int, images: int, points: int, numbers: random.Random) -> dict[str, object]:
-    left, top = (round(numbers.uniform(0, side), 2) for side in (500, 400))
-    width, height = (round(numbers.uniform(1, side), 2) for side in (130, 75))
-    polygon = [round(numbers.uniform(0, 400), 2) for _ in range(2 * points)]
-    entry = {"id": number, "image_id": numbers.randrange(images), "category_id": numbers.randint(1, 80), "iscrowd": 0}
-    shape = {"segmentation": [polygon]} if points else {}
-    return {**entry, "bbox": [left, top, width, height], "area": width * height, **shape}
+def _annotations(boxes: int, images: int, points: int) -> Iterator[str]:
+    rng = np.random.default_rng(0)
+    polygon = ", ".join(["%.2f"] * (2 * points))
+    shape = f', "segmentation": [[{polygon}]]' if points else ""
+    # Formatting in one step takes a fifth of the time of `json.dumps`.
+    entry = (
+        '{"id": %d, "image_id": %d, "category_id": %d, "iscrowd": 0, "bbox": [%.2f, %.2f, %.2f, %.2f], "area": %.4f'
+        + f"{shape}}}"
+    )
+    for start in range(0, boxes, _BLOCK):
+        count = min(_BLOCK, boxes - start)
+        corners = rng.uniform(0, (500, 400), (count, 2))
+        sides = rng.uniform(1, (130, 75), (count, 2)).round(2)
+        columns = [
+            np.arange(start, start + count),
+            rng.integers(0, images, count),
+            rng.integers(1, 81, count),
+            *corners.T,
+            *sides.T,
+            sides.prod(axis=1),
+            *rng.uniform(0, 400, (2 * points, count)),
+        ]
+        for row in zip(*(column.tolist() for column in columns), strict=True):
+            yield entry % row
 
 
-def _write_list(write, entries: Iterable[dict[str, object]]) -> None:
-    for number, entry in enumerate(entries):
-        write("[" if number == 0 else ", ")
-        write(json.dumps(entry))
-    write("]")
+def _joined(entries: Iterable[str]) -> Iterator[str]:
+    return (entry if number == 0 else f", {entry}" for number, entry in enumerate(entries))
 
 
 def read(file: str) -> None:

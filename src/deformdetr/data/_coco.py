@@ -187,9 +187,11 @@ def _refuse_unmapped(
 def _apply_rules(
     rows: Rows, table: ImageTable, entries: EntryList, problems: list[str], source: str
 ) -> tuple[Rows, Float32[np.ndarray, "kept 4"], dict[str, Any]]:
-    limits = table.sizes[rows.image_index][:, ::-1].astype(np.float64)
+    limits = table.sizes[:, ::-1].astype(np.float64)[rows.image_index]
+    corners = rows.bbox.copy()
+    low, high = corners[:, :2], corners[:, 2:]
     with np.errstate(over="ignore"):
-        low, high = rows.bbox[:, :2], rows.bbox[:, :2] + rows.bbox[:, 2:]
+        high += low
     has_extent = np.asarray((rows.bbox[:, 2:] > 0).all(axis=1))
     outside = np.asarray(has_extent & ((low >= limits) | (high <= 0)).any(axis=1))
     if outside.any():
@@ -201,10 +203,14 @@ def _apply_rules(
                 f"{table.file_names[image]} of {width} x {height} (width x height)"
             )
             problems.append(Problem(text, kind, source=source))
-    boxes = np.concatenate([low.clip(0, limits), high.clip(0, limits)], axis=1).astype(np.float32)
+    reaches_out = ((low < 0) | (high > limits)).any(axis=1)
+    # In place, as each copy takes as much memory as a third of the rows.
+    for corner in (low, high):
+        np.clip(corner, 0, limits, out=corner)
+    boxes = corners.astype(np.float32)
     has_extent &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     keep = has_extent & ~outside
-    clipped = keep & ((low < 0) | (high > limits)).any(axis=1)
+    clipped = keep & reaches_out
     counts = {"degenerate": int((~has_extent & ~outside).sum()), "clipped": int(clipped.sum())}
     return rows.select(keep), boxes[keep], counts
 
@@ -234,9 +240,10 @@ def _assemble(
     *,
     masks: bool,
 ) -> Annotations:
-    label_of = label_map.labels()
-    labels = np.array([label_of[number] for number in rows.category_ids.tolist()], dtype=np.int64)
     order = np.argsort(rows.image_index, kind="stable")
+    rows, boxes = rows.reorder(order), boxes[order]
+    by_id = np.argsort(label_map.category_ids)
+    labels = by_id[np.searchsorted(label_map.category_ids, rows.category_ids, sorter=by_id)]
     report = DatasetReport(
         source=source,
         images=len(table.ids),
@@ -249,13 +256,13 @@ def _assemble(
         file_names=tuple(table.file_names),
         image_ids=table.ids,
         sizes=table.sizes,
-        image_index=rows.image_index[order],
-        labels=labels[order],
-        boxes=boxes[order],
-        published=rows.bbox[order],
-        areas=rows.areas[order],
-        is_crowd=rows.is_crowd[order],
+        image_index=rows.image_index,
+        labels=labels,
+        boxes=boxes,
+        published=rows.bbox,
+        areas=rows.areas,
+        is_crowd=rows.is_crowd,
         label_map=label_map,
         report=report,
-        segmentations=Segmentations.join(rows.segmentations[order].tolist()) if masks else None,
+        segmentations=Segmentations.join(rows.segmentations.tolist()) if masks else None,
     )

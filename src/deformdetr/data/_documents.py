@@ -1,17 +1,17 @@
 """Annotation files in COCO format: as a whole, or with lists that are decoded piece by piece."""
 
 import gc
+import json
 import mmap
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
-import numpy as np
 
 from deformdetr._files import FileError, parse_json, read_json
 from deformdetr.data._errors import DatasetError
@@ -23,6 +23,7 @@ _KEPT_PIECES = 2
 _SEPARATOR = re.compile(rb"\}\s*,\s*\{")
 _MAX_ATTEMPTS = 16
 _KEY = re.compile(rb'"\s*:')
+_LIST = re.compile(rb'"(%b)"\s*:\s*\[' % "|".join(_LISTS).encode())
 
 
 class NeedsWholeError(ValueError):
@@ -46,57 +47,41 @@ class Entries:
 
     Args:
         content: The file.
-        start: Offset of the opening bracket.
-        end: Offset behind the closing bracket.
+        spans: Offsets of the first byte of each piece, and behind its last.
     """
 
-    def __init__(self, content: mmap.mmap, start: int, end: int) -> None:
+    def __init__(self, content: mmap.mmap, spans: list[tuple[int, int]]) -> None:
         self._content = content
-        self._next, self._end = start + 1, end - 1
-        self._spans: list[tuple[int, int]] = []
+        self._spans = spans
         self._first = [0]
         self._recent: dict[int, list[Any]] = {}
 
     def __iter__(self) -> Iterator[Any]:
-        for piece in count():
-            if piece == len(self._spans) and self._next >= self._end:
-                return
-            yield from self._piece(piece)
+        for piece in range(len(self._spans)):
+            entries = self._piece(piece)
+            if piece == len(self._first) - 1:
+                self._first.append(self._first[-1] + len(entries))
+            yield from entries
 
     def __getitem__(self, number: int, /) -> Any:
         piece = bisect_right(self._first, number) - 1
         return self._piece(piece)[number - self._first[piece]]
 
     def _piece(self, piece: int) -> list[Any]:
+        """Return the entries of a piece.
+
+        Raises:
+            NeedsWholeError: If they cannot be decoded, or a key occurs twice in one object.
+        """
         if piece not in self._recent:
             while len(self._recent) >= _KEPT_PIECES:
                 del self._recent[next(iter(self._recent))]
-            entries = self._decode(*self._spans[piece]) if piece < len(self._spans) else self._decode_next()
-            # Otherwise all pages of the file that were read would count as memory of this process.
-            if hasattr(mmap, "MADV_DONTNEED"):
-                self._content.madvise(mmap.MADV_DONTNEED)
-            self._recent[piece] = entries
-        return self._recent[piece]
-
-    def _decode_next(self) -> list[Any]:
-        """Decode the next piece, and remember where it lies.
-
-        Raises:
-            NeedsWholeError: If it cannot be decoded.
-        """
-        start, after = self._next, self._next + _PIECE_BYTES
-        for _ in range(_MAX_ATTEMPTS):
-            separator = _SEPARATOR.search(self._content, after, self._end)
-            end, after = (self._end, self._end) if separator is None else (separator.start() + 1, separator.end() - 1)
             try:
-                entries = self._decode(start, end)
-            except (ValueError, RecursionError):
-                continue
-            self._next = after
-            self._spans.append((start, end))
-            self._first.append(self._first[-1] + len(entries))
-            return entries
-        raise NeedsWholeError("a list is not valid JSON, or has a key twice in one object")
+                self._recent[piece] = self._decode(*self._spans[piece])
+            except (ValueError, RecursionError) as error:
+                raise NeedsWholeError(str(error)) from error
+            _release(self._content)
+        return self._recent[piece]
 
     def _decode(self, start: int, end: int) -> list[Any]:
         """Return the entries between two offsets.
@@ -104,7 +89,7 @@ class Entries:
         Raises:
             ValueError: If they are no valid list, or a key occurs twice in one object.
         """
-        text = b"[%b]" % self._content[start:end]
+        text = _as_list(self._content, start, end)
         entries: list[Any] = msgspec.json.decode(text)
         are_flat = set(map(type, entries)) == {dict} and text.count(b"{") == len(entries)
         keys = sum(map(len, entries)) if are_flat else _count_keys(entries)
@@ -162,29 +147,74 @@ def open_document(path: Path) -> Document:
     try:
         with path.open("rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        values = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
-        spans = {key: _span(values[key], content) for key in _LISTS}
-        # The rest of the text is short. If a key occurs twice, it is in there.
+        lists: dict[str, Entries] = {}
+        # The rest of the text is short. If a key occurs twice, or lies within another value, that shows in there.
         rest, position = b"", 0
-        for start, end in sorted(spans.values()):
-            rest += content[position:start] + b"[]"
+        while start := _LIST.search(content, position):
+            spans, end = _cut(content, start.end())
+            lists[start[1].decode()] = Entries(content, spans)
+            rest += content[position : start.end()] + b"]"
             position = end
         found = parse_json((rest + content[position:]).decode())
+        document = Document(*(lists[key] for key in _LISTS))
     except (LookupError, OSError, ValueError, RecursionError) as error:
         raise NeedsWholeError(str(error)) from error
-    if any(content[start] != ord("[") or found[key] != [] for key, (start, _) in spans.items()):
-        raise NeedsWholeError("not every list is a list")
-    content.madvise(mmap.MADV_DONTNEED)
-    document = Document(*(Entries(content, *spans[key]) for key in _LISTS))
+    if not isinstance(found, dict) or any(found.get(key) != [] for key in _LISTS):
+        raise NeedsWholeError("not every list is a list of the document itself")
     if not any(True for _ in document.images):
         raise NeedsWholeError("there are no images")
     return document
 
 
-def _span(value: msgspec.Raw, content: mmap.mmap) -> tuple[int, int]:
-    """Return the offsets of the first byte of a value, and behind its last."""
-    first, base = (np.frombuffer(each, np.uint8).__array_interface__["data"][0] for each in (value, content))
-    return first - base, first - base + len(memoryview(value))
+def _cut(content: mmap.mmap, start: int) -> tuple[list[tuple[int, int]], int]:
+    """Cut the list whose opening bracket ends at `start` into pieces. Return their spans, and the end of the list.
+
+    Raises:
+        ValueError: If the list cannot be cut, or does not end.
+    """
+    spans: list[tuple[int, int]] = []
+    while True:
+        tried = []
+        for end in _possible_ends(content, start):
+            tried.append(end)
+            # What precedes a separator within an entry, or behind the list, is not valid JSON.
+            if _is_list(content, start, end):
+                break
+        else:
+            break
+        spans.append((start, end))
+        start = content.find(b"{", end)
+        _release(content)
+    # The list ends before the last of these, or an entry has as many separators.
+    limit = tried[-1] if len(tried) == _MAX_ATTEMPTS else len(content)
+    text = content[start:limit].decode()
+    _, length = json.JSONDecoder().raw_decode(f"[{text}")
+    end = start + len(text[: length - 2].encode())
+    return [*spans, (start, end)], end + 1
+
+
+def _possible_ends(content: mmap.mmap, start: int) -> Iterator[int]:
+    """Yield offsets behind entries that precede a separator, for a piece from `start`."""
+    separators = _SEPARATOR.finditer(content, start + _PIECE_BYTES)
+    return (separator.start() + 1 for separator in islice(separators, _MAX_ATTEMPTS))
+
+
+def _is_list(content: mmap.mmap, start: int, end: int) -> bool:
+    try:
+        msgspec.json.decode(_as_list(content, start, end), type=msgspec.Raw)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _as_list(content: mmap.mmap, start: int, end: int) -> bytes:
+    return b"[%b]" % content[start:end]
+
+
+def _release(content: mmap.mmap) -> None:
+    """Unmap the pages that were read. They would count as memory of this process."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        content.madvise(mmap.MADV_DONTNEED)
 
 
 def _count_keys(value: Any) -> int:

@@ -56,8 +56,16 @@ class Rows(NamedTuple):
 
     def select(self, keep: Bool[np.ndarray, " rows"]) -> "Rows":
         """Return the annotations for which `keep` is True."""
+        if keep.all():
+            return self
         chosen = np.flatnonzero(keep)
         return Rows(*(column[chosen] for column in self))
+
+    def reorder(self, order: Int64[np.ndarray, " rows"]) -> "Rows":
+        """Return the annotations in another order, with one column after another moved in place."""
+        for column in self:
+            column[:] = column[order]
+        return self
 
 
 def read_categories(entries: EntryList, problems: list[str], *, source: str) -> dict[int, str]:
@@ -122,7 +130,10 @@ def read_rows(
         rows = _plain_rows(block, images, categories, masks=masks)
         blocks.append(_single_rows(block, fields, problems, source, masks=masks) if rows is None else rows)
     blocks = blocks or [_as_rows([], [])]
-    rows = Rows(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
+    columns = [list(column) for column in zip(*blocks, strict=True)]
+    # Each column in pieces is freed when it is joined, so that there are not two of all columns.
+    blocks.clear()
+    rows = Rows(*(np.concatenate(columns.pop(0)) for _ in Rows._fields))
     rows = rows.select(rows.image_index != INVALID_IMAGE)
     # A box with a negative side is dropped later, and may have a negative area.
     negative = (rows.areas < 0) & (rows.bbox[:, 2:].min(axis=1, initial=np.inf) > 0)
