@@ -79,6 +79,7 @@ def test_no_command_shows_the_help(capsys):
         "check",
         "coco",
         "split",
+        "shards",
         "convert",
         "export",
         "presets",
@@ -128,7 +129,7 @@ def test_summary_describes_the_model_of_a_preset_and_of_a_config(capsys, config)
     assert "no_preset" in refused(capsys, "summary", "no_preset")
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "coco", "split", "demo"])
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "coco", "split", "shards", "demo"])
 def test_what_is_written_has_one_name_in_all_commands(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])

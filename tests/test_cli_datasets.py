@@ -73,6 +73,27 @@ def test_file_is_split_beside_itself(capsys, tmp_path):
     assert "too few" in refused(capsys, "split", out / "val.json", "--output", tmp_path / "more", "--val_share", "0.01")
 
 
+def test_a_dataset_is_written_as_shards_and_ready_for_a_config(capsys, tmp_path):
+    files = write_shapes(ShapesConfig(num_train=4, num_val=1, image_size=64), tmp_path)
+    sources = ("--images", files.train_images, "--annotations", files.train_annotations)
+    shards = tmp_path / "shards"
+    text = shown(capsys, "shards", "--output", shards, *sources, "--shard_mb", "0.01")
+    assert f"{shards}: 4 shards and their index" in text
+    settings = yaml.safe_load(text[text.index("data:") :])
+    settings["data"]["val"] = settings["data"]["train"]
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    assert "8 image files decoded" in shown(capsys, "check", config, "--decode")
+    assert "is not an empty folder" in refused(capsys, "shards", "--output", shards, *sources)
+    assert "belong together" in refused(capsys, "shards", "--output", shards, *sources[:2])
+    (shards / "000003.tar").unlink()
+    assert "000003.tar: No such file" in refused(capsys, "check", config)
+    assert f"{shards}: 3 shards and their index" in shown(capsys, "shards", "--output", shards)
+    assert "6 image files decoded" in shown(capsys, "check", config, "--decode")
+    (shards / "000002.tar").write_bytes((shards / "000002.tar").read_bytes()[:2000])
+    assert "000002.tar: it is no whole tar file" in refused(capsys, "shards", "--output", shards)
+
+
 def test_names_that_a_terminal_cannot_show_are_escaped(tmp_path):
     voc_labelimg(tmp_path)
     xml = tmp_path / "a.xml"

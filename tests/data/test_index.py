@@ -166,14 +166,14 @@ def test_sizes_that_come_from_image_files_are_not_kept(tmp_path: Path) -> None:
 def test_the_index_of_a_read_only_folder_lies_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "data"
     path = write_coco(folder, coco_document())
-    write = _index._write
+    write = _index.write_arrays
 
     def write_elsewhere(place: Path, *content: Any) -> None:
         if place.parent == folder:
             raise PermissionError("read-only")
         write(place, *content)
 
-    monkeypatch.setattr(_index, "_write", write_elsewhere)
+    monkeypatch.setattr(_index, "write_arrays", write_elsewhere)
     read_coco(folder, path)
     (index,) = indexes(tmp_path)
     assert index.is_relative_to(tmp_path / "cache")
@@ -186,7 +186,7 @@ def test_an_annotation_file_that_changes_while_it_is_read_has_no_index(
 ) -> None:
     path = write_coco(tmp_path, coco_document())
     hashes = iter(["before", "after"])
-    monkeypatch.setattr(_index, "_hash_of", lambda _: next(hashes))
+    monkeypatch.setattr(_index, "hash_of", lambda _: next(hashes))
     read_coco(tmp_path, path)
     assert not indexes(tmp_path)
 

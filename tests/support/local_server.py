@@ -26,6 +26,8 @@ class Server:
         statuses: Other answers to paths than their content.
         truncated: Paths whose content ends halfway.
         chunked: Paths whose size is not announced.
+        serves_ranges: Whether parts of files are served.
+        passing: Statuses that the next requests for parts get instead.
         requests: Method and path of all requests.
     """
 
@@ -37,6 +39,8 @@ class Server:
         self.statuses: dict[str, int] = {}
         self.truncated: set[str] = set()
         self.chunked: set[str] = set()
+        self.serves_ranges = False
+        self.passing: list[int] = []
         self.requests: list[tuple[str, str]] = []
 
     def find(self, path: str) -> tuple[int, dict[str, str], bytes]:
@@ -87,6 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.answers.requests.append((self.command, path))
         status, headers, content = self.answers.find(path)
+        if self.answers.serves_ranges and status == 200 and "Range" in self.headers:
+            status, content = self._part(content)
         is_chunked = path in self.answers.chunked
         self.send_response(status)
         for name, value in headers.items():
@@ -106,6 +112,12 @@ class _Handler(BaseHTTPRequestHandler):
             sent += b"" if path in self.answers.truncated else b"0\r\n\r\n"
         self.wfile.write(sent)
         self.close_connection = self.close_connection or path in self.answers.truncated
+
+    def _part(self, content: bytes) -> tuple[int, bytes]:
+        if self.answers.passing:
+            return self.answers.passing.pop(), b""
+        start, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        return 206, content[start : last + 1]
 
     def log_message(self, *_: object) -> None:
         """Stay silent."""

@@ -22,7 +22,7 @@ from pydantic_settings import (
 
 from deformdetr import __version__
 from deformdetr.cli._convert import Convert
-from deformdetr.cli._datasets import Coco, Split
+from deformdetr.cli._datasets import Coco, Shards, Split
 from deformdetr.cli._export import Export
 from deformdetr.cli._options import OUTPUT, RUN
 from deformdetr.cli._summary import Summary
@@ -37,7 +37,7 @@ from deformdetr.config import (
     preset,
     with_backbone_weights,
 )
-from deformdetr.data import DataConfig, ShapesConfig, check
+from deformdetr.data import DataConfig, ShapesConfig, ShardsConfig, check
 from deformdetr.engine import (
     Experiment,
     Processes,
@@ -71,7 +71,7 @@ class _DETROptions(DETRConfig):
 # Fields of these types become options that `--help` does not list. Their values are not validated before they override
 # those of a config file.
 _MODEL = CliSuppress[SkipValidation[_DeformableDETROptions | _DETROptions]]
-_DATA = CliSuppress[SkipValidation[DataConfig | ShapesConfig]]
+_DATA = CliSuppress[SkipValidation[DataConfig | ShapesConfig | ShardsConfig]]
 _TRAIN = CliSuppress[SkipValidation[TrainConfig]]
 
 
@@ -305,6 +305,9 @@ class Commands(BaseSettings):
     check: CliSubCommand[Check] = Field(description="Check a dataset before training on it.")
     coco: CliSubCommand[Coco] = Field(description="Turn a dataset of YOLO or Pascal VOC into COCO files.")
     split: CliSubCommand[Split] = Field(description="Split a COCO file into training and evaluation.")
+    shards: CliSubCommand[Shards] = Field(
+        description="Write a COCO dataset as tar files, for disks that are too small."
+    )
     presets: CliSubCommand[Presets] = Field(description="List the models to start from.")
     config: CliSubCommand[Config] = Field(description="Print a config file to start from.")
     summary: CliSubCommand[Summary] = Field(description="Print shapes, parameters, FLOPs and memory of a model.")

@@ -1,4 +1,4 @@
-"""The commands `coco` and `split`."""
+"""The commands `coco`, `split` and `shards`."""
 
 import json
 from pathlib import Path
@@ -15,11 +15,14 @@ from deformdetr.data import (
     check,
     check_file,
     find_images,
+    index_shards,
     read_voc,
     read_yolo,
     split_coco,
     write_documents,
+    write_shards,
 )
+from deformdetr.engine import ProgressDisplay
 
 _NAMES = ("train", "val")
 
@@ -93,6 +96,36 @@ class Split(BaseModel):
         for file, part in zip(files.values(), parts, strict=True):
             write_text(file, json.dumps(part, ensure_ascii=False))
             print(f"{file}: {len(part['images']):,} images, {len(part['annotations']):,} annotations")
+        return 0
+
+
+class Shards(BaseModel):
+    """Write a COCO dataset as shards, for `data.kind: shards`: tar files in webdataset's layout, with an index.
+
+    Without --images and --annotations, write the index of the shards that are in the folder already.
+    """
+
+    output: Path = Field(validation_alias=OUTPUT, description="Folder of the shards, a new one with --images.")
+    images: Path | None = Field(default=None, description="Folder that the file names of the images are relative to.")
+    annotations: Path | None = Field(default=None, description="COCO annotation file of the images.")
+    shard_mb: float = Field(default=256, gt=0, description="Megabytes after which the next shard begins.")
+
+    def execute(self) -> int:
+        """Write shards or their index."""
+        if (self.images is None) != (self.annotations is None):
+            raise ValueError("--images and --annotations belong together")
+        with ProgressDisplay("shards", 1) as display:
+
+            def progress(done: int, total: int) -> None:
+                display.update(done, total=total)
+
+            if self.images is not None and self.annotations is not None:
+                size = max(1, round(1e6 * self.shard_mb))
+                write_shards(self.images, self.annotations, self.output, shard_bytes=size, progress=progress)
+            else:
+                index_shards(self.output, progress=progress)
+        print(f"{self.output}: {len(list(self.output.glob('*.tar'))):,} shards and their index")
+        print(f"in a config:\ndata:\n  kind: shards\n  train: {self.output}  # or its address; and val likewise")
         return 0
 
 

@@ -13,7 +13,6 @@ from deformdetr.cli._options import RUN
 from deformdetr.cli._tables import table
 from deformdetr.data import (
     AnyDataConfig,
-    DataConfig,
     DatasetError,
     LabelMap,
     ShapesConfig,
@@ -79,7 +78,7 @@ class Export(BaseModel):
 
 def _own_images(data: AnyDataConfig, label_map: LabelMap) -> list[Float[Tensor, "3 _ _"]]:
     """Return the first evaluation images, or drawn ones if those are not available."""
-    if not isinstance(data, DataConfig):
+    if isinstance(data, ShapesConfig):
         return _shapes(data)
     try:
         dataset = build_dataset(data.replace(label_map=label_map), "val")

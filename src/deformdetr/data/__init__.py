@@ -11,6 +11,7 @@ from deformdetr.data._config import (
     DataConfig,
     DecodeConfig,
     ShapesConfig,
+    ShardsConfig,
     ZoomOutConfig,
 )
 from deformdetr.data._dataset import Datasets, DetectionDataset, build_dataset, build_datasets, collate
@@ -22,6 +23,7 @@ from deformdetr.data._images import ImageFiles, ImageHeader, image_tensor, load_
 from deformdetr.data._panoptic import PanopticFiles, panoptic_truth, write_panoptic
 from deformdetr.data._sampler import SeededIndex, SeededSampler
 from deformdetr.data._shapes import SHAPES_STUFF, draw_shapes, write_shapes
+from deformdetr.data._shard_index import index_shards
 from deformdetr.data._split import SplitDocuments, split_coco
 from deformdetr.data._transforms import (
     RandomSizeCrop,
@@ -35,6 +37,7 @@ from deformdetr.data._transforms import (
 )
 from deformdetr.data._voc import read_voc
 from deformdetr.data._warnings import ObjectLimits, find_warnings
+from deformdetr.data._write_shards import write_shards
 from deformdetr.data._yolo import read_yolo
 
 __all__ = [
@@ -65,6 +68,7 @@ __all__ = [
     "SeededIndex",
     "SeededSampler",
     "ShapesConfig",
+    "ShardsConfig",
     "SplitDocuments",
     "ZoomOutConfig",
     "build_dataset",
@@ -78,6 +82,7 @@ __all__ = [
     "find_warnings",
     "image_suffixes",
     "image_tensor",
+    "index_shards",
     "judge",
     "load_image",
     "make_sample",
@@ -94,4 +99,5 @@ __all__ = [
     "write_documents",
     "write_panoptic",
     "write_shapes",
+    "write_shards",
 ]

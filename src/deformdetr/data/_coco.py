@@ -88,9 +88,23 @@ def read_coco(
         >>> annotations.label_map.names
         ('circle', 'rectangle', 'triangle')
     """
-    file, folder = Path(annotations), Path(images)
-    options = _Options(label_map, ignore_unknown_categories, masks, decode)
-    index = find_index(file, label_map=label_map, ignore_unknown=ignore_unknown_categories, masks=masks)
+    options = ReadOptions(label_map, ignore_unknown_categories, masks, decode)
+    return read_annotations(Path(annotations), Path(images), options)
+
+
+class ReadOptions(NamedTuple):
+    """Arguments of `read_coco`."""
+
+    label_map: LabelMap | None
+    ignore_unknown_categories: bool
+    masks: bool
+    decode: DecodeConfig
+
+
+def read_annotations(file: Path, folder: Path | None, options: ReadOptions) -> Annotations:
+    """Read an annotation file as `read_coco` does. Without a folder, names of images are taken as they are."""
+    label_map, ignore_unknown, masks, decode = options
+    index = find_index(file, label_map=label_map, ignore_unknown=ignore_unknown, masks=masks)
     if index is None:
         return _read(whole_document(file), file, folder, options)[0]
     known = index.load(folder, allow_outside=decode.allow_outside)
@@ -107,16 +121,7 @@ def read_coco(
     return found
 
 
-class _Options(NamedTuple):
-    """Arguments of `read_coco`."""
-
-    label_map: LabelMap | None
-    ignore_unknown_categories: bool
-    masks: bool
-    decode: DecodeConfig
-
-
-def _read(document: Document, file: Path, folder: Path, options: _Options) -> tuple[Annotations, ImageTable]:
+def _read(document: Document, file: Path, folder: Path | None, options: ReadOptions) -> tuple[Annotations, ImageTable]:
     problems: list[str] = []
     source, label_map = str(file), options.label_map
     table = read_images(document.images, folder, problems, source=source, decode=options.decode)

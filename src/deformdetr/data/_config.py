@@ -14,7 +14,27 @@ Split = Literal["train", "val"]
 # Far above what images and networks have: a larger number is a slip.
 Pixels = Annotated[int, Field(ge=1, le=65_536)]
 
-# Fields of both kinds of datasets.
+# Fields of several kinds of datasets.
+_Labels = Annotated[
+    LabelMap | None,
+    Field(
+        description="The category of each label. None: the categories of the training annotations by ascending id. A "
+        "map with fewer categories than the files selects those.",
+    ),
+]
+_IgnoreUnknown = Annotated[
+    bool, Field(description="Skip and count boxes whose category is not in the label map, instead of raising an error.")
+]
+_EvalShortSide = Annotated[
+    Pixels | None, Field(description="The shorter side of an image in evaluation, in pixels; None keeps the size.")
+]
+_EvalMaxSize = Annotated[
+    Pixels | None,
+    Field(
+        description="Limit of the longer side in evaluation; the shorter side shrinks to keep the aspect ratio. None "
+        "sets no limit."
+    ),
+]
 _ImageMean = Annotated[
     tuple[float, float, float],
     Field(description="Subtracted from red, green and blue, on a scale of 0 to 1."),
@@ -88,6 +108,7 @@ class DecodeConfig(DefaultedConfig):
 
 
 DEFAULT_DECODING = DecodeConfig()
+_Decode = Annotated[DecodeConfig, Field(description="How image files become pixels.")]
 
 
 class AugmentConfig(DefaultedConfig):
@@ -173,35 +194,63 @@ class DataConfig(Config):
     train_annotations: Path = Field(description="COCO JSON file of the training images.")
     val_images: Path = Field(description="Folder that the file names of the evaluation images are relative to.")
     val_annotations: Path = Field(description="COCO JSON file of the evaluation images.")
-    label_map: LabelMap | None = Field(
-        default=None,
-        description="The category of each label. None: the categories of the training annotations by ascending id. A "
-        "map with fewer categories than the files selects those.",
-    )
-    ignore_unknown_categories: bool = Field(
-        default=False,
-        description="Skip and count boxes whose category is not in the label map, instead of raising an error.",
-    )
-    decode: DecodeConfig = Field(default=DEFAULT_DECODING, description="How image files become pixels.")
+    label_map: _Labels = None
+    ignore_unknown_categories: _IgnoreUnknown = False
+    decode: _Decode = DEFAULT_DECODING
     augment: AugmentConfig = AugmentConfig()
-    eval_short_side: Pixels | None = Field(
-        default=800, description="The shorter side of an image in evaluation, in pixels; None keeps the size."
-    )
-    eval_max_size: Pixels | None = Field(
-        default=1333,
-        description="Limit of the longer side in evaluation; the shorter side shrinks to keep the aspect ratio. None "
-        "sets no limit.",
-    )
+    eval_short_side: _EvalShortSide = 800
+    eval_max_size: _EvalMaxSize = 1333
     image_mean: _ImageMean = IMAGENET_MEAN
     image_std: _ImageStd = IMAGENET_STD
     num_workers: _NumWorkers = 2
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
-        short_side, max_size = self.eval_short_side, self.eval_max_size
-        if short_side is not None and max_size is not None and max_size < short_side:
-            raise ValueError(f"eval_max_size ({max_size}) is below eval_short_side ({short_side})")
+        _check_eval_sizes(self.eval_short_side, self.eval_max_size)
         return self
+
+
+class ShardsConfig(Config):
+    """A dataset in shards: tar files with images, in folders or at URLs, beside an index and COCO annotations.
+
+    `deformdetr shards` writes them. From folders, images are read where they lie in the shards. From a URL, each image
+    is fetched by a request for its bytes, so that data need not fit the disk.
+
+    Examples:
+        >>> from deformdetr.data import ShardsConfig
+        >>> config = ShardsConfig(train="https://host/photos/train", val="$PHOTOS/val")
+        >>> config.cache_gb
+        100.0
+    """
+
+    kind: Literal["shards"] = "shards"
+    train: str = Field(min_length=1, description="Folder or http(s) URL of the shards of the training images.")
+    val: str = Field(min_length=1, description="Folder or http(s) URL of the shards of the evaluation images.")
+    cache: Path | None = Field(
+        default=None, description="Folder that keeps images from URLs for later epochs; None keeps none."
+    )
+    cache_gb: PositiveFloat = Field(
+        default=100.0, description="Most gigabytes that the cache keeps of each split: the images of its first shards."
+    )
+    label_map: _Labels = None
+    ignore_unknown_categories: _IgnoreUnknown = False
+    decode: _Decode = DEFAULT_DECODING
+    augment: AugmentConfig = AugmentConfig()
+    eval_short_side: _EvalShortSide = 800
+    eval_max_size: _EvalMaxSize = 1333
+    image_mean: _ImageMean = IMAGENET_MEAN
+    image_std: _ImageStd = IMAGENET_STD
+    num_workers: _NumWorkers = 2
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        _check_eval_sizes(self.eval_short_side, self.eval_max_size)
+        return self
+
+
+def _check_eval_sizes(short_side: int | None, max_size: int | None) -> None:
+    if short_side is not None and max_size is not None and max_size < short_side:
+        raise ValueError(f"eval_max_size ({max_size}) is below eval_short_side ({short_side})")
 
 
 class ShapesConfig(DefaultedConfig):
@@ -236,7 +285,7 @@ class ShapesConfig(DefaultedConfig):
         default=False,
         description="Paint stripes on a part of the background, and annotate both parts, plain and striped, as stuff.",
     )
-    decode: DecodeConfig = Field(default=DEFAULT_DECODING, description="How image files become pixels.")
+    decode: _Decode = DEFAULT_DECODING
     augment: AugmentConfig = AugmentConfig(short_sides=(), crop=False)
     eval_short_side: Pixels | None = Field(
         default=None, description="Side of an image in evaluation, in pixels; None keeps the size."
@@ -260,4 +309,4 @@ class ShapesConfig(DefaultedConfig):
         return self
 
 
-AnyDataConfig = Annotated[DataConfig | ShapesConfig, Field(discriminator="kind")]
+AnyDataConfig = Annotated[DataConfig | ShapesConfig | ShardsConfig, Field(discriminator="kind")]

@@ -13,12 +13,21 @@ from torch.utils.data import Dataset
 from deformdetr._coco_types import LabelMap
 from deformdetr._files import FileError, expand_path
 from deformdetr.data._annotations import Annotations, DatasetReport
-from deformdetr.data._coco import read_coco
-from deformdetr.data._config import DEFAULT_DECODING, AnyDataConfig, DataConfig, DecodeConfig, ShapesConfig, Split
+from deformdetr.data._coco import ReadOptions, read_annotations, read_coco
+from deformdetr.data._config import (
+    DEFAULT_DECODING,
+    AnyDataConfig,
+    DataConfig,
+    DecodeConfig,
+    ShapesConfig,
+    ShardsConfig,
+    Split,
+)
 from deformdetr.data._errors import DatasetError, dataset_error
 from deformdetr.data._images import ImageFiles
 from deformdetr.data._sampler import SeededIndex
 from deformdetr.data._shapes import draw_shapes
+from deformdetr.data._shards import Shards
 from deformdetr.data._transforms import (
     SampleTransform,
     eval_transforms,
@@ -169,7 +178,7 @@ def build_datasets(config: AnyDataConfig, *, masks: bool = False) -> Datasets:
     except DatasetError as error:
         problems.extend(error.problems)
     try:
-        val = _coco_dataset(config, "val", label_map, masks=masks)
+        val = _annotated_dataset(config, "val", label_map, masks=masks)
     except DatasetError as error:
         problems.extend(error.problems)
     if train is None or val is None:
@@ -203,7 +212,7 @@ def build_dataset(config: AnyDataConfig, split: Split, *, masks: bool = False) -
     label_map = config.label_map
     if label_map is None and split == "val":
         label_map = build_dataset(config, "train").label_map
-    return _coco_dataset(config, split, label_map, masks=masks)
+    return _annotated_dataset(config, split, label_map, masks=masks)
 
 
 def read_dataset(
@@ -224,25 +233,43 @@ def read_dataset(
     return DetectionDataset(read, files, transforms=lambda sample: sample)
 
 
-def _coco_dataset(config: DataConfig, split: Split, label_map: LabelMap | None, *, masks: bool) -> DetectionDataset:
-    is_train = split == "train"
+def _annotated_dataset(
+    config: DataConfig | ShardsConfig, split: Split, label_map: LabelMap | None, *, masks: bool
+) -> DetectionDataset:
+    options = ReadOptions(label_map, config.ignore_unknown_categories, masks, config.decode)
     try:
-        folder = expand_path(config.train_images if is_train else config.val_images)
-        file = expand_path(config.train_annotations if is_train else config.val_annotations)
+        read = (
+            _read_files(config, split, options)
+            if isinstance(config, DataConfig)
+            else _read_shards(config, split, options)
+        )
     except FileError as error:
         raise DatasetError(str(error)) from error
-    annotations = read_coco(
-        folder,
-        file,
-        label_map=label_map,
-        ignore_unknown_categories=config.ignore_unknown_categories,
-        masks=masks,
-        decode=config.decode,
-    )
-    if is_train and not annotations.report.boxes:
+    annotations, images = read
+    if split == "train" and not annotations.report.boxes:
         raise DatasetError(f"{annotations.report}: there are no boxes to train on")
-    images = ImageFiles([folder / name for name in annotations.file_names], annotations.sizes, config.decode)
     return DetectionDataset(annotations, images, transforms=_transforms(config, split))
+
+
+def _read_files(config: DataConfig, split: Split, options: ReadOptions) -> tuple[Annotations, ImageFiles]:
+    is_train = split == "train"
+    folder = expand_path(config.train_images if is_train else config.val_images)
+    file = expand_path(config.train_annotations if is_train else config.val_annotations)
+    annotations = read_annotations(file, folder, options)
+    paths = [folder / name for name in annotations.file_names]
+    return annotations, ImageFiles(paths, annotations.sizes, config.decode)
+
+
+def _read_shards(config: ShardsConfig, split: Split, options: ReadOptions) -> tuple[Annotations, ImageFiles]:
+    cache = None if config.cache is None else expand_path(config.cache)
+    location = config.train if split == "train" else config.val
+    shards = Shards(location, cache=cache, cache_bytes=1e9 * config.cache_gb)
+    annotations = read_annotations(shards.annotations, None, options)
+    if len(annotations.file_names) != len(shards):
+        counts = f"{len(annotations.file_names):,} images, but the index {len(shards):,}"
+        raise DatasetError(f"{shards.annotations} has {counts}")
+    paths = [shards.path(name) for name in annotations.file_names]
+    return annotations, ImageFiles(paths, annotations.sizes, config.decode, read=shards.read)
 
 
 def _transforms(config: AnyDataConfig, split: Split) -> SampleTransform:

@@ -56,9 +56,12 @@ class _Missing(NamedTuple):
 
 
 def read_images(
-    entries: EntryList, folder: Path, problems: list[str], *, source: str, decode: DecodeConfig
+    entries: EntryList, folder: Path | None, problems: list[str], *, source: str, decode: DecodeConfig
 ) -> ImageTable:
-    """Read the images and check that their files exist. Problems are appended to `problems`."""
+    """Read the images and, unless `folder` is `None`, check that their files exist.
+
+    Problems are appended to `problems`.
+    """
     reader = _ImageReader(entries, folder, problems, source, decode)
     for number, entry in enumerate(entries, start=1):
         reader.read(number, entry)
@@ -82,7 +85,7 @@ class _ImageReader:
     """Read one image after another."""
 
     def __init__(
-        self, entries: EntryList, folder: Path, problems: list[str], source: str, decode: DecodeConfig
+        self, entries: EntryList, folder: Path | None, problems: list[str], source: str, decode: DecodeConfig
     ) -> None:
         self.ids: list[ImageId] = []
         self.file_names: list[str] = []
@@ -94,11 +97,11 @@ class _ImageReader:
         self._numbers: list[int] = []
         self._problems = problems
         self._source = source
-        self._folder = folder
         self._decode = decode
-        self._names = ContainedNames(folder)
-        self._has_folder = folder.is_dir()
-        if not self._has_folder:
+        self._folder = folder
+        self._names = None if folder is None else ContainedNames(folder)
+        self._has_folder = folder is not None and folder.is_dir()
+        if folder is not None and not self._has_folder:
             self._report(f"the image folder {folder} does not exist", _NO_FOLDER)
 
     def _report(self, text: str, kind: Kind) -> None:
@@ -114,7 +117,9 @@ class _ImageReader:
         label = f"image number {number}" if identifier is None else f"image {identifier}"
         if not names:
             self._report(f"{label}: 'file_name' is {entry.get('file_name')!r:.60}, not the name of a file", _INVALID)
-        name = self._find(label, names) if names and self._has_folder else next(iter(names), "")
+        name = next(iter(names), "")
+        if name and self._folder is not None and self._has_folder:
+            name = self._find(label, names, self._folder)
         name = self._contained(label, name)
         size = self._size(f"{label} ({name})" if name else label, entry, name)
         if identifier is not None and self._is_new(identifier, entry):
@@ -151,28 +156,28 @@ class _ImageReader:
             self._report(f"image id {identifier} is used twice: {names}", _REPEATED)
         return False
 
-    def _find(self, label: str, names: list[str]) -> str:
+    def _find(self, label: str, names: list[str], folder: Path) -> str:
         """Return the first name under which there is a file, or an empty text."""
-        missing = _check_file(self._folder, names[0])
+        missing = _check_file(folder, names[0])
         if missing is None:
             return names[0]
         tried = [names[0]]
         for name, note in _other_names(names):
-            if _check_file(self._folder, name) is None:
+            if _check_file(folder, name) is None:
                 self.notes[note] += 1
                 self.absent += tried
                 return name
             tried.append(name)
         hint = ""
         base = names[0].replace("\\", "/").rpartition("/")[2]
-        if base != names[0] and _check_file(self._folder, base) is None:
-            hint = f"; but {self._folder} holds {base}"
-        self._report(f"{label}: {self._folder / names[0]}: {missing.reason}{hint}", _NO_FILE)
+        if base != names[0] and _check_file(folder, base) is None:
+            hint = f"; but {folder} holds {base}"
+        self._report(f"{label}: {folder / names[0]}: {missing.reason}{hint}", _NO_FILE)
         return ""
 
     def _contained(self, label: str, name: str) -> str:
         """Return the name, or an empty text if it leads out of the folder, which is reported."""
-        if not name or self._decode.allow_outside or self._names.has(name):
+        if not name or self._decode.allow_outside or self._names is None or self._names.has(name):
             return name
         self._report(f"{label}: {name!r:.200} leads out of {self._folder}", OUTSIDE)
         return ""
@@ -189,6 +194,9 @@ class _ImageReader:
             sides.append(side)
         if min(sides) > 0:
             return sides[0], sides[1]
+        if self._folder is None:
+            self._report(f"{label}: it has no width and height", _INVALID)
+            return None
         if not name or not self._has_folder:
             return None
         try:

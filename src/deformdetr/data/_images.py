@@ -3,8 +3,9 @@
 import os
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +45,9 @@ class ImageHeader(NamedTuple):
     """EXIF orientation from 1 to 8. 1 is upright."""
 
 
-def load_image(path: str | Path, decode: DecodeConfig = DEFAULT_DECODING) -> UInt8[Tensor, "3 height width"]:
+def load_image(
+    path: str | Path, decode: DecodeConfig = DEFAULT_DECODING, *, content: bytes | None = None
+) -> UInt8[Tensor, "3 height width"]:
     """Read an image file as 8-bit RGB.
 
     Photographs are turned by their EXIF orientation unless `decode` says otherwise. TIFF files are always turned, by
@@ -54,6 +57,7 @@ def load_image(path: str | Path, decode: DecodeConfig = DEFAULT_DECODING) -> UIn
     Args:
         path: The file.
         decode: Orientation, bits of grayscale, and the limit of the size.
+        content: Content of the file, if it is in memory. `path` is then only its name in messages.
 
     Raises:
         DatasetError: If the file is missing, truncated, not an image or too large. The message names the file.
@@ -67,7 +71,7 @@ def load_image(path: str | Path, decode: DecodeConfig = DEFAULT_DECODING) -> UIn
         ...     load_image(file.name).shape
         torch.Size([3, 30, 40])
     """
-    with _opened(path, decode) as image:
+    with _opened(path, decode, content) as image:
         image.load()
         return image_tensor(image, decode)
 
@@ -93,8 +97,10 @@ def image_tensor(image: Image.Image, decode: DecodeConfig = DEFAULT_DECODING) ->
     return torch.from_numpy(_to_rgb(upright, decode.gray_bits)).permute(2, 0, 1).contiguous()
 
 
-def read_header(path: str | Path, decode: DecodeConfig = DEFAULT_DECODING) -> ImageHeader:
-    """Read size, pixel format and orientation of an image file without decoding it.
+def read_header(
+    path: str | Path, decode: DecodeConfig = DEFAULT_DECODING, *, content: bytes | None = None
+) -> ImageHeader:
+    """Read size, pixel format and orientation of an image file without decoding it. Arguments are as of `load_image`.
 
     Raises:
         DatasetError: If the file is missing, not an image or too large.
@@ -108,7 +114,7 @@ def read_header(path: str | Path, decode: DecodeConfig = DEFAULT_DECODING) -> Im
         ...     read_header(file.name)
         ImageHeader(height=30, width=40, mode='L', orientation=1)
     """
-    with _opened(path, decode) as image:
+    with _opened(path, decode, content) as image:
         width, height = image.size
         orientation = _orientation(image)
         if decode.orientation == "upright" and orientation in _QUARTER_TURNS:
@@ -117,9 +123,9 @@ def read_header(path: str | Path, decode: DecodeConfig = DEFAULT_DECODING) -> Im
 
 
 @contextmanager
-def _opened(path: str | Path, decode: DecodeConfig) -> Iterator[Image.Image]:
+def _opened(path: str | Path, decode: DecodeConfig, content: bytes | None) -> Iterator[Image.Image]:
     try:
-        with _open(path, decode.max_pixels) as image:
+        with _open(path if content is None else BytesIO(content), decode.max_pixels) as image:
             yield image
     except Image.DecompressionBombError as error:
         reason = str(error).removesuffix(".")
@@ -131,14 +137,14 @@ def _opened(path: str | Path, decode: DecodeConfig) -> Iterator[Image.Image]:
         raise DatasetError(f"{path}: cannot be read as an image: {error}") from error
 
 
-def _open(path: str | Path, max_pixels: int | None) -> Image.Image:
+def _open(file: str | Path | BytesIO, max_pixels: int | None) -> Image.Image:
     if max_pixels is None:
-        return Image.open(path)
+        return Image.open(file)
     # Pillow checks its limit, a variable of its module, when it reads the header.
     with _PILLOW_LIMIT_LOCK:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(path)
+            image = Image.open(file)
         finally:
             Image.MAX_IMAGE_PIXELS = before
     if image.width * image.height > max_pixels:
@@ -190,6 +196,7 @@ class ImageFiles:
         paths: File of each image.
         sizes: Annotated (height, width) of each image in pixels.
         decode: How files become pixels.
+        read: Function from an index and its path to the content of that file. `None` opens the path itself.
 
     Attributes:
         decode: How files become pixels.
@@ -207,11 +214,17 @@ class ImageFiles:
     """
 
     def __init__(
-        self, paths: Sequence[Path], sizes: Int64[np.ndarray, "images 2"], decode: DecodeConfig = DEFAULT_DECODING
+        self,
+        paths: Sequence[str | Path],
+        sizes: Int64[np.ndarray, "images 2"],
+        decode: DecodeConfig = DEFAULT_DECODING,
+        *,
+        read: Callable[[int, str], bytes] | None = None,
     ) -> None:
         # An array instead of a list of strings: reading it does not copy memory into data-loader workers.
         self._paths = np.array([str(path) for path in paths])
         self._sizes = sizes
+        self._read = read
         self.decode = decode
 
     def __len__(self) -> int:
@@ -223,8 +236,9 @@ class ImageFiles:
         Raises:
             DatasetError: If the file cannot be decoded, or its size differs from the annotated one.
         """
-        image = load_image(self.path(index), self.decode)
-        self._check_size(index, image.shape[1], image.shape[2])
+        path, content = self._source(index)
+        image = load_image(path, self.decode, content=content)
+        self._check_size(index, image.shape[1], image.shape[2], content)
         return image
 
     def path(self, index: int) -> Path:
@@ -248,17 +262,23 @@ class ImageFiles:
         Raises:
             DatasetError: If the file is not an image, or its size differs from the annotated one.
         """
-        header = read_header(self.path(index), self.decode)
-        self._check_size(index, header.height, header.width)
+        path, content = self._source(index)
+        header = read_header(path, self.decode, content=content)
+        self._check_size(index, header.height, header.width, content)
         return header
 
-    def _check_size(self, index: int, height: int, width: int) -> None:
+    def _source(self, index: int) -> tuple[str, bytes | None]:
+        """Return the path of an image and, unless it is a file to open, its content."""
+        path = str(self._paths[index])
+        return path, None if self._read is None else self._read(index, path)
+
+    def _check_size(self, index: int, height: int, width: int, content: bytes | None) -> None:
         annotated = tuple(self._sizes[index].tolist())
         if annotated == (height, width):
             return
         hint = ""
-        path = self.path(index)
-        orientation = read_header(path, self.decode).orientation
+        path = str(self._paths[index])
+        orientation = read_header(path, self.decode, content=content).orientation
         if orientation in _QUARTER_TURNS and annotated == (width, height):
             other = "stored" if self.decode.orientation == "upright" else "upright"
             hint = (

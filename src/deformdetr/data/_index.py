@@ -56,14 +56,15 @@ class AnnotationIndex:
         self._file = file
         self._label_map = label_map
         self._options = options
-        self._content = _hash_of(file)
+        self._content = hash_of(file)
 
-    def load(self, folder: Path, *, allow_outside: bool) -> Annotations | None:
+    def load(self, folder: Path | None, *, allow_outside: bool) -> Annotations | None:
         """Return the annotations, or `None` if there is no index, or image files are not where they were.
 
-        Nor if names of images lead out of the folder, unless `allow_outside` is set.
+        Nor if names of images lead out of the folder, unless `allow_outside` is set. Without a folder, files are not
+        looked for.
         """
-        names = None if allow_outside else ContainedNames(folder)
+        names = None if folder is None or allow_outside else ContainedNames(folder)
         for label_map in dict.fromkeys((None, self._label_map)):
             for path in self._paths(label_map):
                 found = self._load(path, label_map, folder)
@@ -80,7 +81,7 @@ class AnnotationIndex:
             annotations: What was read.
             absent: File names that must not exist, as in `ImageTable`.
         """
-        if _hash_of(self._file) != self._content:
+        if hash_of(self._file) != self._content:
             return
         details = {
             "key": self._key(self._label_map),
@@ -96,20 +97,18 @@ class AnnotationIndex:
         for path in self._paths(self._label_map):
             # Without an index, the annotation file is read again.
             with suppress(OSError):
-                _write(path, details, arrays)
+                write_arrays(path, details, arrays)
                 return
 
-    def _load(self, path: Path, label_map: LabelMap | None, folder: Path) -> Annotations | None:
+    def _load(self, path: Path, label_map: LabelMap | None, folder: Path | None) -> Annotations | None:
         names = (*_ARRAYS, *Segmentations._fields) if self._options["masks"] else _ARRAYS
         try:
-            details, arrays = _read(path, names)
+            details, arrays = read_arrays(path, names)
         except (FileError, FileNotFoundError):
             return None
         if details["key"] != self._key(label_map):
             return None
-        if not all(is_file(folder, name) for name in details["file_names"]):
-            return None
-        if any(is_file(folder, name) for name in details["absent"]):
+        if folder is not None and not _are_in_place(folder, details["file_names"], details["absent"]):
             return None
         segments = [arrays.pop(name) for name in Segmentations._fields if name in arrays]
         notes = tuple(details["report"]["notes"])
@@ -123,13 +122,13 @@ class AnnotationIndex:
         )
 
     def _key(self, label_map: LabelMap | None) -> str:
-        return _short_hash(self._content, _hash_of_code(), self._asked(label_map))
+        return short_hash(self._content, _hash_of_code(), self._asked(label_map))
 
     def _paths(self, label_map: LabelMap | None) -> tuple[Path, Path]:
         # The names do not depend on the content, so that outdated files are replaced.
         asked = self._asked(label_map)
-        beside = self._file.with_name(f".{self._file.name}.{_short_hash(asked)}.safetensors")
-        name = _short_hash(str(self._file.resolve()), asked)
+        beside = self._file.with_name(f".{self._file.name}.{short_hash(asked)}.safetensors")
+        name = short_hash(str(self._file.resolve()), asked)
         return beside, cache_folder().with_name("annotations") / f"{name}.safetensors"
 
     def _asked(self, label_map: LabelMap | None) -> str:
@@ -137,7 +136,12 @@ class AnnotationIndex:
         return json.dumps({"label_map": labels, **self._options}, sort_keys=True)
 
 
-def _write(path: Path, details: Mapping[str, Any], arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> None:
+def _are_in_place(folder: Path, names: Sequence[str], absent: Sequence[str]) -> bool:
+    return all(is_file(folder, name) for name in names) and not any(is_file(folder, name) for name in absent)
+
+
+def write_arrays(path: Path, details: Mapping[str, Any], arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> None:
+    """Write details, which must be JSON, and arrays to one file with a checksum, atomically."""
     from safetensors.numpy import save_file
 
     content = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -151,11 +155,11 @@ def _write(path: Path, details: Mapping[str, Any], arrays: Mapping[str, Shaped[n
         unfinished.chmod(mode)
 
 
-def _read(path: Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Shaped[np.ndarray, "..."]]]:
-    """Return the details and the arrays in an index. Arrays are mapped into memory, which processes share.
+def read_arrays(path: Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Shaped[np.ndarray, "..."]]]:
+    """Return what `write_arrays` has written. Arrays are mapped into memory, which processes share.
 
     Raises:
-        FileNotFoundError: If there is no index.
+        FileNotFoundError: If there is no file.
         FileError: If it is damaged.
     """
     from safetensors import safe_open
@@ -174,15 +178,17 @@ def _checksum(content: Mapping[str, Shaped[np.ndarray, "..."]]) -> int:
     return checksum
 
 
-def _hash_of(file: Path) -> str:
+def hash_of(file: Path) -> str:
+    """Return a hash of the content of a file."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "blake2b").hexdigest()
 
 
 @cache
 def _hash_of_code() -> str:
-    return _short_hash(*(file.read_text() for file in sorted(Path(__file__).parent.glob("*.py"))))
+    return short_hash(*(file.read_text() for file in sorted(Path(__file__).parent.glob("*.py"))))
 
 
-def _short_hash(*texts: str) -> str:
+def short_hash(*texts: str) -> str:
+    """Return a hash of texts that fits the name of a file."""
     return hashlib.blake2b("\0".join(texts).encode(errors="surrogateescape"), digest_size=16).hexdigest()

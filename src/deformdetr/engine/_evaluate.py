@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from deformdetr._files import check_folder, check_writable, expand_path, write_text
-from deformdetr.data import DataConfig, DetectionDataset, LabelMap, build_dataset
+from deformdetr.data import DataConfig, DetectionDataset, LabelMap, ShapesConfig, build_dataset
 from deformdetr.engine._checkpoint import is_unknown
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import RunError
@@ -234,11 +234,9 @@ def _dataset(experiment: Experiment, label_map: LabelMap, path: Path) -> Detecti
         RunError: If they are not known, or their labels are not those of the checkpoint.
     """
     data = experiment.data
-    if isinstance(data, DataConfig):
-        if is_unknown(data):
-            raise RunError(
-                f"{path} was published without its dataset: name one, data.val_images and data.val_annotations"
-            )
+    if isinstance(data, DataConfig) and is_unknown(data):
+        raise RunError(f"{path} was published without its dataset: name one, data.val_images and data.val_annotations")
+    if not isinstance(data, ShapesConfig):
         data = data.replace(label_map=label_map)
     dataset = build_dataset(data, "val", masks=experiment.model.masks)
     if dataset.label_map != label_map:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from deformdetr._files import FileError, read_mapping
 from deformdetr.config import DeformableDETRConfig, preset, preset_names
-from deformdetr.data import DataConfig, LabelMap, ObjectLimits
+from deformdetr.data import LabelMap, ObjectLimits, ShapesConfig
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import ConfigError
 from deformdetr.engine._inference import evaluated_model
@@ -77,7 +77,7 @@ def resolve(experiment: Experiment, label_map: LabelMap) -> Experiment:
             "leave it out to follow the dataset"
         )
     data = experiment.data
-    if isinstance(data, DataConfig):
+    if not isinstance(data, ShapesConfig):
         data = data.replace(label_map=label_map)
     return experiment.replace(model=model, data=data)
 
@@ -102,6 +102,8 @@ def object_limits(experiment: Experiment) -> ObjectLimits:
 
 # Settings that may change when a run is resumed, with those below them. `check_past` checks the schedule.
 _CHANGEABLE = (
+    "data.cache",
+    "data.cache_gb",
     "data.num_workers",
     "train.early_stopping",
     "train.epochs",
