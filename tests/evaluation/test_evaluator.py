@@ -10,7 +10,7 @@ from pycocotools.cocoeval import COCOeval
 
 from deformdetr.boxes import cxcywh_to_xyxy, scale_boxes
 from deformdetr.data import LabelMap, ShapesConfig, build_dataset
-from deformdetr.evaluation import CocoEvaluator
+from deformdetr.evaluation import CocoEvaluator, _evaluator
 from deformdetr.structures import Detections
 
 OVERALL = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
@@ -120,6 +120,28 @@ def test_more_detections_count_where_asked() -> None:
     assert sum("maxDets=300" in line for line in many.table().splitlines()) == 10
     with pytest.raises(ValueError, match="max_detections must be at least 100, got 99"):
         CocoEvaluator(ground_truth(rows, [1]), LABELS, max_detections=99)
+
+
+@pytest.mark.parametrize("pairs", [1, 200])
+def test_categories_that_are_evaluated_apart_give_the_same_numbers(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, pairs: int
+) -> None:
+    truth, found = random_case(rng)
+    apart, together = (CocoEvaluator(truth, LABELS) for _ in range(2))
+    for evaluator in (apart, together):
+        evaluator.update(list(found.values()), list(found))
+    expected = together.compute()
+    monkeypatch.setattr(_evaluator, "_MAX_PAIRS", pairs)
+    evaluate = _evaluator.CocoEvaluator._evaluate_categories
+    groups = []
+    monkeypatch.setattr(
+        _evaluator.CocoEvaluator,
+        "_evaluate_categories",
+        lambda self, kind, categories: groups.append(categories) or evaluate(self, kind, categories),
+    )
+    assert apart.compute() == expected
+    assert apart.table() == together.table()
+    assert groups == ([[4], [7], [20]] if pairs == 1 else [[4, 7, 20]])
 
 
 def test_curves_are_those_of_categories_with_objects(rng: torch.Generator) -> None:

@@ -19,6 +19,8 @@ from deformdetr.structures import Detections
 
 # Detections per image and category that COCO's rules count.
 _COCO_LIMIT = 100
+# Pairs of image and category that are evaluated at once. pycocotools takes some kilobytes for each that has detections.
+_MAX_PAIRS = 2**18
 
 
 class ImageRecord(NamedTuple):
@@ -179,11 +181,14 @@ class CocoEvaluator:
 
     def coco_results(self) -> list[CocoResult]:
         """Return the detections in COCO's results format, as its evaluation servers take them."""
-        return list(self._coco_results())
+        return list(self._coco_results(self._label_map.category_ids))
 
-    def _coco_results(self) -> Iterator[CocoResult]:
+    def _coco_results(self, categories: Sequence[int]) -> Iterator[CocoResult]:
+        """Yield the detections of some categories."""
+        wanted = np.isin(self._label_map.category_ids, categories)
         for image_id, (rows, masks) in sorted(self._detections.items()):
-            for index, row in enumerate(rows):
+            for index in np.flatnonzero(wanted[rows[:, 5].astype(np.int64)]):
+                row = rows[index]
                 result: CocoResult = {
                     "image_id": image_id,
                     "category_id": self._label_map.category_ids[int(row[5])],
@@ -232,15 +237,26 @@ class CocoEvaluator:
 
     def _evaluate(self, kind: "_Kind") -> Accumulated:
         if kind not in self._evaluated:
+            categories = sorted(self._ground_truth.getCatIds())
+            # Categories are evaluated apart from each other, so that some at a time give the same numbers.
+            group = max(1, _MAX_PAIRS // max(1, len(self._image_ids)))
             with contextlib.redirect_stdout(io.StringIO()):
-                evaluation = COCOeval(self._ground_truth, self._results(kind), kind)
-                evaluation.params.maxDets = self._limits
-                evaluation.evaluate()
-                evaluation.accumulate()
-            self._evaluated[kind] = Accumulated(evaluation)
+                parts = [
+                    self._evaluate_categories(kind, categories[start : start + group])
+                    for start in range(0, max(1, len(categories)), group)
+                ]
+            self._evaluated[kind] = Accumulated.join(parts)
         return self._evaluated[kind]
 
-    def _results(self, kind: "_Kind") -> COCO:
+    def _evaluate_categories(self, kind: "_Kind", categories: Sequence[int]) -> Accumulated:
+        evaluation = COCOeval(self._ground_truth, self._results(kind, categories), kind)
+        evaluation.params.maxDets = self._limits
+        evaluation.params.catIds = list(categories)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        return Accumulated(evaluation)
+
+    def _results(self, kind: "_Kind", categories: Sequence[int]) -> COCO:
         # COCO.loadRes fails for an empty list, and copies every detection.
         results = COCO()
         results.dataset = {
@@ -249,7 +265,7 @@ class CocoEvaluator:
             # Ids start from 1, because pycocotools treats a match with id 0 as no match.
             "annotations": [
                 {**row, "id": number, "area": _area(row, kind), "iscrowd": 0}
-                for number, row in enumerate(self._coco_results(), start=1)
+                for number, row in enumerate(self._coco_results(categories), start=1)
             ],
         }
         results.createIndex()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
@@ -71,6 +72,16 @@ class Accumulated:
         self.precision: Float64[np.ndarray, "thresholds recalls classes sizes limits"] = evaluation.eval["precision"]
         self.recall: Float64[np.ndarray, "thresholds classes sizes limits"] = evaluation.eval["recall"]
         self._params = evaluation.params
+
+    @classmethod
+    def join(cls, parts: Sequence["Accumulated"]) -> "Accumulated":
+        """Return the arrays of all categories, from parts that have some each, in ascending order."""
+        joined = copy(parts[0])
+        joined.precision = np.concatenate([part.precision for part in parts], axis=2)
+        joined.recall = np.concatenate([part.recall for part in parts], axis=1)
+        joined._params = copy(parts[0]._params)
+        joined._params.catIds = [number for part in parts for number in part._params.catIds]
+        return joined
 
     @property
     def max_detections(self) -> int:
