@@ -64,6 +64,18 @@ def index_shards(
     Raises:
         DatasetError: If there are no shards or faults in them. Each names shard and member.
         OSError: If a file cannot be written.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from deformdetr.data import ShapesConfig, index_shards, write_shapes, write_shards
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     files = write_shapes(ShapesConfig(num_train=3, num_val=1), folder)
+        ...     shards = Path(folder, "shards")
+        ...     write_shards(files.val_images, files.val_annotations, shards)
+        ...     index_shards(shards)
+        ...     sorted(path.name for path in shards.iterdir())
+        ['000000.tar', 'annotations.json', 'index.safetensors']
     """
     folder = Path(folder)
     files = sorted(folder.glob("*.tar"))
