@@ -3,10 +3,11 @@
 import pytest
 from pydantic import ValidationError
 
+from bounds import fills_uniform_bound, xavier_bound
 from checkpoints import tiny_config
 from deformdetr import preset
 from deformdetr.config import ContrastiveDenoisingConfig, DeformableDETRConfig, DenoisingConfig
-from deformdetr.nn import AnchorPosition, AnchorQueries, ContrastiveDenoising, Denoising, MixedQueries
+from deformdetr.nn import AnchorPosition, AnchorQueries, ContrastiveDenoising, Denoising, ProposalQueries
 
 ANCHORS = {"anchor_queries": True, "with_box_refine": True}
 
@@ -50,7 +51,7 @@ def test_every_field_reaches_its_module():
     )
     assert model.denoising.eps == model.decoder.eps == 1e-4
     assert model.decoder.position.scale is not None
-    assert model.queries.has_indicator
+    assert model.queries.content.embedding_dim == model.queries.d_model - 1
     assert len(model.class_heads) == len(model.decoder.box_heads) == 3
     assert [head.layers[-1].bias[2:].tolist() for head in model.decoder.box_heads] == [[-2, -2], [0, 0], [0, 0]]
 
@@ -60,8 +61,10 @@ def test_the_dino_preset_has_the_parts_of_the_paper():
         num_encoder_layers=0, num_decoder_layers=2, d_model=32, d_ffn=16, backbone=tiny_config().backbone
     )
     model = config.build()
-    assert isinstance(model.queries, MixedQueries)
+    assert isinstance(model.queries, ProposalQueries)
+    assert not model.queries.class_agnostic
     assert model.queries.content.weight.shape == (900, 32)
+    assert fills_uniform_bound(model.queries.content.weight, xavier_bound(900, 32))
     assert isinstance(model.decoder.position, AnchorPosition)
     assert model.decoder.look_forward_twice
     assert model.decoder.norm is not None

@@ -9,7 +9,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from bounds import fills_uniform_bound, xavier_bound
-from deformdetr.nn import MixedQueries, ProposalQueries, class_head, proposal_embedding, proposal_logits
+from deformdetr.nn import ProposalQueries, class_head, proposal_embedding, proposal_logits
 from goldens import load_golden, unit
 from pyramids import masks_of, random_pyramid
 
@@ -24,20 +24,16 @@ GOLDEN_PADDING = torch.cat(
 GOLDEN_SHAPES = [(8, 10), (4, 5), (2, 3)]
 
 
-def _proposal_queries(rng, num_queries=11, num_classes=5):
-    module = ProposalQueries(num_queries, D_MODEL, nn.Linear(D_MODEL, num_classes), nn.Linear(D_MODEL, 4))
+def _proposal_queries(rng, num_queries=11, **settings):
+    module = ProposalQueries(num_queries, D_MODEL, nn.Linear(D_MODEL, 5), nn.Linear(D_MODEL, 4), **settings)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=rng) * 0.2)
     return module
 
 
-def _mixed(rng, num_queries=11, **settings):
-    module = MixedQueries(num_queries, D_MODEL, nn.Linear(D_MODEL, 5), nn.Linear(D_MODEL, 4), **settings)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=rng) * 0.2)
-    return module
+def _mixed(rng, num_queries=11):
+    return _proposal_queries(rng, num_queries, content=nn.Embedding(num_queries, D_MODEL), class_agnostic=False)
 
 
 def _scored(module, pyramid):
@@ -243,6 +239,36 @@ def test_proposals_need_a_multiple_of_four_channels():
         ProposalQueries(3, 10, nn.Identity(), nn.Identity())
 
 
+def test_learned_content_has_a_row_for_every_query():
+    with pytest.raises(ValueError, match=r"content must have num_queries \(3\) rows, got 4"):
+        ProposalQueries(3, 8, nn.Identity(), nn.Identity(), content=nn.Embedding(4, 8))
+
+
+def test_content_and_score_are_chosen_independently(rng, pyramid):
+    for settings in ({"class_agnostic": False}, {"content": nn.Embedding(11, D_MODEL)}):
+        module = _proposal_queries(rng, **settings)
+        queries, (logits, boxes) = _propose(module, pyramid), _scored(module, pyramid)
+        scores = logits[..., 0] if module.class_agnostic else logits.amax(-1)
+        best = scores[0].argmax()
+        assert (queries.reference_points[0] - boxes[0, best]).abs().amax(-1).min() < 1e-5
+        assert (queries.position is None) == ("content" in settings)
+        assert queries.predictions.keys() == {"enc_outputs" if module.class_agnostic else "interm_outputs"}
+
+
+def test_parameters_have_the_names_and_the_order_of_saved_runs(rng):
+    # Optimizers save their state by the order of parameters.
+    scored = ["memory_projection", "memory_norm"]
+    heads = ["class_head", "box_head"]
+    for module, parts in (
+        (_proposal_queries(rng), [*scored, "position_projection", "position_norm", *heads]),
+        (_mixed(rng), ["content", *scored, *heads]),
+    ):
+        names = [
+            f"{part}.{kind}" for part in parts for kind in ("weight", "bias") if (part, kind) != ("content", "bias")
+        ]
+        assert [name for name, _ in module.named_parameters()] == list(module.state_dict()) == names
+
+
 @pytest.mark.compile
 def test_compiled_proposals_serve_new_sizes_without_recompiling(rng):
     torch.compiler.reset()
@@ -290,12 +316,6 @@ def test_chosen_boxes_are_detached_and_content_is_learned(rng, pyramid):
     for name, parameter in module.named_parameters():
         assert (parameter.grad is None) == name.startswith("content"), name
         assert parameter.grad is None or parameter.grad.isfinite().all(), name
-
-
-def test_mixed_queries_are_initialized_by_xavier():
-    module = MixedQueries(300, 256, nn.Identity(), nn.Identity())
-    assert fills_uniform_bound(module.content.weight, xavier_bound(300, 256))
-    assert fills_uniform_bound(module.memory_projection.weight, xavier_bound(256, 256))
 
 
 @pytest.mark.parametrize("autocast", [True, False])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bounds import fills_uniform_bound
-from deformdetr.nn import AnchorQueries, LearnedQueries, MixedQueries, ProposalQueries
+from deformdetr.nn import AnchorQueries, LearnedQueries, ProposalQueries
 from pyramids import random_pyramid
 
 D_MODEL = 16
@@ -77,9 +77,10 @@ def test_anchors_and_content_are_parameters(pyramid):
 
 
 def test_the_indicator_of_queries_is_a_last_channel_of_zero(pyramid):
+    heads = nn.Linear(D_MODEL, 5), nn.Linear(D_MODEL, 4)
     for module in (
         AnchorQueries(7, D_MODEL, has_indicator=True),
-        MixedQueries(7, D_MODEL, nn.Linear(D_MODEL, 5), nn.Linear(D_MODEL, 4), has_indicator=True),
+        ProposalQueries(7, D_MODEL, *heads, content=nn.Embedding(7, D_MODEL - 1)),
     ):
         content = _propose(module, pyramid).content
         assert module.content.weight.shape == (7, D_MODEL - 1)
@@ -92,6 +93,5 @@ def test_the_number_of_queries_must_be_positive(num_queries):
     for kind in (LearnedQueries, AnchorQueries):
         with pytest.raises(ValueError, match=f"num_queries must be at least 1, got {num_queries}"):
             kind(num_queries, 8)
-    for kind in (ProposalQueries, MixedQueries):
-        with pytest.raises(ValueError, match=f"num_queries must be at least 1, got {num_queries}"):
-            kind(num_queries, 8, nn.Identity(), nn.Identity())
+    with pytest.raises(ValueError, match=f"num_queries must be at least 1, got {num_queries}"):
+        ProposalQueries(num_queries, 8, nn.Identity(), nn.Identity())

@@ -23,7 +23,6 @@ from deformdetr.nn import (
     FeatureBackbone,
     FeedForward,
     LearnedQueries,
-    MixedQueries,
     MSDeformAttn,
     ProposalQueries,
     box_head,
@@ -212,13 +211,15 @@ class DeformableDETRConfig(DefaultedConfig):
             eps=self.inverse_sigmoid_eps,
         )
 
-    def _queries(self) -> LearnedQueries | ProposalQueries | AnchorQueries | MixedQueries:
+    def _queries(self) -> LearnedQueries | AnchorQueries | ProposalQueries:
         has_indicator = isinstance(self.denoising, DenoisingConfig)
         if not self.two_stage:
             if self.anchor_queries:
                 return AnchorQueries(self.num_queries, self.d_model, has_indicator=has_indicator)
             return LearnedQueries(self.num_queries, self.d_model)
         scores, boxes = class_head(self.d_model, self.num_classes), box_head(self.d_model)
-        if self.anchor_queries:
-            return MixedQueries(self.num_queries, self.d_model, scores, boxes, has_indicator=has_indicator)
-        return ProposalQueries(self.num_queries, self.d_model, scores, boxes)
+        if not self.anchor_queries:
+            return ProposalQueries(self.num_queries, self.d_model, scores, boxes)
+        content = nn.Embedding(self.num_queries, self.d_model - has_indicator)
+        nn.init.xavier_uniform_(content.weight)
+        return ProposalQueries(self.num_queries, self.d_model, scores, boxes, content=content, class_agnostic=False)

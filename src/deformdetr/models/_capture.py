@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deformdetr.nn import DecoderOutput, DeformableDecoder, MixedQueries, MSDeformAttn, ProposalQueries, Queries
+from deformdetr.nn import DecoderOutput, DeformableDecoder, MSDeformAttn, ProposalQueries, Queries
 
 
 class SampledLayer(NamedTuple):
@@ -122,7 +122,7 @@ def capture(model: nn.Module) -> Iterator[Capture]:
         for module in model.modules():
             if isinstance(module, DeformableDecoder):
                 handles.append(module.register_forward_hook(_decoder_hook(captured), with_kwargs=True))
-            elif isinstance(module, ProposalQueries | MixedQueries):
+            elif isinstance(module, ProposalQueries):
                 handles.append(module.register_forward_hook(_queries_hook(captured)))
         for handle in handles:
             hooks.callback(handle.remove)

@@ -44,7 +44,7 @@ class DeformableDETR(nn.Module):
         position: Returns the position encoding of a level from its padding mask.
         encoder: Refines the pyramid.
         queries: Returns the decoder's queries: `LearnedQueries` or `ProposalQueries`; for a decoder with `position`,
-            `AnchorQueries` or `MixedQueries`.
+            `AnchorQueries` or `ProposalQueries` with learned content.
         decoder: Refines the queries and predicts their boxes.
         class_heads: Return a query's logits: one head per decoder layer, or one that all share.
         aux_loss: Whether to return the predictions of all decoder layers, for auxiliary losses.

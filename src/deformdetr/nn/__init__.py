@@ -18,7 +18,7 @@ from deformdetr.nn._heads import box_head, class_head
 from deformdetr.nn._mask_head import AttentionMaps, MaskHead
 from deformdetr.nn._neck import ChannelMapper
 from deformdetr.nn._position import LearnedPositionEncoding, SinePositionEncoding, sine_features
-from deformdetr.nn._proposals import MixedQueries, ProposalQueries, proposal_embedding, proposal_logits
+from deformdetr.nn._proposals import ProposalQueries, proposal_embedding, proposal_logits
 from deformdetr.nn._queries import AnchorQueries, LearnedQueries, Queries
 from deformdetr.nn._resnet_backbone import ResNetBackbone
 from deformdetr.nn._transformer import (
@@ -53,7 +53,6 @@ __all__ = [
     "LearnedQueries",
     "MSDeformAttn",
     "MaskHead",
-    "MixedQueries",
     "NoisedQueries",
     "ProposalQueries",
     "Queries",

@@ -13,96 +13,44 @@ from deformdetr._tracing import smaller
 from deformdetr.kernels._layers import apply_linear
 from deformdetr.nn._geometry import LevelShapes, valid_sizes
 from deformdetr.nn._position import sine_features
-from deformdetr.nn._queries import Queries, check_num_queries, repeat_content
+from deformdetr.nn._queries import EncoderPredictions, Queries, check_num_queries, repeat_content
 from deformdetr.structures import LayerPredictions
 
 
 class ProposalQueries(nn.Module):
-    """The two-stage queries of Deformable DETR: the best proposals give reference boxes, content and position.
+    """Two-stage queries, whose reference boxes are the best proposals of the encoder.
 
-    A proposal's score is its first logit. Content and position are projected from the selected boxes' sine encoding.
+    Content and position are projected from the sine encoding of the selected boxes (Deformable DETR), or the content is
+    learned and the decoder encodes the boxes (DINO's mixed query selection).
 
     Examples:
-        >>> queries = ProposalQueries(30, 64, class_head=nn.Linear(64, 3), box_head=nn.Linear(64, 4))
+        >>> heads = {"class_head": nn.Linear(64, 3), "box_head": nn.Linear(64, 4)}
         >>> memory, padding_mask = torch.rand(1, 8 * 8, 64), torch.zeros(1, 8 * 8, dtype=torch.bool)
-        >>> queries(memory, [(8, 8)], padding_mask).reference_points.shape
-        torch.Size([1, 30, 4])
+        >>> queries = ProposalQueries(30, 64, **heads)(memory, [(8, 8)], padding_mask)
+        >>> queries.reference_points.shape, queries.position.shape
+        (torch.Size([1, 30, 4]), torch.Size([1, 30, 64]))
+        >>> mixed = ProposalQueries(30, 64, **heads, content=nn.Embedding(30, 64), class_agnostic=False)
+        >>> mixed(memory, [(8, 8)], padding_mask).predictions["interm_outputs"]["pred_logits"].shape
+        torch.Size([1, 30, 3])
 
     Args:
         num_queries: Number of proposals to select; a pyramid of fewer pixels gives fewer queries.
-        d_model: Channels of content and of position, a multiple of 4.
-        class_head: Returns a pixel's logits, the first one for "object".
-        box_head: Returns four numbers, added to the logits of a pixel's box.
-
-    Raises:
-        ValueError: If `num_queries` is not positive, or `d_model` not a multiple of 4.
-
-    References:
-        Zhu et al., "Deformable DETR", ICLR 2021, appendix A.4.
-    """
-
-    def __init__(self, num_queries: int, d_model: int, class_head: nn.Module, box_head: nn.Module) -> None:
-        super().__init__()
-        check_num_queries(num_queries)
-        if d_model % 4:
-            raise ValueError(f"d_model must be a multiple of 4, got {d_model}")
-        self.num_queries = num_queries
-        self.memory_projection = nn.Linear(d_model, d_model)
-        self.memory_norm = nn.LayerNorm(d_model)
-        self.position_projection = nn.Linear(2 * d_model, 2 * d_model)
-        self.position_norm = nn.LayerNorm(2 * d_model)
-        self.class_head = class_head
-        self.box_head = box_head
-        nn.init.xavier_uniform_(self.memory_projection.weight)
-        nn.init.xavier_uniform_(self.position_projection.weight)
-
-    def forward(
-        self,
-        memory: Float[Tensor, "batch pixels d_model"],
-        spatial_shapes: LevelShapes,
-        padding_mask: Bool[Tensor, "batch pixels"],
-    ) -> Queries:
-        """Return the queries, and the predictions of all proposals.
-
-        Args:
-            memory: The encoder's features of all levels, flattened.
-            spatial_shapes: (height, width) of every level.
-            padding_mask: True at padded pixels.
-        """
-        proposals = propose(
-            memory, spatial_shapes, padding_mask, self.memory_projection, self.memory_norm, self.class_head
-        ).refine(self.box_head)
-        selected = proposals.select(proposals.class_logits[..., 0], self.num_queries).box_logits.detach()
-        embedding = proposal_embedding(selected, self.memory_projection.out_features)
-        projected = apply_linear(self.position_projection, embedding.to(self.position_norm.weight.dtype))
-        position, content = self.position_norm(projected).chunk(2, dim=-1)
-        return Queries(content, position, selected.sigmoid(), {"enc_outputs": proposals.predictions()})
-
-
-class MixedQueries(nn.Module):
-    """The two-stage queries of DINO: the best proposals give reference boxes, and the content is learned.
-
-    A proposal's score is its largest logit.
-
-    Examples:
-        >>> queries = MixedQueries(30, 64, class_head=nn.Linear(64, 3), box_head=nn.Linear(64, 4))
-        >>> memory, padding_mask = torch.rand(1, 8 * 8, 64), torch.zeros(1, 8 * 8, dtype=torch.bool)
-        >>> queries(memory, [(8, 8)], padding_mask).reference_points.shape
-        torch.Size([1, 30, 4])
-
-    Args:
-        num_queries: Number of proposals to select; a pyramid of fewer pixels gives fewer queries.
-        d_model: Channels of the content.
+        d_model: Channels of content and of position, a multiple of 4 without learned content.
         class_head: Returns a pixel's logits.
         box_head: Returns four numbers, added to the logits of a pixel's box.
-        has_indicator: Whether the last content channel is an indicator: 0 for matched queries, 1 for denoising queries.
+        content: Learned content, a row per query; channels that it lacks are 0. None computes content and position from
+            the boxes.
+        class_agnostic: Whether a proposal's score is its first logit, for "object", and all proposals are predictions,
+            `enc_outputs`. Otherwise its score is its largest logit, and the selected proposals are predictions,
+            `interm_outputs`.
 
     Raises:
-        ValueError: If `num_queries` is not positive.
+        ValueError: If `num_queries` is not positive, `content` has another number of rows, or `d_model` is not a
+            multiple of 4 without it.
 
     References:
-        Zhang et al., "DINO: DETR with Improved DeNoising Anchor Boxes for End-to-End Object Detection", ICLR 2023,
-        section 3.4 (mixed query selection).
+        Zhu et al., "Deformable DETR", ICLR 2021, appendix A.4; Zhang et al., "DINO: DETR with Improved DeNoising Anchor
+        Boxes for End-to-End Object Detection", ICLR 2023, section 3.4 (mixed query selection).
     """
 
     def __init__(
@@ -112,19 +60,28 @@ class MixedQueries(nn.Module):
         class_head: nn.Module,
         box_head: nn.Module,
         *,
-        has_indicator: bool = False,
+        content: nn.Embedding | None = None,
+        class_agnostic: bool = True,
     ) -> None:
         super().__init__()
         check_num_queries(num_queries)
+        if content is None and d_model % 4:
+            raise ValueError(f"d_model must be a multiple of 4, got {d_model}")
+        if content is not None and content.num_embeddings != num_queries:
+            raise ValueError(f"content must have num_queries ({num_queries}) rows, got {content.num_embeddings}")
         self.num_queries = num_queries
-        self.content = nn.Embedding(num_queries, d_model - has_indicator)
+        self.d_model = d_model
+        self.class_agnostic = class_agnostic
+        self.content = content
         self.memory_projection = nn.Linear(d_model, d_model)
         self.memory_norm = nn.LayerNorm(d_model)
+        nn.init.xavier_uniform_(self.memory_projection.weight)
+        if content is None:
+            self.position_projection = nn.Linear(2 * d_model, 2 * d_model)
+            self.position_norm = nn.LayerNorm(2 * d_model)
+            nn.init.xavier_uniform_(self.position_projection.weight)
         self.class_head = class_head
         self.box_head = box_head
-        self.has_indicator = has_indicator
-        nn.init.xavier_uniform_(self.content.weight)
-        nn.init.xavier_uniform_(self.memory_projection.weight)
 
     def forward(
         self,
@@ -132,23 +89,46 @@ class MixedQueries(nn.Module):
         spatial_shapes: LevelShapes,
         padding_mask: Bool[Tensor, "batch pixels"],
     ) -> Queries:
-        """Return the queries, and the predictions of the selected proposals.
+        """Return the queries, and the predictions of all or of the selected proposals.
 
         Args:
             memory: The encoder's features of all levels, flattened.
             spatial_shapes: (height, width) of every level.
             padding_mask: True at padded pixels.
         """
-        proposals = propose(
-            memory, spatial_shapes, padding_mask, self.memory_projection, self.memory_norm, self.class_head
-        )
-        # Refined after the selection: the box head has three layers, and most pixels are not selected.
-        selected = proposals.select(proposals.class_logits.amax(-1), self.num_queries).refine(self.box_head)
-        predictions = selected.predictions()
-        references = predictions["pred_boxes"].detach()
-        weight = self.content.weight[: references.shape[1]]
-        content = repeat_content(weight, memory.shape[0], has_indicator=self.has_indicator)
-        return Queries(content, None, references, {"interm_outputs": predictions})
+        proposals = self._propose(memory, proposal_logits(spatial_shapes, padding_mask))
+        predictions: EncoderPredictions
+        if self.class_agnostic:
+            proposals = proposals.refine(self.box_head)
+            selected = proposals.select(proposals.class_logits[..., 0], self.num_queries)
+            predictions = {"enc_outputs": proposals.predictions()}
+        else:
+            # Refined after the selection: the box head has three layers, and most pixels are not selected.
+            selected = proposals.select(proposals.class_logits.amax(-1), self.num_queries).refine(self.box_head)
+            predictions = {"interm_outputs": selected.predictions()}
+        box_logits = selected.box_logits.detach()
+        content, position = self._embed(box_logits)
+        return Queries(content, position, box_logits.sigmoid(), predictions)
+
+    def _propose(
+        self, memory: Float[Tensor, "batch pixels d_model"], boxes: Float[Tensor, "batch pixels 4"]
+    ) -> "Proposals":
+        """Return the proposals of all pixels, not yet refined; features of unusable pixels count as 0."""
+        usable = boxes.isfinite().all(-1, keepdim=True)
+        features = self.memory_norm(apply_linear(self.memory_projection, memory.masked_fill(~usable, 0)))
+        return Proposals(features, apply_linear(self.class_head, features), boxes)
+
+    def _embed(
+        self, box_logits: Float[Tensor, "batch queries 4"]
+    ) -> tuple[Float[Tensor, "batch queries d_model"], Float[Tensor, "batch queries d_model"] | None]:
+        """Return content and position of the queries with these boxes."""
+        if self.content is not None:
+            weight = self.content.weight[: box_logits.shape[1]]
+            return repeat_content(weight, box_logits.shape[0], self.d_model), None
+        embedding = proposal_embedding(box_logits, self.d_model)
+        projected = apply_linear(self.position_projection, embedding.to(self.position_norm.weight.dtype))
+        position, content = self.position_norm(projected).chunk(2, dim=-1)
+        return content, position
 
 
 class Proposals(NamedTuple):
@@ -171,21 +151,6 @@ class Proposals(NamedTuple):
     def predictions(self) -> LayerPredictions:
         """Return class logits and boxes as a model's predictions."""
         return {"pred_logits": self.class_logits, "pred_boxes": self.box_logits.sigmoid()}
-
-
-def propose(
-    memory: Float[Tensor, "batch pixels d_model"],
-    spatial_shapes: LevelShapes,
-    padding_mask: Bool[Tensor, "batch pixels"],
-    projection: nn.Module,
-    norm: nn.Module,
-    class_head: nn.Module,
-) -> Proposals:
-    """Return the proposals of all pixels, not yet refined; features of unusable pixels count as 0."""
-    boxes = proposal_logits(spatial_shapes, padding_mask)
-    usable = boxes.isfinite().all(-1, keepdim=True)
-    features = norm(apply_linear(projection, memory.masked_fill(~usable, 0)))
-    return Proposals(features, apply_linear(class_head, features), boxes)
 
 
 def proposal_logits(

@@ -105,7 +105,7 @@ class AnchorQueries(nn.Module):
         check_num_queries(num_queries)
         self.content = nn.Embedding(num_queries, d_model - has_indicator)
         self.anchors = nn.Embedding(num_queries, 4)
-        self.has_indicator = has_indicator
+        self.d_model = d_model
 
     def forward(
         self,
@@ -114,16 +114,16 @@ class AnchorQueries(nn.Module):
         padding_mask: Bool[Tensor, "batch pixels"],
     ) -> Queries:
         """Return the queries, once per image; only the batch size of the arguments matters."""
-        content = repeat_content(self.content.weight, memory.shape[0], has_indicator=self.has_indicator)
+        content = repeat_content(self.content.weight, memory.shape[0], self.d_model)
         anchors = at_least_float32(self.anchors.weight).sigmoid().expand(memory.shape[0], -1, -1)
         return Queries(content, None, anchors, {})
 
 
 def repeat_content(
-    content: Float[Tensor, "queries channels"], batch: int, *, has_indicator: bool
+    content: Float[Tensor, "queries channels"], batch: int, d_model: int
 ) -> Float[Tensor, "batch queries d_model"]:
-    """Return learned content once per image, with a last channel of zeros if it has an indicator."""
-    return F.pad(content, (0, int(has_indicator))).expand(batch, -1, -1)
+    """Return learned content once per image; channels that it lacks, such as an indicator, are 0."""
+    return F.pad(content, (0, d_model - content.shape[1])).expand(batch, -1, -1)
 
 
 def check_num_queries(num_queries: int) -> None:
