@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import bccd, convergence, flops, machine_code, transformers_speed, zoo
+from benchmarks import convergence, flops, machine_code, trained, transformers_speed
 from benchmarks.cases import DIRECTIONS, KINDS
 from benchmarks.measure import PRODUCT_DTYPES
 from benchmarks.pages import DOCS, README, RESULTS, Parts, digits, markdown
@@ -31,7 +31,7 @@ def all_parts(directory: Path = RESULTS) -> Parts:
         on_device = [each for each in of_kind["operator"] if each.runs[-1]["environment"]["device"] == device]
         parts[PAGE, f"operator {device}"] = _sections(on_device)
     parts[README, "benchmarks"] = summary_table([each for results in of_kind.values() for each in results])
-    for module in (bccd, convergence, flops, machine_code, transformers_speed, zoo):
+    for module in (convergence, flops, machine_code, trained, transformers_speed):
         parts |= module.parts()
     return parts
 

@@ -26,9 +26,9 @@ def store(name: str, results: Any) -> None:
     write_text(RESULTS / name, json.dumps(results, indent=1) + "\n")
 
 
-def source(name: str) -> str:
-    """Return a sentence on where stored results come from, which have the entries of `describe_source`."""
-    results = read(name)
+def source(name: str, entry: str = "") -> str:
+    """Return a sentence on where stored results, or an entry of them, come from, by what `describe_source` returns."""
+    results = read(name)[entry] if entry else read(name)
     commands = " and ".join(f"`{command}`" for command in results["commands"])
     versions = ", ".join(f"{package} {number.split('+')[0]}" for package, number in results["versions"].items())
     # The oldest files have none.

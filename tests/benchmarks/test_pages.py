@@ -1,7 +1,7 @@
 """Generated parts of pages, their tables and charts."""
 
 import pytest
-from benchmarks import convergence, documents, flops, pages, pictures
+from benchmarks import convergence, documents, flops, pages, pictures, trained
 from benchmarks.cases import KINDS
 from benchmarks.results import Spread, load_all
 
@@ -18,9 +18,9 @@ def test_charts_of_the_stored_results_exist():
 
 
 def test_training_on_blood_cells_lowered_the_loss_and_raised_precision():
-    epochs = pages.read("bccd_cpu.json")["epochs"]
-    precisions = [row["AP"] for row in epochs if row.get("AP") is not None]
-    assert epochs[-1]["loss"] < epochs[0]["loss"] / 2
+    curve = pages.read(trained.STORED)["bccd_cpu"]["curve"]
+    precisions = [row["AP"] for row in curve if row["AP"] is not None]
+    assert curve[-1]["loss"] < curve[0]["loss"] / 2
     assert precisions[-1] > precisions[0]
 
 
