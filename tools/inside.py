@@ -1,7 +1,7 @@
 """Draw the pictures of detections, of an evaluation and of the inside of a model, from a run of `deformdetr demo`.
 
 deformdetr demo --output runs/demo
-python -m benchmarks.inside runs/demo
+python -m tools.inside runs/demo
 """
 
 import argparse
@@ -9,9 +9,9 @@ import shutil
 from pathlib import Path
 
 import torch
+from benchmarks.pages import ROOT
 
 import deformdetr
-from benchmarks.pages import ROOT
 from deformdetr.data import build_dataset
 from deformdetr.engine import RunDirectory, load_run
 from deformdetr.visualize import draw_proposals, draw_refinement, plot_sampling_layers, save_image, tile_pictures
