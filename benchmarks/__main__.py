@@ -18,7 +18,7 @@ from benchmarks.documents import all_parts
 from benchmarks.pages import RESULTS
 from benchmarks.pictures import IMAGES, chart, draw_times
 from benchmarks.providers import PROVIDERS
-from benchmarks.results import compare, load, load_all
+from benchmarks.results import compare, load, load_all, wrong_rows_of_ours
 from benchmarks.runner import Settings, run_tasks
 
 
@@ -87,10 +87,10 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, command: 
     settings = Settings(device, options.rounds, options.seconds, seed, options.provider or ())
     folder = options.out or (None if options.quick else RESULTS)
     rows = run_tasks(chosen, settings, command, folder, keep=options.keep, commit=options.commit)
-    wrong = [row for row in rows if row.provider.startswith("ours") and row.status in ("failed", "disagrees")]
-    for row in wrong:
-        print(f"{row.provider} {row.status} in {row.kind}/{row.case} {row.direction}: {row.reason}", file=sys.stderr)
-    return 1 if wrong else 0
+    wrong = wrong_rows_of_ours(rows)
+    for each in wrong:
+        print(each, file=sys.stderr)
+    return int(bool(wrong))
 
 
 def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
-Kind: TypeAlias = Literal["operator", "overhead", "model", "matcher", "criterion"]
+Kind: TypeAlias = Literal["operator", "overhead", "model", "matcher", "criterion", "accelerated", "layers", "rates"]
 Device: TypeAlias = Literal["cpu", "cuda"]
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 Direction: TypeAlias = Literal["forward", "backward", "forward_backward", "training_step"]
+Access: TypeAlias = Literal["add", "read"]
 Levels: TypeAlias = tuple[tuple[int, int], ...]
 
 DIRECTIONS: Mapping[Direction, str] = {
@@ -17,7 +18,7 @@ DIRECTIONS: Mapping[Direction, str] = {
     "forward_backward": "forward and backward",
     "training_step": "training step",
 }
-KINDS: tuple[Kind, ...] = ("operator", "overhead", "model", "matcher", "criterion")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class OperatorSizes:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """A whole model with ResNet-50, by the name of its preset, and one image with so many objects."""
+    """A whole model, by the name of its preset or class of transformers, and one image with so many objects."""
 
     preset: str
     height: int
@@ -75,12 +76,24 @@ class MatchingSizes:
 
 
 @dataclass(frozen=True)
+class AccessSizes:
+    """Accesses to random ones of so many rows of 32 channels. An encoder of two images makes 22.8 million."""
+
+    access: Access
+    rows: int
+    accesses: int = 2**22
+
+    def quick(self) -> "AccessSizes":
+        return replace(self, rows=min(self.rows, 64), accesses=32)
+
+
+@dataclass(frozen=True)
 class Case:
     """Sizes under a name, and the dtypes that they run in on each device."""
 
     kind: Kind
     name: str
-    sizes: OperatorSizes | ModelSizes | MatchingSizes
+    sizes: OperatorSizes | ModelSizes | MatchingSizes | AccessSizes
     directions: tuple[Direction, ...]
     cpu: tuple[Dtype, ...] = ()
     cuda: tuple[Dtype, ...] = ()
@@ -137,6 +150,8 @@ _VARIANTS = {
     "refine_640x800_b1": ModelSizes("deformable_detr_r50_refine", 640, 800),
     "two_stage_640x800_b1": ModelSizes("deformable_detr_r50_two_stage", 640, 800),
 }
+_TRANSFORMERS = ("DeformableDetrForObjectDetection", "Mask2FormerForUniversalSegmentation")
+_TRANSFORMERS += ("RTDetrForObjectDetection", "DFineForObjectDetection")
 # Few objects, as in photographs of COCO, which have 7 on average, and many, as in crowds.
 _MATCHING = {
     "few_b2": MatchingSizes((3, 12)),
@@ -144,6 +159,9 @@ _MATCHING = {
     "many_b4": MatchingSizes((60, 40) * 2),
     "proposals_b2": MatchingSizes((3, 12), proposals=22223),
 }
+# Two images at 800 x 1333 with eight heads, their coarsest level, and a few rows that all samples hit.
+_ROWS = {"scattered": 2 * 22223 * 8, "coarsest": 2 * 273 * 8, "hot": 64}
+_ACCESSES = {f"{kind}_{place}": AccessSizes(kind, rows) for kind in get_args(Access) for place, rows in _ROWS.items()}
 _PASSES: tuple[Direction, ...] = ("forward", "forward_backward")
 _STEPS: tuple[Direction, ...] = ("forward", "training_step")
 _FLOAT32: tuple[Dtype, ...] = ("float32",)
@@ -161,6 +179,9 @@ CASES = (
     *(Case("model", name, sizes, ("forward",), *_ANYWHERE) for name, sizes in _VARIANTS.items()),
     *(Case("matcher", name, sizes, ("forward",), *_ANYWHERE) for name, sizes in _MATCHING.items()),
     *(Case("criterion", name, sizes, ("forward_backward",), *_ANYWHERE) for name, sizes in _MATCHING.items()),
+    *(Case("accelerated", name, ModelSizes(name, 480, 640), _PASSES, cpu=_FLOAT32) for name in _TRANSFORMERS),
+    Case("layers", "multi_scale_480x640_b1", ModelSizes("deformable_detr_r50", 480, 640), _STEPS, cpu=_FLOAT32),
+    *(Case("rates", name, sizes, ("forward",), cuda=_FLOAT32) for name, sizes in _ACCESSES.items()),
 )
 
 

@@ -100,26 +100,27 @@ def experiment(name: str, epochs: int = EPOCHS) -> Experiment:
     return Experiment(model=variant.model, data=data, train=settings)
 
 
+def directory(name: str, runs: Path) -> RunDirectory:
+    """Return the run directory of a variant."""
+    return RunDirectory(runs / f"{name}-lr{VARIANTS[name].lr:g}-seed0")
+
+
 def run(name: str, runs: Path, epochs: int = EPOCHS) -> None:
     """Train a variant, or resume its run."""
     print(f"== {VARIANTS[name].label}")
-    engine.train(experiment(name, epochs), runs / f"{name}-lr{VARIANTS[name].lr:g}-seed0", resume=True)
+    engine.train(experiment(name, epochs), directory(name, runs).path, resume=True)
 
 
 def collect(runs: Path) -> dict[str, Any]:
-    """Read all runs, finished or not. Versions are those of the first."""
-    directories = [RunDirectory(path) for path in sorted(runs.iterdir())]
-    environment = json.loads(directories[0].environment.read_text(encoding="utf-8"))
+    """Read the runs of all variants, finished or not. Versions are those of the first."""
+    everything = {name: directory(name, runs) for name in VARIANTS}
+    found = {name: run for name, run in everything.items() if any("AP" in row for row in run.read_metrics())}
+    environment = json.loads(next(iter(found.values())).environment.read_text(encoding="utf-8"))
     return {
         **describe_source("python -m benchmarks.convergence --run"),
         "versions": {name: environment[name] for name in ("torch", "python", "deformdetr")},
-        "runs": [_read(directory) for directory in directories if any("AP" in row for row in directory.read_metrics())],
+        "runs": {name: _read(run) for name, run in found.items()},
     }
-
-
-def missing(results: Mapping[str, Any]) -> set[str]:
-    """Return the variants that have no run."""
-    return set(VARIANTS) - {run["variant"] for run in results["runs"]}
 
 
 def _read(directory: RunDirectory) -> dict[str, Any]:
@@ -138,7 +139,6 @@ def _read(directory: RunDirectory) -> dict[str, Any]:
         batch_size=settings.train.batch_size,
     ).metrics
     return {
-        "variant": directory.path.name.partition("-lr")[0],
         "lr": settings.train.lr,
         "seed": settings.train.seed,
         "num_train": data.num_train,
@@ -169,17 +169,11 @@ def draw(path: Path) -> None:
     draw_curves({VARIANTS[name].label: curve for name, curve in found.items()}, panels, title, path)
 
 
-def _runs(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the runs of the variants with their learning rates; the file has others, too."""
-    found = {(run["variant"], run["lr"]): run for run in results["runs"]}
-    return {name: found[name, variant.lr] for name, variant in VARIANTS.items()}
-
-
 def _curves(results: Mapping[str, Any]) -> dict[str, Curve]:
     """Return the metrics of all variants by epochs of the same length."""
     return {
         name: {point["epoch"] * VARIANTS[name].times_pictures: point for point in run["curve"]}
-        for name, run in _runs(results).items()
+        for name, run in results["runs"].items()
     }
 
 
@@ -214,7 +208,7 @@ def _summary(found: Mapping[str, Curve]) -> str:
 
 def _table(results: Mapping[str, Any]) -> str:
     """Return precision over the epochs, and the epochs after which each variant reaches every DETR's best."""
-    found, runs = _curves(results), _runs(results)
+    found, runs = _curves(results), results["runs"]
     last = max(max(curve) for curve in found.values())
     epochs = [epoch for epoch in (4, 8, 12, 20, 40, EPOCHS, 2 * EPOCHS, 200) if epoch <= last]
     heads = ["", "parameters", "seconds per epoch", *(f"epoch {epoch}" for epoch in epochs), "on training pictures"]
@@ -246,7 +240,7 @@ if __name__ == "__main__":
     for name in options.only or VARIANTS:
         run(name, RUNS, options.epochs)
     results = collect(RUNS)
-    if absent := missing(results):
+    if absent := VARIANTS.keys() - results["runs"]:
         print(f"the table needs these variants as well: {', '.join(sorted(absent))}")
     else:
         store(STORED, results)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import convergence, flops, machine_code, trained, transformers_speed
+from benchmarks import convergence, flops, machine_code, trained
 from benchmarks.cases import DIRECTIONS, KINDS
 from benchmarks.measure import PRODUCT_DTYPES
 from benchmarks.pages import DOCS, README, RESULTS, Parts, digits, markdown
@@ -26,12 +26,12 @@ _HIGHLIGHTS = {
 def all_parts(directory: Path = RESULTS) -> Parts:
     """Return every generated part of every page."""
     of_kind = {kind: load_all(directory, kind) for kind in KINDS}
-    parts = {(PAGE, kind): _sections(results) for kind, results in of_kind.items() if kind != "operator"}
+    parts = {(PAGE, kind): _sections(of_kind[kind]) for kind in ("overhead", "model", "matcher", "criterion")}
     for device in ("cpu", "cuda"):
         on_device = [each for each in of_kind["operator"] if each.runs[-1]["environment"]["device"] == device]
         parts[PAGE, f"operator {device}"] = _sections(on_device)
     parts[README, "benchmarks"] = summary_table([each for results in of_kind.values() for each in results])
-    for module in (convergence, flops, machine_code, trained, transformers_speed):
+    for module in (convergence, flops, machine_code, trained):
         parts |= module.parts()
     return parts
 

@@ -6,52 +6,56 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest import mock
 
 import torch
 
 from benchmarks import measure, tune
-from benchmarks import rates as row_rates
-from benchmarks.cases import Case, Device, ModelSizes, OperatorSizes, Task, select, tasks
+from benchmarks.cases import Case, Device, Dtype, ModelSizes, OperatorSizes, Task, select, tasks
 from benchmarks.documents import long_table
-from benchmarks.pages import digits, markdown
 from benchmarks.providers import PROVIDERS
-from benchmarks.results import Row, load
+from benchmarks.results import load, wrong_rows_of_ours
 from benchmarks.runner import Settings, run_tasks
 from deformdetr.kernels._triton import _launch_table
 
-_DTYPES = ("float32", "float16", "bfloat16")
-_SMALL = OperatorSizes(((4, 5), (2, 3)), 2, 9, heads=2, channels=32, points=2)
-# Triton's interpreter takes a tenth of a second for one call.
+# Triton's interpreter, which the CPU needs, takes a tenth of a second for one call.
 _TINY = OperatorSizes(((2, 3),), 1, 2, heads=1, channels=8, points=1)
-_CASES = ("encoder_800x1333_b2", "decoder300_800x1333_b4")
+_SMALL = OperatorSizes(((4, 5), (2, 3)), 2, 9, heads=2, channels=32, points=2)
+_TINY_MODEL = ModelSizes("demo", 32, 32, targets=1, queries=1, layers=1)
+TASKS: Mapping[Device, Mapping[str, Sequence[Task]]] = {
+    "cuda": {
+        "smoke": tasks([Case("operator", "small", _SMALL, ("forward_backward",), cuda=get_args(Dtype))], "cuda"),
+        "operator": tasks(select(["operator"], ["encoder_800x1333_b2", "decoder300_800x1333_b4"]), "cuda"),
+        "rates": tasks(select(["rates"]), "cuda"),
+        "model": tasks(select(["model"], ["multi_scale_640x800_b1"]), "cuda"),
+    },
+    "cpu": {
+        "smoke": tasks([Case("operator", "tiny", _TINY, ("forward_backward",), cpu=("float16",))], "cpu"),
+        "operator": tasks([Case("operator", "tiny", _TINY, ("forward",), cpu=("float32",))], "cpu"),
+        "rates": tasks([replace(case.quick(), cpu=("float32",)) for case in select(["rates"])], "cpu"),
+        "model": tasks([Case("model", "tiny", _TINY_MODEL, ("forward",), cpu=("float32",))], "cpu"),
+    },
+}
 
 
 def smoke(options: argparse.Namespace) -> None:
     """Compare forward and backward with float64 in every dtype, on small inputs."""
-    sizes, dtypes = (_SMALL, _DTYPES) if options.device == "cuda" else (_TINY, ("float16",))
-    case = Case("operator", "small", sizes, ("forward_backward",))
-    _run(options, "smoke", [Task(case, dtype, "forward_backward") for dtype in dtypes], rounds=1)
+    _run(options, "smoke", rounds=1)
 
 
 def operator(options: argparse.Namespace) -> None:
     """Time the operator beside all providers, in an encoder and in a decoder."""
-    if options.device == "cuda":
-        chosen = tasks(select(["operator"], _CASES), "cuda")
-    else:
-        chosen = [Task(Case("operator", "tiny", _TINY, ("forward",)), "float32", "forward")]
-    _run(options, "operator", chosen)
+    _run(options, "operator")
 
 
 def rates(options: argparse.Namespace) -> None:
-    """Measure the rates of `benchmarks.rates`."""
-    with _stream(options.device), (options.out / "rates.jsonl").open("w") as file:
-        for row in row_rates.measure(options.device, row_rates.ACCESSES if options.device == "cuda" else 32):
-            print(json.dumps(row), file=file, flush=True)
+    """Time additions to rows and reads of rows, in vectors of every dtype."""
+    _run(options, "rates")
 
 
 def launch(options: argparse.Namespace) -> None:
@@ -74,14 +78,10 @@ def tuned(options: argparse.Namespace) -> None:
 
 def model(options: argparse.Namespace) -> None:
     """Time a whole model's forward and training step."""
-    if options.device == "cuda":
-        _run(options, "model", tasks(select(["model"], ["multi_scale_640x800_b1"]), "cuda"), rounds=10, seconds=5)
-    else:
-        case = Case("model", "tiny", ModelSizes("demo", 32, 32, targets=1, queries=1, layers=1), ("forward",))
-        # Interpreted, a model takes minutes.
-        compiled = mock.patch.dict(os.environ, {"TRITON_INTERPRET": "0"})
-        with compiled, mock.patch.object(measure, "PRODUCT_SIZES", {"cpu": (64,)}):
-            _run(options, "model", [Task(case, "float32", "forward")])
+    # Without a GPU, products are small, and the model is not interpreted, which would take minutes.
+    compiled = mock.patch.dict(os.environ, {} if options.device == "cuda" else {"TRITON_INTERPRET": "0"})
+    with compiled, mock.patch.dict(measure.PRODUCT_SIZES, {"cpu": (64,)}):
+        _run(options, "model", rounds=10, seconds=5)
 
 
 def tests(options: argparse.Namespace) -> None:
@@ -103,30 +103,20 @@ def sanitizer(options: argparse.Namespace) -> None:
 
 def tables(out: Path) -> str:
     """Return the tables of all results that have been written."""
-    paths = [path for path in sorted(out.rglob("*_*.json")) if path.parent.name in ("smoke", "operator", "model")]
+    paths = [path for path in sorted(out.rglob("*_*.json")) if path.parent.name in TASKS["cuda"]]
     parts = [f"## {path.relative_to(out)}\n\n{long_table(load(path))}" for path in paths]
-    if (out / "rates.jsonl").exists():
-        rows = [json.loads(line) for line in (out / "rates.jsonl").read_text().splitlines()]
-        if rows:
-            cells = [[each if isinstance(each, str) else digits(each) for each in row.values()] for row in rows]
-            parts.append(f"## rates.jsonl\n\n{markdown(list(rows[0]), cells, left=3)}")
     return "\n\n".join(parts)
 
 
-def _run(
-    options: argparse.Namespace, name: str, chosen: Sequence[Task], *, rounds: int = 20, seconds: float = 1.0
-) -> list[Row]:
-    """Run tasks, store their results in a folder, and raise an error if ours are wrong."""
+def _run(options: argparse.Namespace, stage: str, *, rounds: int = 20, seconds: float = 1.0) -> None:
+    """Run a stage's tasks, store their results in its folder, and raise an error if ours are wrong."""
     patterns = options.providers or [each for each in PROVIDERS if not each.endswith(("_compiled", "_reference"))]
-    is_operator = all(task.case.kind == "operator" for task in chosen)
-    quick = options.device == "cpu"
-    settings = Settings(options.device, 1 if quick else rounds, seconds, 0, patterns if is_operator else ())
+    rounds = rounds if options.device == "cuda" else 1
+    settings = Settings(options.device, rounds, seconds, 0, patterns if stage in ("smoke", "operator") else ())
     command = f"python -m benchmarks.measure_gpu --minutes {options.minutes:g}"
-    rows = run_tasks(chosen, settings, command, options.out / name, commit=options.commit)
-    wrong = [row for row in rows if row.provider.startswith("ours") and row.status in ("failed", "disagrees")]
-    if wrong:
-        raise RuntimeError("; ".join(f"{row.provider} {row.dtype} {row.status}: {row.reason}" for row in wrong))
-    return rows
+    rows = run_tasks(TASKS[options.device][stage], settings, command, options.out / stage, commit=options.commit)
+    if wrong := wrong_rows_of_ours(rows):
+        raise RuntimeError("; ".join(wrong))
 
 
 def _stream(device: Device) -> AbstractContextManager[Any]:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch.nn import functional as F
@@ -40,17 +40,17 @@ class WallClock:
     Args:
         call: A call that has run before, so that no compilation is timed.
         estimate: Seconds of a call, roughly.
+        name: `wall`, or `processor` for the processor time of this process.
 
     Attributes:
         calls: Number of calls that a sample is the mean of.
         seconds: Expected duration of a sample.
     """
 
-    name = "wall"
-
-    def __init__(self, call: Call, *, estimate: float = 0.0) -> None:
+    def __init__(self, call: Call, *, estimate: float = 0.0, name: Literal["wall", "processor"] = "wall") -> None:
+        self.name = name
         # PyTorch's timer waits for the GPU, if there is one, before it reads the clock.
-        self._timer = timeit.Timer(call, timer=benchmark.timer)
+        self._timer = timeit.Timer(call, timer=benchmark.timer if name == "wall" else time.process_time)
         self.calls = 1
         seconds = estimate if estimate > SLOW else self.sample()
         self.calls = math.ceil(MIN_SECONDS / seconds)
@@ -115,21 +115,6 @@ def interleave(samples: Mapping[str, Callable[[], float]], rounds: Mapping[str, 
     finally:
         gc.enable()
     return taken
-
-
-def processor_times(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Run calls in turns, and return the processor seconds of every round but a first one, which warms up.
-
-    Other work on the machine distorts the processor time of this process less than wall time.
-    """
-
-    def sample(call: Call) -> float:
-        started = time.process_time()
-        call()
-        return time.process_time() - started
-
-    samples = {name: partial(sample, call) for name, call in calls.items()}
-    return {name: taken[1:] for name, taken in interleave(samples, dict.fromkeys(samples, rounds + 1)).items()}
 
 
 def matrix_products(device: str) -> dict[str, Callable[[], float]]:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from benchmarks.matching import draw_targets
 from benchmarks.problem import Contender, Outputs, Problem, UnavailableError
 from deformdetr.config import DeformableDETRConfig, ResNetConfig, preset
 from deformdetr.integrations import from_hugging_face, to_hugging_face
+from deformdetr.kernels import LayerKernel, set_layer_kernels
 from deformdetr.structures import Target
 
 BASELINE = "hugging_face"
@@ -128,6 +129,25 @@ def prepare_model(
 
     candidates = {name: partial(prepare, make) for name, make in models.items()}
     return Problem(candidates, BASELINE, TOLERANCES[direction], clock="wall", count_flops=count)
+
+
+def prepare_layers(sizes: ModelSizes, direction: Direction, device: str, seed: int) -> Problem:
+    """Build ours with all CPU kernels of layers, without one of them, and with none."""
+    problem = prepare_model(sizes, direction, device, seed, {"ours": build_ours})
+    all_kernels: tuple[LayerKernel, ...] = get_args(LayerKernel)
+    kernels = {"ours": all_kernels, **{f"ours_without_{one}": (*(set(all_kernels) - {one}),) for one in all_kernels}}
+
+    def build(chosen: Sequence[LayerKernel]) -> Contender:
+        def with_kernels(call: Callable[[], Any]) -> Any:
+            with set_layer_kernels(chosen):
+                return call()
+
+        contender = problem.candidates["ours"]()
+        call, outputs = (partial(with_kernels, each) for each in (contender.call, contender.outputs))
+        return contender._replace(call=call, outputs=outputs)
+
+    candidates = {name: partial(build, chosen) for name, chosen in (kernels | {"ours_without_any": ()}).items()}
+    return problem._replace(candidates=candidates, baseline="ours", clock="processor", count_flops=None)
 
 
 def _training_step(model: Model) -> Callable[..., None]:

@@ -44,14 +44,15 @@ class Problem(NamedTuple):
         candidates: Functions that build contenders, by name; they raise `UnavailableError` if they cannot.
         baseline: Name of the candidate that all are compared with.
         tolerance: Largest `largest_error` with which a contender is timed.
-        clock: `device` for work that a GPU does alone, `wall` where the host takes part.
+        clock: `device` for work that a GPU does alone, `wall` where the host takes part, `processor` for the time of
+            this process on the CPU, which other work on the machine distorts less.
         count_flops: Counts the floating-point operations of a call, to be related to those of matrix products.
     """
 
     candidates: Mapping[str, Callable[[], Contender]]
     baseline: str
     tolerance: float
-    clock: Literal["device", "wall"]
+    clock: Literal["device", "wall", "processor"]
     count_flops: Callable[[], int] | None = None
 
 

@@ -1,25 +1,20 @@
-"""Measure what bounds the kernels on the GPU at hand: atomic additions to rows of channels, and reads of such rows.
+"""What bounds the kernels on a GPU: atomic additions to rows of channels, and reads of such rows."""
 
-Rows of 32 channels are scattered over as many as the value of an encoder holds, over those of its coarsest level, or
-over 64 "hot" ones. `python -m benchmarks.measure_gpu` runs it.
-"""
-
-from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from benchmarks.cases import Device
-from benchmarks.measure import DeviceClock, WallClock
+from benchmarks.cases import AccessSizes
+from benchmarks.problem import TOLERANCES, Contender, Outputs, Problem, UnavailableError
 
 CHANNELS = 32
-# Two images at 800 x 1333 with eight heads, their coarsest level, and a few rows that all samples hit.
-ROWS = {"scattered": 2 * 22223 * 8, "coarsest level": 2 * 273 * 8, "hot": 64}
-# Accesses of a measurement, and of a program. An encoder of these images makes 22.8 million.
-ACCESSES, STEPS = 2**22, 4
+# Accesses of a program, and those whose result is compared.
+STEPS, CHECKED = 4, 32
+BASELINE = "float32, one by one"
 
 
 class Form(NamedTuple):
@@ -31,7 +26,7 @@ class Form(NamedTuple):
 
 # One number per lane, or 16 bytes: four numbers in float32, eight in half precision.
 FORMS = {
-    "float32, one by one": Form(torch.float32, 1),
+    BASELINE: Form(torch.float32, 1),
     "float32 x 4": Form(torch.float32, 4),
     "float16 x 8": Form(torch.float16, 8),
     "bfloat16 x 8": Form(torch.bfloat16, 8),
@@ -59,31 +54,39 @@ def read_rows(rows, chosen, out, D: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.
     tl.store(out + tl.program_id(0) * D + channel, tl.sum(total, axis=0))
 
 
-def measure(device: Device, accesses: int = ACCESSES) -> Iterator[dict[str, Any]]:
-    """Yield the rate of every form and place, once it is measured; without a GPU, calls are only run."""
-    for access, (place, count), (name, form) in (
-        (access, place, form) for access in ("add", "read") for place in ROWS.items() for form in FORMS.items()
-    ):
-        if device == "cpu" and access == "add" and form.dtype == torch.bfloat16:
-            # Triton's interpreter cannot.
-            continue
-        chosen = torch.randint(count, (accesses,), device=device, dtype=torch.int32)
-        rows = torch.zeros(count, CHANNELS, device=device, dtype=form.dtype)
-        programs = accesses // (form.rows * STEPS)
-        options = {"D": CHANNELS, "ROWS": form.rows, "STEPS": STEPS, "num_warps": 1}
-        if access == "add":
-            call = partial(add_rows[(programs,)], rows, chosen, **options)
-        else:
-            out = torch.empty(programs, CHANNELS, device=device)
-            call = partial(read_rows[(programs,)], rows, chosen, out, **options)
-        call()
-        clock = DeviceClock(call) if device == "cuda" else WallClock(call, estimate=1e9)
-        seconds = min(clock.sample() for _ in range(3))
-        yield {
-            "access": access,
-            "place": place,
-            "form": name,
-            "microseconds": seconds * 1e6,
-            "rows per microsecond": accesses / seconds / 1e6,
-            "terabytes per second": accesses * CHANNELS * rows.element_size() / seconds / 1e12,
-        }
+def prepare_rates(sizes: AccessSizes, device: str, seed: int) -> Problem:
+    """Choose rows; what the first accesses add or read is compared, which is exact in every dtype."""
+    rng = torch.Generator(device).manual_seed(seed)
+    chosen = torch.randint(sizes.rows, (sizes.accesses,), generator=rng, device=device, dtype=torch.int32)
+    start = torch.randint(4, (sizes.rows, CHANNELS), generator=rng, device=device)
+
+    def expected() -> Outputs:
+        first = chosen[:CHECKED]
+        ones = torch.ones(CHECKED, CHANNELS, dtype=torch.float64, device=device)
+        if sizes.access == "add":
+            return {"rows": start.double().index_add(0, first, ones)}
+        return {"sum": start[first].sum(0).double()}
+
+    def build(form: Form) -> Contender:
+        if (device, sizes.access, form.dtype) == ("cpu", "add", torch.bfloat16):
+            raise UnavailableError("Triton's interpreter has no atomic addition of bfloat16 numbers")
+        per_program = form.rows * STEPS
+        rows, out = start.to(form.dtype), torch.empty(sizes.accesses // per_program, CHANNELS, device=device)
+
+        def access(rows: Tensor, accesses: int) -> Tensor:
+            programs = accesses // per_program
+            options = {"D": CHANNELS, "ROWS": form.rows, "STEPS": STEPS, "num_warps": 1}
+            if sizes.access == "add":
+                add_rows[(programs,)](rows, chosen, **options)
+                return rows
+            read_rows[(programs,)](rows, chosen, out, **options)
+            return out[:programs]
+
+        def outputs() -> Outputs:
+            found = access(rows.clone(), CHECKED)
+            return {"rows": found} if sizes.access == "add" else {"sum": found.sum(0)}
+
+        return Contender(partial(access, rows, sizes.accesses), outputs, expected)
+
+    candidates = {name: partial(build, form) for name, form in FORMS.items()}
+    return Problem(candidates, BASELINE, TOLERANCES["float32"], clock="device")

@@ -127,6 +127,15 @@ def file_name(kind: Kind, environment: Mapping[str, Any]) -> str:
     return f"{kind}_{'cpu_' if environment['device'] == 'cpu' else ''}{slug}"
 
 
+def wrong_rows_of_ours(rows: Sequence[Row]) -> list[str]:
+    """Return a sentence for each row of ours that failed or disagrees."""
+    return [
+        f"{row.provider} {row.status} in {row.kind}/{row.case} {row.dtype} {row.direction}: {row.reason}"
+        for row in rows
+        if row.provider.startswith("ours") and row.status in ("failed", "disagrees")
+    ]
+
+
 def compare(before: Results, after: Results, *, tolerance: float = 0.1) -> list[tuple[str, str]]:
     """Compare two files row by row, and return verdicts and what they are about.
 

@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.accelerated import prepare_accelerated
 from benchmarks.cases import Device, Task
 from benchmarks.environment import describe_environment, today
 from benchmarks.matching import prepare_criterion, prepare_matcher
 from benchmarks.measure import PRODUCT_DTYPES, Clock, DeviceClock, WallClock, interleave, matrix_products, peak_bytes
-from benchmarks.model import prepare_model
+from benchmarks.model import prepare_layers, prepare_model
 from benchmarks.operator import prepare_operator, prepare_overhead
 from benchmarks.pages import digits
 from benchmarks.problem import Contender, Problem, UnavailableError, largest_error
+from benchmarks.rates import prepare_rates
 from benchmarks.results import Results, Row, Spread, file_name, load
 
 # Even of a contender that is slower than the settings allow.
@@ -55,6 +57,12 @@ def prepare(task: Task, device: Device, seed: int) -> Problem:
             return prepare_matcher(sizes, device, seed)
         case "criterion":
             return prepare_criterion(sizes, device, seed)
+        case "accelerated":
+            return prepare_accelerated(sizes, task.direction, device, seed)
+        case "layers":
+            return prepare_layers(sizes, task.direction, device, seed)
+        case "rates":
+            return prepare_rates(sizes, device, seed)
 
 
 def run_tasks(
@@ -97,10 +105,10 @@ def run_tasks(
 
 def _describe(row: Row) -> str:
     if row.time is None:
-        return f"  {row.provider:<22} {row.status}: {row.reason}"
+        return f"  {row.provider:<26} {row.status}: {row.reason}"
     times = [digits(each * 1e3) for each in (row.time.median, row.time.lower_quartile, row.time.upper_quartile)]
     factor = f", {row.speedup.median:.2f} times as fast" if row.speedup and row.provider != row.baseline else ""
-    return f"  {row.provider:<22} {times[0]} ms ({times[1]} to {times[2]}){factor}"
+    return f"  {row.provider:<26} {times[0]} ms ({times[1]} to {times[2]}){factor}"
 
 
 def run_task(task: Task, settings: Settings) -> list[Row]:
@@ -147,9 +155,10 @@ def _check(build: Callable[[], Contender], problem: Problem, settings: Settings)
         start = time.perf_counter()
         entries["peak_bytes"] = peak_bytes(contender.call, settings.device)
         estimate = time.perf_counter() - start
-        on_device = settings.device == "cuda" and problem.clock == "device"
-        clock: Clock = DeviceClock(contender.call) if on_device else WallClock(contender.call, estimate=estimate)
-        return entries | {"status": "measured"}, clock
+        if settings.device == "cuda" and problem.clock == "device":
+            return entries | {"status": "measured"}, DeviceClock(contender.call)
+        name = "processor" if problem.clock == "processor" else "wall"
+        return entries | {"status": "measured"}, WallClock(contender.call, estimate=estimate, name=name)
     except UnavailableError as error:
         return entries | {"status": "unavailable", "reason": str(error)}, None
     except Exception as error:  # noqa: BLE001 - Any error of other projects' code belongs in the results.

@@ -69,7 +69,7 @@ def test_a_run_in_which_ours_is_wrong_fails(monkeypatch, make_row, capsys):
     wrong = make_row(seconds=None, status="disagrees", reason="error 0.5 exceeds 0.0001")
     monkeypatch.setattr(runner, "run_task", lambda *arguments: [wrong])
     assert main.main([*QUICK, "--only", "matcher/few_b2"]) == 1
-    assert "ours disagrees in matcher/few_b2 forward: error 0.5 exceeds 0.0001" in capsys.readouterr().err
+    assert "ours disagrees in matcher/few_b2 float32 forward: error 0.5 exceeds 0.0001" in capsys.readouterr().err
 
 
 def test_list_names_cases_and_providers(capsys):

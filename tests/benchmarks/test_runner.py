@@ -4,22 +4,23 @@ import gc
 import math
 import sys
 import types
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
-from benchmarks import measure
-from benchmarks.cases import CASES, Case, OperatorSizes, Task, select, tasks
+from benchmarks import accelerated, measure
+from benchmarks.accelerated import prepare_accelerated
+from benchmarks.cases import CASES, AccessSizes, Case, ModelSizes, OperatorSizes, Task, select, tasks
 from benchmarks.matching import draw_predictions, match_plainly, plain_loss, prepare_criterion, prepare_matcher
 from benchmarks.measure import DeviceClock, WallClock, interleave, peak_bytes
-from benchmarks.model import build_ours, prepare_model
+from benchmarks.model import build_ours, prepare_layers, prepare_model
 from benchmarks.operator import prepare_operator
 from benchmarks.problem import UnavailableError, largest_error
 from benchmarks.providers import BASELINE, PROVIDERS, Provider
 from benchmarks.runner import Settings, prepare, run_problem, run_task
 
 from deformdetr.boxes import cxcywh_to_xyxy
-from deformdetr.kernels import ms_deform_attn
+from deformdetr.kernels import _layer_kernels, ms_deform_attn
 
 TINY = Case("operator", "tiny", OperatorSizes(((4, 5), (2, 3)), 2, 7, heads=4, channels=4, points=2), ("forward",))
 FORWARD = Task(TINY, "float32", "forward")
@@ -51,7 +52,11 @@ def test_cases_have_names_and_devices_and_patterns_select_them():
     assert select(["matcher"], ["no such case"]) == []
 
 
-@pytest.mark.parametrize("case", [each for each in CASES if each.kind != "model"], ids=lambda case: f"{case.name}")
+@pytest.mark.parametrize(
+    "case",
+    [each for each in CASES if not isinstance(each.sizes, ModelSizes | AccessSizes)],
+    ids=lambda case: f"{case.name}",
+)
 def test_implementations_agree_in_every_direction(case, seed):
     for direction in case.directions:
         problem = prepare(Task(case.quick(), "float32", direction), "cpu", seed)
@@ -114,6 +119,43 @@ def test_models_are_timed_beside_matrix_products_unless_their_weights_differ(see
     assert right.status == "measured"
     assert right.flops > 1e8
     assert right.product_flops.keys() == {"float32", "bfloat16"}
+
+
+def test_every_kernel_of_layers_is_left_out_once_and_the_selection_restored(seed):
+    before = _layer_kernels._selected
+    problem = prepare_layers(select(["layers"])[0].quick().sizes, "forward", "cpu", seed)
+    left_out = ("channels_last", "chunks", "dropout", "linear", "any")
+    assert list(problem.candidates) == ["ours", *(f"ours_without_{name}" for name in left_out)]
+    assert error_of(problem, "ours_without_any") < problem.tolerance
+    assert _layer_kernels._selected is before
+
+
+class Model(torch.nn.Module):
+    """Returns other numbers where it is accelerated."""
+
+    def __init__(self, change=0.0):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1, 1))
+        self.change, self.accelerated = change, False
+
+    @contextmanager
+    def accelerate(self):
+        self.accelerated = True
+        yield
+        self.accelerated = False
+
+    def forward(self, images):
+        return {"logits": images * (self.weight + self.accelerated * self.change) ** 2, "other": None}
+
+
+@pytest.mark.parametrize("direction", ["forward", "forward_backward"])
+def test_accelerated_models_are_timed_beside_the_same_models_unless_they_differ(direction, monkeypatch, seed):
+    monkeypatch.setattr(accelerated, "accelerate", Model.accelerate)
+    case = select(["accelerated"], ["RTDetr"])[0].quick()
+    for change, status in ((0.0, "measured"), (0.5, "disagrees")):
+        problem = prepare_accelerated(case.sizes, direction, "cpu", seed, lambda name, change=change: Model(change))
+        ours, theirs = run_problem(Task(case, "float32", direction), problem, Settings(rounds=2))
+        assert (ours.status, theirs.status, theirs.clock) == (status, "measured", "processor")
 
 
 def test_selected_providers_are_measured_beside_the_baseline(seed):
