@@ -287,7 +287,7 @@ def determinism(generator: torch.Generator, dtype: torch.dtype) -> Iterator[Prob
 
 def uninitialized_memory(generator: torch.Generator, dtype: torch.dtype) -> Iterator[Problem]:
     """Fill new memory with NaN; what no sample touches is zero nevertheless."""
-    problem = _draw(generator, dtype, PYRAMIDS["four_levels"], channels=8)
+    problem = _draw(generator, dtype, PYRAMIDS["four_levels"], heads=1, channels=8)
     problem.sampling_locations[:, ::2] = -3.0
     yield problem
 
