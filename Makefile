@@ -8,9 +8,12 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do $$p -c '$(SUITABLE)' 2>/dev/null &&
 VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python -m
+# The files with tests of a marker, or of one of several (`a|b`): collecting all others takes as long as some tests.
+marked = $(shell grep -rlE --include='*.py' 'mark\.($(1))\b' tests | sort)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-compile test-interpreter test-fast test-slow test-gpu measure-gpu compat lint types imports docs format clean
+.PHONY: help venv demo test test-compile test-interpreter test-fast \
+  test-slow test-slow-compile test-slow-others test-gpu measure-gpu compat lint types imports docs format clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F '|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -35,21 +38,26 @@ test: test-compile test-interpreter test-fast ## Run the fast tests.
 
 test-compile: $(READY)
 	@echo "== torch.compile, torch.export and random calls (without checking of shapes)"
-	JAXTYPING_DISABLE=1 $(RUN) pytest -m "(compile or unchecked) and not slow"
+	JAXTYPING_DISABLE=1 $(RUN) pytest -m "(compile or unchecked) and not slow" $(call marked,compile|unchecked)
 
 test-interpreter: $(READY)
 	@echo "== Triton's kernels in its interpreter, which needs no GPU"
 	TRITON_INTERPRET=1 JAXTYPING_DISABLE=1 $(RUN) pytest -m "not gpu" tests/kernels/test_kernels.py tests/kernels/test_fuzz.py
-	TRITON_INTERPRET=1 JAXTYPING_DISABLE=1 $(RUN) pytest -m interpreter
+	TRITON_INTERPRET=1 JAXTYPING_DISABLE=1 $(RUN) pytest -m interpreter $(call marked,interpreter)
 
 test-fast: $(READY)
 	@echo "== All other fast tests (with every annotated shape checked)"
 	$(RUN) pytest
 
-test-slow: $(READY) ## Run the slow tests.
-	@echo "== Slow tests"
-	JAXTYPING_DISABLE=1 $(RUN) pytest -m "slow and compile" || test $$? -eq 5 # 5: there is no such test.
-	$(RUN) pytest -m slow || test $$? -eq 5
+test-slow: test-slow-compile test-slow-others ## Run the slow tests.
+
+test-slow-compile: $(READY)
+	@echo "== Slow tests of torch.compile, torch.export and long trainings (without checking of shapes)"
+	JAXTYPING_DISABLE=1 $(RUN) pytest -m "slow and (compile or unchecked)" $(call marked,slow)
+
+test-slow-others: $(READY)
+	@echo "== All other slow tests (with every annotated shape checked)"
+	$(RUN) pytest -m slow $(call marked,slow)
 
 test-gpu: $(READY) ## Run the tests that need a GPU.
 	JAXTYPING_DISABLE=1 $(RUN) pytest -m gpu

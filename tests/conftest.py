@@ -67,6 +67,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     GPU tests without a GPU, compiler tests where shapes are checked, and those of Triton's interpreter without it.
     """
+    _check_that_make_finds_them(items)
     absent = {"gpu"} if not torch.cuda.is_available() else set()
     absent |= {"compile", "unchecked"} if CHECKED else set()
     absent |= {"interpreter"} if os.environ.get("TRITON_INTERPRET") != "1" else set()
@@ -74,6 +75,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+def _check_that_make_finds_them(items: list[pytest.Item]) -> None:
+    """Check that each file writes out the markers of its tests, because `make` looks for these texts."""
+    markers = {(item.path, mark.name) for item in items for mark in item.iter_markers()}
+    for path, name in sorted(markers):
+        if name in {"compile", "interpreter", "slow", "unchecked"} and f"mark.{name}" not in path.read_text(
+            encoding="utf-8"
+        ):
+            raise pytest.UsageError(f"{path}: `make` does not find its tests, since it has no text mark.{name}")
 
 
 @pytest.hookimpl(wrapper=True)
