@@ -27,7 +27,9 @@ def test_directory_with_other_files_is_not_touched(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"last.pt", "thesis.txt"}
 
 
+# It trains for minutes, to which checks of shapes would add a third. The test above checks them.
 @pytest.mark.slow
+@pytest.mark.unchecked
 def test_demonstration_reaches_its_precision(tmp_path):
     result = run_demo(tmp_path / "demo")
     assert result.evaluation.metrics["AP50"] >= 0.5

@@ -180,7 +180,9 @@ def test_the_demonstration_draws_masks(tmp_path: Path, monkeypatch: pytest.Monke
     assert demo_experiment(masks=True).model == demo_experiment().model.replace(masks=True)
 
 
+# It trains for minutes, to which checks of shapes would add a third. Tests above check them.
 @pytest.mark.slow
+@pytest.mark.unchecked
 def test_masks_are_learned_on_shapes(tmp_path: Path) -> None:
     described = demo_experiment(masks=True)
     described = described.replace(
