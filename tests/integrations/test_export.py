@@ -25,7 +25,6 @@ FLAT = [side for shape in SHAPES for side in shape]
 SMALL = {"num_encoder_layers": 1, "num_decoder_layers": 1}
 VARIANTS = {
     "single_scale": tiny_config(**SMALL, num_feature_levels=1),
-    "multi_scale": tiny_config(**SMALL, num_feature_levels=2),
     "box_refine": tiny_config(**SMALL | {"num_decoder_layers": 2}, num_feature_levels=2, with_box_refine=True),
     "two_stage": tiny_config(**SMALL, num_feature_levels=2, with_box_refine=True, two_stage=True),
     "detr": tiny_detr_config(**SMALL),
@@ -305,7 +304,6 @@ def test_exported_program_serves_other_sizes_with_and_without_the_operator(rng):
         ("two_stage", "grid_sample", 20),
         ("masks", "grid_sample", 17),
         pytest.param("detr", "gather", 18, marks=pytest.mark.slow),
-        pytest.param("multi_scale", "grid_sample", 18, marks=pytest.mark.slow),
         pytest.param("box_refine", "gather", 17, marks=pytest.mark.slow),
     ],
 )
