@@ -66,10 +66,10 @@ def test_aliases_that_expand_to_millions_of_values_are_refused_quickly(first, tm
     lines = [f"k0: &k0 {first}"]
     lines += [f"k{n}: &k{n} {form.format(', '.join([f'*k{n - 1}'] * 9))}" for n in range(1, 20)]
     (tmp_path / "bomb.yaml").write_text("\n".join(lines))
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(FileError, match=r"with its aliases expanded, it has more than 200,000 values"):
         read_mapping(tmp_path / "bomb.yaml")
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("name", ["a.yaml", "a.json"])
@@ -96,10 +96,10 @@ def test_json_of_any_content_and_suffix_is_read(tmp_path):
 )
 def test_deep_nesting_is_refused_at_once(name, text, tmp_path):
     (tmp_path / name).write_text(text)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(FileError, match="nested too deeply: more than 50 levels"):
         read_mapping(tmp_path / name)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_many_aliases_are_refused(tmp_path):
