@@ -247,7 +247,8 @@ def test_padding_moves_boxes_of_a_whole_model_little(rng):
     batch = ImageBatch.from_images([image, torch.randn(3, 192, 224, generator=rng)])
     alone = model([image])["pred_boxes"]
     masked = model(batch.images, batch.padding_mask)["pred_boxes"][:1]
-    assert (masked - alone).abs().max() < 0.05
+    # The largest change is a matter of luck. Without the mask, the root mean square is 0.17 to 0.19.
+    assert (masked - alone).square().mean().sqrt() < 0.02
     scale = torch.tensor([224 / 160, 192 / 128] * 2)
     unmasked = model(batch.images)["pred_boxes"][:1] * scale
     assert (masked - alone).abs().mean() < 0.3 * (unmasked - alone).abs().mean()
