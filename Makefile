@@ -34,7 +34,7 @@ demo: $(READY) ## Train a small detector on synthetic shapes, evaluate it and dr
 	@echo "== Training, evaluating and drawing into runs/demo"
 	$(VENV)/bin/deformdetr demo --output runs/demo
 
-test: test-compile test-interpreter test-fast ## Run the fast tests.
+test: test-fast test-interpreter test-compile ## Run the fast tests.
 
 test-compile: $(READY)
 	@echo "== torch.compile, torch.export and random calls (without checking of shapes)"
