@@ -399,6 +399,12 @@ def test_two_processes_train_and_evaluate_together(tmp_path, config):
     assert process.stdout.count("IoU=0.50      | area=   all") == 1
 
 
+def test_messages_show_control_characters_instead_of_sending_them(capsys, tmp_path):
+    message = refused(capsys, "eval", tmp_path / "\x1b[31mrun")
+    assert "\\x1b[31mrun" in message
+    assert message.removesuffix("\n").isprintable()
+
+
 @pytest.mark.parametrize(
     "error",
     [
