@@ -83,6 +83,6 @@ def _train_for_a_step(config: Path, run: Path, output: Path) -> None:
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS_TO_TRAIN, _SECONDS_TO_TRAIN))
-    # A hundred workers are valid, and would take the memory of the machine.
-    options = ["--train.max_steps", "1", "--data.num_workers", "0"]
+    # A hundred workers are valid, and would take the memory of the machine. Compiling takes minutes.
+    options = ["--train.max_steps", "1", "--data.num_workers", "0", "--train.compile", "false"]
     sys.exit(main(["train", str(config), "--output", str(run), *options]))
