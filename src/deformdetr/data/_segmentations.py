@@ -33,8 +33,10 @@ class Segmentations(NamedTuple):
     def is_consistent(self, boxes: int) -> bool:
         """Return whether there is one segmentation for each of so many boxes, within the content."""
         return (
-            (self.content.dtype, self.content.ndim) == (np.uint8, 1)
-            and (self.starts.dtype, self.starts.shape) == (np.int64, (boxes + 1,))
+            self.content.dtype == np.uint8
+            and self.content.ndim == 1
+            and self.starts.dtype == np.int64
+            and self.starts.shape == (boxes + 1,)
             and (int(self.starts[0]), int(self.starts[-1])) == (0, len(self.content))
             and bool((np.diff(self.starts) >= 0).all())
         )
