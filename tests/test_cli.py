@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -375,7 +376,8 @@ def test_package_runs_as_a_module():
 
 @pytest.mark.slow
 def test_two_processes_train_and_evaluate_together(tmp_path, config):
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m", "deformdetr"]
+    config_of_accelerate = Path(__file__).parents[1] / "configs" / "accelerate.yaml"
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(config_of_accelerate), "-m", "deformdetr"]
     # Five validation images: the processes' shares differ, and each image must count once.
     command = ["train", str(config), "--output", str(tmp_path / "two")]
     command += ["--train.batch_size", "1", "--train.accumulate_steps", "2"]
@@ -397,6 +399,12 @@ def test_two_processes_train_and_evaluate_together(tmp_path, config):
     process = launched(*launch, "eval", str(tmp_path / "two"))
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("IoU=0.50      | area=   all") == 1
+
+
+def test_messages_show_control_characters_instead_of_sending_them(capsys, tmp_path):
+    message = refused(capsys, "eval", tmp_path / "\x1b[31mrun")
+    assert "\\x1b[31mrun" in message
+    assert message.removesuffix("\n").isprintable()
 
 
 @pytest.mark.parametrize(

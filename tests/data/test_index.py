@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from coco_files import coco_document, write_coco
 from deformdetr.data import Annotations, DatasetError, LabelMap, _documents, _index, read_coco
@@ -132,6 +133,36 @@ def test_a_damaged_index_is_written_again(tmp_path: Path, forbid_decoding: Any, 
     assert_same(read_coco(tmp_path, path), expected)
     forbid_decoding()
     assert_same(read_coco(tmp_path, path), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("image_index", lambda array: array + 1000),
+        ("image_index", lambda array: array[::-1]),
+        pytest.param("image_index", lambda array: array[1:], marks=pytest.mark.unchecked),
+        ("labels", lambda array: array - 9),
+        ("labels", lambda array: array + 1000),
+        pytest.param("sizes", lambda array: array[:-1], marks=pytest.mark.unchecked),
+        pytest.param("areas", lambda array: array.astype(np.float32), marks=pytest.mark.unchecked),
+        ("starts", lambda array: array * 2),
+        ("starts", lambda array: array[::-1]),
+        ("content", lambda array: array[:-1]),
+    ],
+)
+def test_an_index_whose_arrays_do_not_fit_each_other_is_written_again(
+    name: str, change: Any, tmp_path: Path, forbid_decoding: Any
+) -> None:
+    path = write_coco(tmp_path, many_boxes())
+    expected = read_coco(tmp_path, path, masks=True)
+    (index,) = indexes(tmp_path)
+    content = load_file(index)
+    del content["checksum"]
+    content[name] = np.ascontiguousarray(change(content[name]))
+    save_file(content | {"checksum": np.array([_index._checksum(content)])}, index)
+    assert_same(read_coco(tmp_path, path, masks=True), expected)
+    forbid_decoding()
+    assert_same(read_coco(tmp_path, path, masks=True), expected)
 
 
 def test_a_missing_image_is_reported_although_there_is_an_index(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ import json
 import re
 
 import pytest
+import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from deformdetr.data import DatasetError, build_dataset, write_shapes
-from deformdetr.engine import ConfigError, Processes, RunError, evaluate, evaluate_run, load, load_run
+from deformdetr.engine import ConfigError, Evaluation, Processes, RunError, evaluate, evaluate_run, load, load_run
 from deformdetr.integrations.hub import save_pretrained
 from experiments import tiny_experiment
 from local_server import point_hub_to, serving
@@ -29,6 +30,46 @@ def test_perfect_predictions_have_a_precision_of_one_at_any_batch_size():
         assert 0 < found.metrics["best_threshold"] < 1
         assert model.training
         assert model.shown == 7
+
+
+class Share(Processes):
+    """One of several processes, which run one after another, the main one last."""
+
+    def __init__(self, rank, world_size, gathered):
+        super().__init__()
+        self.rank, self.world_size, self.gathered = rank, world_size, gathered
+
+    def gather(self, value):
+        self.gathered.append(value)
+        return self.gathered
+
+    def broadcast(self, value):
+        return value or Evaluation({}, "", "")
+
+
+@pytest.mark.parametrize(("images", "world_size"), [(1, 2), (5, 2), (6, 2), (7, 3)])
+def test_shares_of_processes_give_the_metrics_of_one(images, world_size, rng):
+    experiment = tiny_experiment()
+    dataset = build_dataset(experiment.data.replace(num_val=images), "val")
+    postprocess = experiment.model.build_postprocess()
+    targets = Oracle(dataset).targets
+    for target in targets:
+        # Overlaps of 0.56 to 0.81.
+        target["boxes"][:, 2:] *= 0.75 + 0.15 * torch.rand(len(target["boxes"]), 2, generator=rng)
+
+    def found(processes):
+        model = Oracle(dataset)
+        model.targets = targets[processes.rank :: processes.world_size]
+        result = evaluate(model, postprocess, dataset, processes, batch_size=2)
+        assert model.shown == len(model.targets)
+        return result
+
+    gathered = []
+    for rank in reversed(range(world_size)):
+        shared = found(Share(rank, world_size, gathered))
+    alone = found(Processes())
+    assert shared == alone
+    assert 0 < alone.metrics["AR100"] < 1
 
 
 def test_batch_size_does_not_change_metrics(finished_run, tmp_path):

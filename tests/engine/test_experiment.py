@@ -1,14 +1,18 @@
 """Experiments from files: presets, overrides, and messages about invalid settings."""
 
 import json
+import math
+from functools import reduce
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from deformdetr.config import DeformableDETRConfig, preset
 from deformdetr.data import LabelMap, ShapesConfig
 from deformdetr.engine import ConfigError, Experiment, TrainConfig, experiment_schema, read_experiment, resolve
 from deformdetr.engine._experiment import changes_that_matter
+from mutations import nodes
 
 SHAPES = {"kind": "shapes"}
 
@@ -146,3 +150,33 @@ def test_schema_has_presets_and_all_sections():
     assert schema["properties"].keys() == {"model", "data", "train"}
     assert "demo" in schema["$defs"]["DeformableDETRConfig"]["properties"]["preset"]["enum"]
     json.dumps(schema)
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+def test_no_number_of_an_experiment_is_infinite(number):
+    augment = {"color": {}, "zoom_out": {}}
+    train = {"ema": {}, "early_stopping": {}}
+    experiment = Experiment.model_validate({"data": SHAPES | {"augment": augment}, "train": train})
+    for path in nodes(experiment.model_dump()):
+        settings = experiment.model_dump()
+        *parents, last = path
+        parent = reduce(lambda value, key: value[key], parents, settings)
+        if not isinstance(parent, dict) or not isinstance(parent[last], float):
+            continue
+        parent[last] = number
+        with pytest.raises(ValidationError, match=str(last)):
+            Experiment.model_validate(settings)
+
+
+@pytest.mark.parametrize("name", ["image_mean", "image_std"])
+def test_colors_are_finite_and_means_are_colors(name):
+    for number in (math.inf, math.nan, *([1.5, -0.1] if name == "image_mean" else [0.0])):
+        with pytest.raises(ValidationError, match=name):
+            ShapesConfig.model_validate({name: [0.5, number, 0.5]})
+
+
+def test_messages_about_settings_show_control_characters(tmp_path):
+    path = write(tmp_path, {"data": {"kind": "\x1b[31m\0"}}, "config.json")
+    with pytest.raises(ConfigError, match=r"Input tag '\\x1b\[31m\\x00' found") as refused:
+        read_experiment(path)
+    assert str(refused.value).isprintable()

@@ -7,17 +7,13 @@ import torch
 
 from deformdetr.engine import (
     Checkpoint,
-    ConfigError,
-    Experiment,
     Processes,
     RunDirectory,
     RunError,
-    _model_memory,
     train,
 )
 from deformdetr.engine import _train as engine_train
 from deformdetr.losses import SetCriterion
-from experiments import SETTINGS as TINY
 from experiments import tiny_experiment, tiny_run
 from fragile_runs import assert_same_run
 
@@ -145,19 +141,3 @@ def test_curves_that_cannot_be_drawn_do_not_end_a_run(tmp_path, monkeypatch, err
     run = tiny_run(tmp_path / "run", epochs=1, max_steps=1)
     assert (run / "last.pt").exists()
     assert f"curves.png is not drawn: {error}" in capsys.readouterr().out
-
-
-def test_models_that_exceed_the_memory_are_refused_by_name(tmp_path):
-    model = TINY["model"] | {"d_model": 16384, "num_queries": 100_000, "d_ffn": 16384, "num_encoder_layers": 40}
-    with pytest.raises(ConfigError, match=r"the model needs [\d,.]+ GB to train .* its largest parameters are \w+\."):
-        train(Experiment.model_validate(TINY | {"model": model}), tmp_path / "run")
-
-
-def test_frozen_parts_of_a_model_need_no_memory_for_training(monkeypatch):
-    experiment, cpu = tiny_experiment(), torch.device("cpu")
-    # 20,549 weights of 4 bytes, four times that with gradients and averages.
-    monkeypatch.setattr(_model_memory, "_memory", lambda device: 200_000)
-    with pytest.raises(ConfigError, match=r"the model needs .* its largest parameters"):
-        _model_memory.refuse_large_model(experiment, cpu)
-    heads = experiment.train.replace(trainable=("class_heads",))
-    _model_memory.refuse_large_model(experiment.replace(train=heads), cpu)

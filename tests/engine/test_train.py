@@ -489,9 +489,32 @@ def test_full_disk_ends_a_run_with_the_file_name_and_the_run_can_be_resumed(tmp_
 
 @pytest.mark.parametrize("training", [{}, {"learner": {"optimizer": {}, "scaler": {}}, "best": None}, {"learner": 3}])
 def test_checkpoint_with_another_state_of_training_is_refused(training, finished_run, tmp_path):
-    run = RunDirectory(tmp_path)
+    refuse_state(training, finished_run, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("progress", 3),
+        ("progress", [3]),
+        ("progress", [{"steps": "many"}]),
+        ("best", 3),
+        ("best", {"score": 3, "reference": None, "waited": 0}),
+        ("best", {"score": None, "reference": None, "waited": None}),
+        ("changes", 3),
+        ("changes", {"train.lr": 3}),
+        ("learner", {"optimizer": 3, "scaler": {}}),
+        ("learner", {"optimizer": {"state": 3, "param_groups": [{"params": []}] * 3}, "scaler": {}}),
+    ],
+)
+def test_forged_state_of_training_is_refused(part, value, finished_run, tmp_path):
+    refuse_state(Checkpoint.load(finished_run / "last.pt").training | {part: value}, finished_run, tmp_path)
+
+
+def refuse_state(training, finished_run, folder):
+    run = RunDirectory(folder)
     checkpoint = Checkpoint.load(finished_run / "last.pt")
     run.create(checkpoint.experiment, {}, epoch=0)
     replace(checkpoint, training=training).save(run.last)
     with pytest.raises(RunError, match="does not hold the state for resuming this run"):
-        train(checkpoint.experiment, tmp_path, resume=True)
+        train(checkpoint.experiment, folder, resume=True)

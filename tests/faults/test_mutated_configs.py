@@ -1,7 +1,7 @@
 """A config with slips in it is refused in one message, or works; within seconds, and without a traceback.
 
 `pytest -m slow tests/faults/test_mutated_configs.py --examples 10000` tries so many; without the option, a few. The
-files that pass validation train for a step, in processes of their own with limits of memory and time.
+files that pass validation train for a step, in processes of their own with limits of memory and processor time.
 """
 
 import multiprocessing
@@ -36,7 +36,7 @@ def test_mutated_configs_are_refused_in_one_message_or_train(tmp_path, seed, pyt
     for _ in range(pytestconfig.getoption("--examples") or 60):
         text = mutated_settings(draw.choice([whole, short]), draw)
         config.write_bytes(text.encode(errors="surrogatepass"))
-        started = time.monotonic()
+        started = time.process_time()
         try:
             read_experiment(config)
         except ConfigError as error:
@@ -44,13 +44,14 @@ def test_mutated_configs_are_refused_in_one_message_or_train(tmp_path, seed, pyt
             found["refused when read"] += 1
         else:
             found[_train(config, tmp_path / f"run{found.total()}")] += 1
-        assert time.monotonic() - started < _SECONDS_TO_READ + _SECONDS_TO_TRAIN, text
+        # Of this process alone, whatever else runs on the machine.
+        assert time.process_time() - started < _SECONDS_TO_READ, text
     figures.append(f"{found.total():,} mutated configs: {dict(found)}")
 
 
 def _check_message(message: str) -> None:
     assert 10 < len(message) < 10_000, message
-    assert message.isprintable() or "\n" in message, message
+    assert message.replace("\n", "").isprintable(), message
 
 
 def _train(config: Path, run: Path) -> str:
@@ -59,7 +60,8 @@ def _train(config: Path, run: Path) -> str:
     output = run.with_suffix(".txt")
     process = context.Process(target=_train_for_a_step, args=(config, run, output))
     process.start()
-    process.join(_SECONDS_TO_TRAIN)
+    # Longer than the limit of processor time, for one that waits.
+    process.join(10 * _SECONDS_TO_TRAIN)
     if process.is_alive():
         process.kill()
         process.join()
@@ -80,6 +82,7 @@ def _train_for_a_step(config: Path, run: Path, output: Path) -> None:
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    # A hundred workers are valid, and would take the memory of the machine.
-    options = ["--train.max_steps", "1", "--data.num_workers", "0"]
+    resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS_TO_TRAIN, _SECONDS_TO_TRAIN))
+    # A hundred workers are valid, and would take the memory of the machine. Compiling takes minutes.
+    options = ["--train.max_steps", "1", "--data.num_workers", "0", "--train.compile", "false"]
     sys.exit(main(["train", str(config), "--output", str(run), *options]))

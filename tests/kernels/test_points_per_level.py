@@ -157,6 +157,9 @@ def test_triton_kernels_take_offsets_and_logits(rng: torch.Generator, monkeypatc
     ("change", "error", "message"),
     [
         ({"points_per_level": ()}, ValueError, r"positive numbers, one per level, got \[\]"),
+        ({"points_per_level": 3}, TypeError, "points_per_level must be whole numbers, one per level, got 3"),
+        ({"points_per_level": (3, 6, 3.0)}, TypeError, r"whole numbers, one per level, got \(3, 6, 3.0\)"),
+        ({"points_per_level": "363"}, TypeError, "whole numbers, one per level, got '363'"),
         ({"points_per_level": (3, 0, 9)}, ValueError, r"positive numbers, one per level, got \[3, 0, 9\]"),
         (
             {"points_per_level": (3, 6, 4)},

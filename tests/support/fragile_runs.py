@@ -39,7 +39,15 @@ SETTINGS: dict[str, Any] = {
         "num_val": 2,
         "image_size": 64,
         "num_workers": 1,
-        "augment": {"color": {}, "zoom_out": {}},
+        "augment": {
+            "color": {},
+            "zoom_out": {},
+            "short_sides": [48, 64],
+            "max_size": 96,
+            "crop_resize": [48],
+            "crop_min": 32,
+            "crop_max": 48,
+        },
     },
     "train": {
         "epochs": 2,

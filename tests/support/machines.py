@@ -1,6 +1,7 @@
 """Two machines as network namespaces of Linux, joined by one cable."""
 
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import slow_training
 
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
 
@@ -18,14 +21,33 @@ class Machine(NamedTuple):
     namespace: str
     address: str
 
-    def run(self, *command: str) -> None:
-        """Run a command in it."""
-        subprocess.run(["ip", "netns", "exec", self.namespace, *command], check=True, capture_output=True)
+    def run(self, *command: str) -> str:
+        """Run a command in it, and return its output."""
+        command = ("ip", "netns", "exec", self.namespace, *command)
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def drop_packets(self, share: float) -> None:
+        """Lose this share of the packets that it sends, at random."""
+        # A program of BPF, because netem is missing in many kernels: drop if a random number of 32 bits is small.
+        program = f"4,32 0 0 {2**32 - 4096 + 56},53 1 0 {int(share * 2**32)},6 0 0 2,6 0 0 {2**32 - 1}"
+        self.run("tc", "qdisc", "add", "dev", "cable", "clsact")
+        self.run("tc", "filter", "add", "dev", "cable", "egress", "bpf", "direct-action", "bytecode", program)
+
+    def dropped_packets(self) -> tuple[int, int]:
+        """Return how many packets it has lost, and how many it would have sent."""
+        said = self.run("tc", "-s", "qdisc", "show", "dev", "cable", "clsact")
+        sent, dropped = re.findall(r"(\d+) pkt \(dropped (\d+)", said)[0]
+        return int(dropped), int(sent)
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         """Start Python in it."""
         # Gloo would look for the address of the name of the host, which only the real machine has.
-        environment = os.environ | {"GLOO_SOCKET_IFNAME": "cable", "OMP_NUM_THREADS": "1"}
+        # Restarted processes would find addresses of those before them in a shared store.
+        environment = os.environ | {
+            "GLOO_SOCKET_IFNAME": "cable",
+            "OMP_NUM_THREADS": "1",
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        }
         command = ["ip", "netns", "exec", self.namespace, sys.executable, *arguments]
         return subprocess.Popen(command, env=environment, text=True, **options)
 
@@ -58,19 +80,22 @@ def two_machines() -> Iterator[tuple[Machine, Machine]]:
 
 
 def start_training(
-    machines: Sequence[Machine], arguments: Sequence[str], *, logs: Path, max_restarts: int = 0
+    machines: Sequence[Machine], config: Path, run: Path, *, max_restarts: int
 ) -> list[subprocess.Popen[str]]:
-    """Start `deformdetr train` by one `torchrun` on each machine, with one process each."""
+    """Start `deformdetr train --resume` by one `torchrun` on each machine, with one process each, the second one slow.
+
+    What they write goes to `machine0.log` and `machine1.log` beside the run.
+    """
     launch = ["-m", "torch.distributed.run", "--nnodes", str(len(machines)), "--nproc-per-node", "1"]
     launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{machines[0].address}:29400", "--rdzv-id", "training"]
     launch += ["--max-restarts", str(max_restarts)]
     started = []
     for number, machine in enumerate(machines):
-        with (logs / f"machine{number}.log").open("w") as file:
+        with run.with_name(f"machine{number}.log").open("w") as file:
             # Otherwise torchrun would compare the address with those of the real machine's name.
             own = ["--rdzv-conf", f"is_host={int(number == 0)}", "--local-addr", machine.address]
-            command = [*launch, *own, "-m", "deformdetr", "train", *arguments]
-            started.append(machine.start(*command, stdout=file, stderr=subprocess.STDOUT))
+            training = [slow_training.__file__, "train", str(config), "--output", str(run), "--resume"]
+            started.append(machine.start(*launch, *own, *training, stdout=file, stderr=subprocess.STDOUT))
     return started
 
 

@@ -18,7 +18,7 @@ class Oracle(nn.Module):
 
     def forward(self, images, padding_mask):
         logits = torch.full((len(images), self.queries, 4), -20.0)
-        boxes = torch.rand(len(images), self.queries, 4)
+        boxes = torch.full((len(images), self.queries, 4), 0.5)
         masks = torch.full((len(images), self.queries, *images.shape[-2:]), -20.0)
         shown = self.targets[self.shown : self.shown + len(images)]
         for index, target in enumerate(shown):

@@ -86,7 +86,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _fail(message: str, status: int) -> int:
+    from deformdetr._files import printable
+
     # Of several processes, one has the message.
     if message:
-        print(f"deformdetr: {message}", file=sys.stderr)
+        print(f"deformdetr: {printable(message)}", file=sys.stderr)
     return status

@@ -9,9 +9,9 @@ from deformdetr._files import read_mapping, write_mapping
 
 
 class Config(BaseModel):
-    """Base class of configs: immutable, and an unknown field is an error."""
+    """Base class of configs: immutable. An unknown field is an error, as is a number that is not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, validated as a whole.

@@ -110,6 +110,28 @@ class Annotations:
     report: DatasetReport
     segmentations: Segmentations | None = None
 
+    def is_consistent(self) -> bool:
+        """Return whether the arrays fit each other, so that no position in one leads out of another."""
+        images, boxes = len(self.file_names), len(self.image_index)
+        expected = {
+            "sizes": (np.int64, (images, 2)),
+            "image_index": (np.int64, (boxes,)),
+            "labels": (np.int64, (boxes,)),
+            "boxes": (np.float32, (boxes, 4)),
+            "published": (np.float64, (boxes, 4)),
+            "areas": (np.float64, (boxes,)),
+            "is_crowd": (np.bool_, (boxes,)),
+        }
+        found = {name: (getattr(self, name).dtype, getattr(self, name).shape) for name in expected}
+        return (
+            found == expected
+            and len(self.image_ids) == images
+            and _lie_within(self.image_index, images)
+            and _lie_within(self.labels, self.label_map.num_classes)
+            and bool((np.diff(self.image_index) >= 0).all())
+            and (self.segmentations is None or self.segmentations.is_consistent(boxes))
+        )
+
     def of_image(self, index: int) -> tuple[Float32[np.ndarray, "n 4"], Int64[np.ndarray, " n"]]:
         """Return the training boxes (xyxy in pixels) and labels of one image. Crowds are left out."""
         start, stop = np.searchsorted(self.image_index, (index, index + 1))
@@ -207,3 +229,7 @@ class Annotations:
         if len(names) > len(shown):
             lines.append(f"  ... and {len(names) - len(shown):,} classes with fewer boxes or none")
         return lines
+
+
+def _lie_within(positions: Int64[np.ndarray, " n"], length: int) -> bool:
+    return len(positions) == 0 or (int(positions.min()) >= 0 and int(positions.max()) < length)

@@ -36,7 +36,7 @@ _EvalMaxSize = Annotated[
     ),
 ]
 _ImageMean = Annotated[
-    tuple[float, float, float],
+    tuple[Probability, Probability, Probability],
     Field(description="Subtracted from red, green and blue, on a scale of 0 to 1."),
 ]
 _ImageStd = Annotated[

@@ -59,7 +59,7 @@ class AnnotationIndex:
         self._content = hash_of(file)
 
     def load(self, folder: Path | None, *, allow_outside: bool) -> Annotations | None:
-        """Return the annotations, or `None` if there is no index, or image files are not where they were.
+        """Return the annotations, or `None` if there is no valid index, or image files are not where they were.
 
         Nor if names of images lead out of the folder, unless `allow_outside` is set. Without a folder, files are not
         looked for.
@@ -68,7 +68,7 @@ class AnnotationIndex:
         for label_map in dict.fromkeys((None, self._label_map)):
             for path in self._paths(label_map):
                 found = self._load(path, label_map, folder)
-                if found is None or self._label_map not in (None, found.label_map):
+                if found is None or self._label_map not in (None, found.label_map) or not found.is_consistent():
                     continue
                 if names is None or all(names.has(name) for name in found.file_names):
                     return found

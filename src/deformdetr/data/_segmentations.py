@@ -30,6 +30,17 @@ class Segmentations(NamedTuple):
         starts = np.cumsum([0, *map(len, texts)], dtype=np.int64)
         return cls(np.frombuffer(b"".join(texts), dtype=np.uint8), starts)
 
+    def is_consistent(self, boxes: int) -> bool:
+        """Return whether there is one segmentation for each of so many boxes, within the content."""
+        return (
+            self.content.dtype == np.uint8
+            and self.content.ndim == 1
+            and self.starts.dtype == np.int64
+            and self.starts.shape == (boxes + 1,)
+            and (int(self.starts[0]), int(self.starts[-1])) == (0, len(self.content))
+            and bool((np.diff(self.starts) >= 0).all())
+        )
+
     def of_box(self, index: int) -> Any:
         """Return the segmentation of a box as in the annotation file."""
         return json.loads(self.content[self.starts[index] : self.starts[index + 1]].tobytes())

@@ -3,7 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel, NonNegativeInt
+
 from deformdetr.engine._train_config import EarlyStoppingConfig
+
+
+class _State(BaseModel):
+    """What `BestScore` needs to continue."""
+
+    score: tuple[float, float] | None
+    reference: float | None
+    waited: NonNegativeInt
 
 
 class BestScore:
@@ -58,4 +68,5 @@ class BestScore:
         """Restore a state that `state` returned, or the score alone, which older runs have saved."""
         if not isinstance(state, Mapping):
             state = {"score": state, "reference": None if state is None else state[0], "waited": 0}
-        self.score, self._reference, self.waited = state["score"], state["reference"], state["waited"]
+        valid = _State.model_validate(state)
+        self.score, self._reference, self.waited = valid.score, valid.reference, valid.waited

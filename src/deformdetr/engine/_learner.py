@@ -113,7 +113,7 @@ class Learner:
             raise TrainingError(f"{where}: {error}") from error
         losses = {"loss": self._criterion.total(losses), **losses}
         values = self._read(losses, where)
-        self._processes.backward(self._scaler.scale(losses["loss"]))
+        self._scaler.scale(losses["loss"]).backward()
         self._where = where
         return values
 
@@ -162,7 +162,10 @@ class Learner:
         self._scaler.load_state_dict(state["scaler"])
         if self._average is not None:
             self._average.resume(state["averaged"])
-            self.module.load_state_dict(state["model"])
+            try:
+                self.module.load_state_dict(state["model"])
+            except RuntimeError as error:
+                raise ValueError(str(error)) from error
 
     def _read(self, losses: dict[str, Tensor], where: str) -> dict[str, float]:
         names = [name for name in losses if not name.startswith("cardinality_error")]

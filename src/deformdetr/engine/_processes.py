@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deformdetr.engine._errors import ConfigError, require_train_extra
+from deformdetr.engine._launcher import refuse_sharding
 
 
 class Processes:
@@ -44,13 +45,15 @@ class Processes:
         tracking_dir: str | Path | None = None,
     ) -> None:
         require_train_extra()
+        refuse_sharding()
         from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.utils import ProjectConfiguration
 
         launched = int(os.environ.get("WORLD_SIZE", "1"))
-        # The config sets the precision, and `Learner` applies it.
+        # The config sets precision and compilation, and `Learner` applies them.
         self._accelerator: Any = Accelerator(
             mixed_precision="no",
+            dynamo_backend="no",
             # Without GPUs, accelerate connects the processes of torchrun only if `cpu` is set.
             cpu=launched > 1 and not torch.cuda.is_available(),
             log_with=list(trackers) or None,
@@ -84,10 +87,6 @@ class Processes:
         """Return a context for a forward and backward pass, in which gradients are exchanged if `enabled`."""
         context: AbstractContextManager[Any] = nullcontext() if enabled else self._accelerator.no_sync(model)
         return context
-
-    def backward(self, loss: Tensor) -> None:
-        """Run the backward pass."""
-        self._accelerator.backward(loss)
 
     def main_first(self) -> AbstractContextManager[Any]:
         """Return a context that the main process runs first, so that others find the files that it downloads."""

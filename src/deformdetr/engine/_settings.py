@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from deformdetr._files import printable
+
 _Models = Sequence[type[BaseModel]]
 _MAX_LINES = 20
 
@@ -105,7 +107,8 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
             lines.append(f"the setting {name!r} is missing")
         else:
             given = "" if isinstance(problem["input"], dict | BaseModel) else f", got {problem['input']!r:.60}"
-            lines.append(f"{name or 'settings'}: {problem['msg'].removeprefix('Value error, ')}{given}")
+            message = printable(problem["msg"].removeprefix("Value error, "))
+            lines.append(f"{name or 'settings'}: {message}{given}")
     if len(problems) > _MAX_LINES:
         lines.append(f"and {len(problems) - _MAX_LINES:,} more")
     return lines[0] if len(lines) == 1 else "\n  ".join([f"{len(problems):,} settings are not valid:", *lines])

@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter
+
 from deformdetr.data import Datasets, build_datasets, judge
 from deformdetr.engine._best import BestScore
 from deformdetr.engine._checkpoint import Checkpoint
@@ -20,6 +22,7 @@ from deformdetr.engine._evaluate import Evaluation, evaluate
 from deformdetr.engine._experiment import all_changes, object_limits, resolve
 from deformdetr.engine._inference import evaluation_postprocess
 from deformdetr.engine._initial_model import initial_model, locate_initial_weights
+from deformdetr.engine._launcher import check_launcher
 from deformdetr.engine._learner import Learner
 from deformdetr.engine._loaders import batches, train_loader
 from deformdetr.engine._processes import Processes
@@ -63,7 +66,8 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
 
     Raises:
         ConfigError: If model and dataset do not fit together, parts of the model are both random and frozen,
-            `train.init_checkpoint` names no single file, or a package of `train.tracking` is missing.
+            `train.init_checkpoint` names no single file, a package of `train.tracking` is missing, or the config of
+            `accelerate launch` contradicts the settings.
         DatasetError: If the dataset has problems, or an image cannot be read.
         RunError: If the directory holds other files or another run, or processes find different checkpoints in it.
         TrainingError: If a loss or a gradient is not finite.
@@ -77,6 +81,7 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
         >>> from deformdetr.engine import read_experiment, train
         >>> result = train(read_experiment("detector.yaml"), "runs/detector")  # doctest: +SKIP
     """
+    check_launcher(experiment.train)
     run = RunDirectory(output_dir)
     run.check_usable(resume=resume)
     tracking = experiment.train.tracking
@@ -163,24 +168,26 @@ class _Training:
             refuse_random_frozen(model, experiment.model.backbone)
         self._postprocess = evaluation_postprocess(experiment)
         if checkpoint is not None and checkpoint.training is not None:
-            saved_by = len(checkpoint.training.get("progress") or ())
+            try:
+                saved_by = self._load_state(checkpoint.training)
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                raise RunError(f"{run.path}: does not hold the state for resuming this run: {error}") from error
             if saved_by not in (0, processes.world_size):
                 raise RunError(
                     f"{run.path}: the checkpoint was saved during an epoch by {saved_by} processes, which divided its "
                     f"images, so that {processes.world_size} cannot continue it; start {saved_by}"
                 )
-            try:
-                self._load_state(checkpoint.training)
-            except (LookupError, TypeError, ValueError) as error:
-                raise RunError(f"{run.path}: does not hold the state for resuming this run: {error}") from error
 
-    def _load_state(self, state: Mapping[str, Any]) -> None:
+    def _load_state(self, state: Mapping[str, Any]) -> int:
+        """Restore a state, and return how many processes saved it during an epoch, 0 after one."""
         self._learner.load_state(state["learner"])
         self._best.load_state(state["best"])
         # Absent in checkpoints of older versions, which are of whole epochs.
         self._changes = {name: (old, new) for name, (old, new) in state.get("changes", {}).items()} | self._changes
-        if progress := state.get("progress"):
-            self._progress = EpochProgress(**progress[self._processes.rank])
+        progress = TypeAdapter(list[EpochProgress]).validate_python(state.get("progress") or [])
+        if len(progress) == self._processes.world_size:
+            self._progress = progress[self._processes.rank]
+        return len(progress)
 
     def run(self) -> TrainResult:
         """Run the remaining epochs."""

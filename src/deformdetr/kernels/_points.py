@@ -12,16 +12,23 @@ from deformdetr._tracing import compares_sizes, fixed_size
 from deformdetr.kernels._checks import check_floating, check_references
 
 
-def count_groups(points_per_level: Sequence[int]) -> list[int]:
+def count_groups(points_per_level: Any) -> list[int]:
     """Return the number of groups of every level; empty for one each.
 
     Raises:
+        TypeError: If it is not a sequence of whole numbers.
         ValueError: If there is no level, or a level without points.
     """
-    if not points_per_level or min(points_per_level) < 1:
-        raise ValueError(f"points_per_level must be positive numbers, one per level, got {list(points_per_level)}")
-    size = math.gcd(*points_per_level)
-    repeats = [count // size for count in points_per_level]
+    are_numbers = isinstance(points_per_level, Sequence) and all(
+        isinstance(count, int | torch.SymInt) for count in points_per_level
+    )
+    if not are_numbers:
+        raise TypeError(f"points_per_level must be whole numbers, one per level, got {points_per_level!r}")
+    counts: Sequence[int] = points_per_level
+    if not counts or min(counts) < 1:
+        raise ValueError(f"points_per_level must be positive numbers, one per level, got {list(counts)}")
+    size = math.gcd(*counts)
+    repeats = [count // size for count in counts]
     return [] if max(repeats) == 1 else repeats
 
 
