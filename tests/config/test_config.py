@@ -266,6 +266,15 @@ def test_points_of_every_level_reach_the_layers():
     assert tiny_config(enc_n_points=3).build().encoder.layers[0].self_attn.n_points == 3
 
 
+def test_methods_of_sampling_reach_the_layers():
+    model = tiny_config(dec_method="discrete").build()
+    assert [layer.self_attn.method for layer in model.encoder.layers] == ["bilinear"] * 2
+    assert [layer.cross_attn.method for layer in model.decoder.layers] == ["discrete"] * 3
+    assert tiny_config(enc_method="discrete").build().encoder.layers[0].self_attn.method == "discrete"
+    with pytest.raises(ValidationError, match="'bilinear' or 'discrete'"):
+        tiny_config(enc_method="nearest")
+
+
 @pytest.mark.parametrize(("version", "layers", "count"), [(2, (2, 3, 4), 13), (1, (4,), 3)])
 def test_deformable_convolutions_are_in_the_configured_stages(version, layers, count):
     described = DeformConvConfig(version=version, layers=layers, offset_groups=4)

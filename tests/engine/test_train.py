@@ -465,6 +465,27 @@ def test_pretrained_backbones_may_be_frozen(tmp_path):
     assert train(random, tmp_path / "random").step == 1
 
 
+def test_discrete_sampling_trains_all_but_the_offsets(tmp_path, finished_run):
+    methods = {"enc_method": "discrete", "dec_method": "discrete"}
+    short = SETTINGS["train"] | {"epochs": 1, "max_steps": 1}
+    described = {
+        "scratch": Experiment.model_validate(SETTINGS | {"model": SETTINGS["model"] | methods, "train": short}),
+        "tuned": Experiment.model_validate(
+            SETTINGS
+            | {"model": SETTINGS["model"] | methods, "train": short | {"init_checkpoint": finished_run / "best.pt"}}
+        ),
+    }
+    _, bilinear = load_run(finished_run)
+    for name, experiment in described.items():
+        assert train(experiment, tmp_path / name).step == 1
+        _, trained = load_run(tmp_path / name)
+        assert trained.experiment.model.dec_method == "discrete"
+        changed = {key for key, weights in trained.model.items() if not torch.equal(weights, bilinear.model[key])}
+        assert {key for key in changed if "cross_attn.value_proj.weight" in key}
+        has_other_offsets = any("sampling_offsets" in key for key in changed)
+        assert has_other_offsets is (name == "scratch")
+
+
 def test_unset_variable_in_the_path_of_initial_weights_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("MISSING", raising=False)
     with pytest.raises(ConfigError, match=r"train\.init_checkpoint: \$MISSING/a\.pth: .*'MISSING' is not set"):

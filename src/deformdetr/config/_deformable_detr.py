@@ -10,6 +10,7 @@ from deformdetr.config._criterion import FocalCriterionConfig
 from deformdetr.config._denoising import AnyDenoisingConfig, DenoisingConfig
 from deformdetr.config._masks import MASK_STAGES, DiceLossCoef, MaskLossCoef, Masks, build_mask_head
 from deformdetr.config._parts import BackboneConfig, PositionConfig, ResNetConfig, SinePositionConfig, check_d_model
+from deformdetr.kernels import Method
 from deformdetr.losses import SetCriterion
 from deformdetr.models import DeformableDETR, SigmoidPostProcess
 from deformdetr.nn import (
@@ -106,6 +107,12 @@ class DeformableDETRConfig(DefaultedConfig):
         default=4, description="Sampling points per head and level of the encoder; a list gives them per level."
     )
     dec_n_points: Points | tuple[Points, ...] = Field(default=4, description="The same for the decoder.")
+    enc_method: Method = Field(
+        default="bilinear",
+        description="How the encoder samples: bilinear, or discrete, which reads one pixel per point and freezes the "
+        "offsets (RT-DETRv2); start it from a model trained with bilinear.",
+    )
+    dec_method: Method = Field(default="bilinear", description="The same for the decoder.")
     norm_groups: Width = Field(default=32, description="Groups of the neck's group norm.")
     backbone: BackboneConfig = ResNetConfig()
     position: PositionConfig = SinePositionConfig()
@@ -189,12 +196,14 @@ class DeformableDETRConfig(DefaultedConfig):
         return [box_head(self.d_model, size_bias=0.0 if index else first) for index in range(count)]
 
     def _encoder_layer(self) -> DeformableEncoderLayer:
-        attention = MSDeformAttn(self.d_model, self.num_feature_levels, self.n_heads, self.enc_n_points)
+        sizes = (self.d_model, self.num_feature_levels, self.n_heads, self.enc_n_points)
+        attention = MSDeformAttn(*sizes, method=self.enc_method)
         return DeformableEncoderLayer(attention, self._feed_forward(), dropout=self.dropout)
 
     def _decoder_layer(self) -> DeformableDecoderLayer:
         self_attn = nn.MultiheadAttention(self.d_model, self.n_heads, dropout=self.dropout, batch_first=True)
-        cross_attn = MSDeformAttn(self.d_model, self.num_feature_levels, self.n_heads, self.dec_n_points)
+        sizes = (self.d_model, self.num_feature_levels, self.n_heads, self.dec_n_points)
+        cross_attn = MSDeformAttn(*sizes, method=self.dec_method)
         return DeformableDecoderLayer(self_attn, cross_attn, self._feed_forward(), dropout=self.dropout)
 
     def _feed_forward(self) -> FeedForward:

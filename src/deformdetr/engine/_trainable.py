@@ -6,6 +6,7 @@ from torch import nn
 
 from deformdetr.config import BackboneConfig, ConvBackboneConfig, DATConfig, ResNetConfig
 from deformdetr.engine._errors import ConfigError
+from deformdetr.nn import MSDeformAttn
 
 
 def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> list[nn.Module]:
@@ -55,10 +56,18 @@ def refuse_random_frozen(model: nn.Module, backbone: BackboneConfig) -> None:
         ConfigError: If a part is frozen and random, or if norms are frozen without the statistics of weights.
     """
     is_random = isinstance(backbone, ConvBackboneConfig) or backbone.weights is None
+    # Frozen, but not random: every head starts with a direction of its own.
+    directions = tuple(
+        f"{name}.sampling_offsets."
+        for name, module in model.named_modules()
+        if isinstance(module, MSDeformAttn) and module.method == "discrete"
+    )
     frozen = {
         name: parameter.numel()
         for name, parameter in model.named_parameters()
-        if not parameter.requires_grad and (is_random or not name.startswith("backbone."))
+        if not parameter.requires_grad
+        and (is_random or not name.startswith("backbone."))
+        and not name.startswith(directions)
     }
     reasons = []
     if frozen:
