@@ -1,6 +1,7 @@
 """The commands for a model with masks."""
 
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -16,8 +17,8 @@ from experiments import SETTINGS, tiny_experiment
 
 @pytest.fixture
 def config(tmp_path):
-    """Return a config file with masks, for annotations whose second object has no segmentation."""
-    files = write_shapes(tiny_experiment().data, tmp_path / "shapes")
+    """Return a config file with masks, for things and stuff whose second object has no segmentation."""
+    files = write_shapes(tiny_experiment().data.replace(stuff=True), tmp_path / "shapes")
     path = tmp_path / "shapes" / "train.json"
     document = json.loads(path.read_text())
     del document["annotations"][1]["segmentation"]
@@ -40,13 +41,20 @@ def test_check_counts_objects_without_a_mask(options, capsys, config):
 
 def test_train_eval_and_predict_succeed(capsys, config, tmp_path):
     run = tmp_path / "run"
-    assert "mask AP" in shown(capsys, "train", config, "--output", run, "--train.epochs", "1")
+    trained = shown(capsys, "train", config, "--output", run, "--train.epochs", "1")
+    assert re.search(r"mask AP 0\.\d+  PQ 0\.\d+ ", trained)
     lines = shown(capsys, "eval", run).splitlines()
     assert [line for line in lines if line in ("boxes", "masks")] == ["boxes", "masks", "boxes", "masks"]
-    assert json.loads((run / "evaluation.json").read_text())["segm"]["AP"] is not None
+    quality = lines.index("panoptic quality")
+    assert [line.split()[0] for line in lines[quality + 1 : quality + 5]] == ["PQ", "all", "things", "stuff"]
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert evaluation["segm"]["AP"] is not None
+    assert evaluation["panoptic"]["PQ"] is not None
     shown(capsys, "predict", run, tmp_path / "shapes" / "val", "--output", tmp_path / "found")
     written = json.loads((tmp_path / "found" / "predictions.json").read_text())
     assert all(len(image["masks"]) == len(image["boxes"]) for image in written["images"])
+    names = [f"{number:06}.png" for number in range(1, 6)]
+    assert sorted(path.name for path in (tmp_path / "found" / "panoptic").iterdir()) == names
 
 
 def test_masks_are_an_option_of_training(capsys, config, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 # The first needs an exported file, and runs where a test makes one. The second trains for minutes, and here for less.
@@ -32,15 +33,10 @@ def test_example_runs_and_prints_the_expected_output(example: Path, capsys):
 @pytest.mark.slow
 def test_panoptic_shapes_are_trained_evaluated_and_drawn(tmp_path):
     (path,) = (path for path in EXAMPLES if path.stem == "panoptic_shapes")
-    metrics = runpy.run_path(str(path))["main"](tmp_path / "run", num_train=8, num_val=2, epochs=1)
     # After one step, nothing is certain yet.
-    assert (metrics["PQ"], metrics["classes"]) == (0, 5)
-    assert sorted(each.name for each in (tmp_path / "run").glob("*.png") if each.name[0].isdigit()) == [
-        "0_found.png",
-        "0_truth.png",
-        "1_found.png",
-        "1_truth.png",
-    ]
+    assert runpy.run_path(str(path))["main"](tmp_path / "run", num_train=8, num_val=2, epochs=1) == [0]
+    with Image.open(tmp_path / "run" / "panoptic.jpg") as picture:
+        assert picture.height > 2 * 288
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """COCO's categories and mask encoding, shared by datasets and evaluation."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypedDict
 
 import torch
@@ -18,7 +18,8 @@ ImageId = int | str
 class LabelMap(Config):
     """Map each label of a model to a category: label `i` is the category `category_ids[i]`, called `names[i]`.
 
-    Labels count from 0 without gaps. Category ids are the integers of the annotation file, in any order.
+    Labels count from 0 without gaps. Category ids are the integers of the annotation file, in any order. `stuff` has
+    the labels of regions without instances, such as sky, of datasets for panoptic segmentation.
 
     Examples:
         >>> from deformdetr.data import LabelMap
@@ -31,6 +32,7 @@ class LabelMap(Config):
 
     names: tuple[str, ...] = Field(min_length=1)
     category_ids: tuple[int, ...] = Field(min_length=1)
+    stuff: tuple[int, ...] = ()
 
     @model_validator(mode="after")
     def _check_pairs(self) -> "LabelMap":
@@ -42,19 +44,25 @@ class LabelMap(Config):
         repeated = sorted({number for number in self.category_ids if self.category_ids.count(number) > 1})
         if repeated:
             raise ValueError(f"category ids must be unique, but these occur more than once: {repeated}")
+        if unknown := sorted(set(self.stuff) - set(range(len(self.names)))):
+            raise ValueError(f"stuff must be labels from 0 to {len(self.names) - 1}, got {unknown}")
         return self
 
     @classmethod
-    def contiguous(cls, categories: Mapping[int, str]) -> "LabelMap":
-        """Return a label map of categories (id to name), in ascending order of their ids."""
+    def contiguous(cls, categories: Mapping[int, str], *, stuff: Collection[int] = ()) -> "LabelMap":
+        """Return a label map of categories (id to name), in ascending order of their ids.
+
+        `stuff` has the ids of categories without instances.
+        """
         ids = tuple(sorted(categories))
-        return cls(names=tuple(categories[number] for number in ids), category_ids=ids)
+        labels = tuple(label for label, number in enumerate(ids) if number in stuff)
+        return cls(names=tuple(categories[number] for number in ids), category_ids=ids, stuff=labels)
 
     @classmethod
-    def sparse(cls, categories: Mapping[int, str]) -> "LabelMap":
+    def sparse(cls, categories: Mapping[int, str], *, stuff: Collection[int] = ()) -> "LabelMap":
         """Return a label map whose labels equal the category ids, as in the published COCO checkpoints.
 
-        Labels without a category are called "N/A".
+        Labels without a category are called "N/A". `stuff` has the ids of categories without instances.
 
         Raises:
             ValueError: If an id is negative.
@@ -62,7 +70,8 @@ class LabelMap(Config):
         if categories and min(categories) < 0:
             raise ValueError(f"category id {min(categories)} cannot be a label: labels are not negative")
         ids = tuple(range(max(categories, default=-1) + 1))
-        return cls(names=tuple(categories.get(number, "N/A") for number in ids), category_ids=ids)
+        names = tuple(categories.get(number, "N/A") for number in ids)
+        return cls(names=names, category_ids=ids, stuff=tuple(number for number in ids if number in stuff))
 
     @property
     def num_classes(self) -> int:

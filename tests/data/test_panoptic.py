@@ -63,9 +63,18 @@ def test_converted_files_are_read_as_objects_with_masks(tmp_path):
     annotations = read_coco(tmp_path, path, masks=True)
     assert annotations.report.boxes == 1
     assert annotations.report.crowd == 1
+    assert annotations.label_map == LabelMap.contiguous({3: "cat", 200: "sky"}, stuff={200})
+    assert annotations.label_map.stuff == (1,)
+    assert [category["isthing"] for category in annotations.to_coco()["categories"]] == [1, 0]
     truth = panoptic_truth(annotations, 0)
     assert truth["segment_map"].tolist() == [[0, 1, 1], [2, 2, 1]]
     assert truth["iscrowd"].tolist() == [0, 1]
+
+
+def test_stuff_of_a_label_map_is_some_of_its_labels():
+    assert LabelMap.sparse({3: "cat", 20: "sky"}, stuff=[20]).stuff == (20,)
+    with pytest.raises(ValueError, match=r"stuff must be labels from 0 to 1, got \[-1, 2\]"):
+        LabelMap(names=("cat", "sky"), category_ids=(3, 200), stuff=(-1, 1, 2))
 
 
 def test_written_segments_are_read_again(tmp_path):
@@ -123,6 +132,7 @@ def test_stuff_covers_the_background_and_changes_nothing_without():
     config = ShapesConfig(num_val=3, image_size=64, stuff=True)
     annotations, pictures = draw_shapes(config, "val", masks=True)
     assert annotations.label_map.names[3:] == ("plain", "striped")
+    assert set(annotations.label_map.stuff) == SHAPES_STUFF
     for index in range(3):
         truth = panoptic_truth(annotations, index)
         assert truth["labels"][:2].tolist() == [3, 4]

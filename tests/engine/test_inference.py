@@ -76,7 +76,7 @@ def test_a_detector_equals_evaluation_bit_for_bit(checkpoint: Path) -> None:
     assert torch.equal(seen.padding_mask, batch.padding_mask)
     sizes = [tuple(target["orig_size"].tolist()) for target in targets]
     assert sizes == SIZES
-    expected = detect(model.model, model.postprocess, batch, sizes, num_labels=99)
+    expected = detect(model.model, model.postprocess, batch, sizes, num_labels=99).detections
     with torch.inference_mode():
         found = model(images)
     for ours, theirs in zip(found, expected, strict=True):

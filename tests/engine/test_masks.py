@@ -10,8 +10,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from deformdetr.config import load_config
-from deformdetr.data import build_dataset, write_shapes
+from deformdetr.data import LabelMap, build_dataset, write_shapes
 from deformdetr.engine import (
+    DetectionResult,
     Experiment,
     Processes,
     demo_experiment,
@@ -23,6 +24,7 @@ from deformdetr.engine import (
     run_demo,
     train,
 )
+from deformdetr.engine._inference import _known_segments, panoptic_postprocess
 from deformdetr.visualize import draw_comparison
 from experiments import SETTINGS
 from oracle import Oracle
@@ -59,6 +61,48 @@ def test_perfect_masks_have_a_precision_of_one_at_any_batch_size() -> None:
         found = evaluate(Oracle(dataset), postprocess, dataset, Processes(), batch_size=batch_size)
         assert found.metrics["AP"] == pytest.approx(1)
         assert found.metrics["segm"]["AP"] == pytest.approx(1)
+
+
+def test_perfect_masks_have_a_panoptic_quality_of_one_at_any_batch_size() -> None:
+    described = experiment(MODELS["deformable_detr"])
+    dataset = build_dataset(described.data.replace(num_val=7, stuff=True), "val", masks=True)
+    panoptic = panoptic_postprocess(described, dataset.label_map)
+    assert panoptic is not None
+    for batch_size in (1, 3):
+        postprocess = described.model.build_postprocess(mask_threshold=0.5)
+        found = evaluate(Oracle(dataset), postprocess, dataset, Processes(), batch_size=batch_size, panoptic=panoptic)
+        assert found.metrics["panoptic"]["PQ"] == pytest.approx(1)
+        assert found.metrics["panoptic"]["stuff"]["classes"] == 2
+
+
+def test_panoptic_segmentations_need_masks_and_stuff() -> None:
+    stuff = LabelMap.contiguous({1: "cat", 2: "sky"}, stuff=[2])
+    described = experiment(DETR)
+    assert panoptic_postprocess(described, stuff).threshold == 0.85
+    assert panoptic_postprocess(described, LabelMap.contiguous({1: "cat"})) is None
+    assert panoptic_postprocess(described.replace(model=described.model.replace(masks=False)), stuff) is None
+    result = DetectionResult(
+        image=torch.zeros(3, 8, 8, dtype=torch.uint8),
+        boxes=torch.zeros(0, 4),
+        scores=torch.zeros(0),
+        labels=torch.zeros(0, dtype=torch.int64),
+        class_names=("cat",),
+        best_score=None,
+    )
+    with pytest.raises(ValueError, match="there is no panoptic segmentation"):
+        result.draw_panoptic()
+
+
+def test_segments_of_unknown_classes_are_void() -> None:
+    found = {
+        "segment_map": torch.tensor([[3, 1, 2, 0]]),
+        "labels": torch.tensor([4, 7, 0]),
+        "scores": torch.tensor([0.7, 0.8, 0.9]),
+    }
+    known = _known_segments(found, 5)
+    assert known["segment_map"].tolist() == [[2, 1, 0, 0]]
+    assert known["labels"].tolist() == [4, 0]
+    assert known["scores"].tolist() == pytest.approx([0.7, 0.9])
 
 
 def test_a_run_records_losses_and_precision_of_masks(masks_run: Path) -> None:

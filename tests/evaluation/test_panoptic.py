@@ -81,6 +81,22 @@ def test_images_are_matched_apart_and_added():
     assert metrics["SQ"] == 1
 
 
+def test_counts_of_processes_are_added():
+    hit, miss = segmentation([1, 1], [CAT]), segmentation([0, 0], [])
+    evaluators = [PanopticEvaluator(LABEL_MAP, stuff=[SKY]) for _ in range(2)]
+    for evaluator, found in zip(evaluators, (hit, miss), strict=True):
+        evaluator.update(found, hit)
+    evaluators[0].merge([each.state() for each in evaluators])
+    assert evaluators[0].compute() == metrics_of((hit, hit), (miss, hit))
+    assert [line.split() for line in evaluators[0].table().splitlines()] == [
+        ["PQ", "SQ", "RQ"],
+        ["all", "0.667", "1.000", "0.667"],
+        ["things", "0.667", "1.000", "0.667"],
+        ["stuff", "-", "-", "-"],
+        ["cat", "0.667", "1.000", "0.667"],
+    ]
+
+
 def test_nothing_at_all_has_no_quality():
     empty = segmentation([0, 0], [])
     assert metrics_of((empty, empty)) == {

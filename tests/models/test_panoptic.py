@@ -107,8 +107,8 @@ def test_wrong_arguments_raise():
     del outputs["pred_masks"]
     with pytest.raises(ValueError, match="needs the masks of a model with masks=True"):
         PanopticPostProcess(stuff=STUFF)(outputs, [(4, 8)])
-    with pytest.raises(ValueError, match=r"threshold must lie in \[0, 1\), got 1.0"):
-        PanopticPostProcess(stuff=STUFF, threshold=1.0)
+    with pytest.raises(ValueError, match=r"threshold must lie in \[0, 1\], got 1.1"):
+        PanopticPostProcess(stuff=STUFF, threshold=1.1)
     with pytest.raises(ValueError, match="min_area must be positive, got 0"):
         PanopticPostProcess(stuff=STUFF, min_area=0)
 

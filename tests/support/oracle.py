@@ -14,10 +14,11 @@ class Oracle(nn.Module):
         self.anchor = nn.Parameter(torch.zeros(1))
         self.targets = [dataset[index][1] for index in range(len(dataset))]
         self.queries = queries
+        self.classes = dataset.label_map.num_classes + 1
         self.shown = 0
 
     def forward(self, images, padding_mask):
-        logits = torch.full((len(images), self.queries, 4), -20.0)
+        logits = torch.full((len(images), self.queries, self.classes), -20.0)
         boxes = torch.full((len(images), self.queries, 4), 0.5)
         masks = torch.full((len(images), self.queries, *images.shape[-2:]), -20.0)
         shown = self.targets[self.shown : self.shown + len(images)]
@@ -28,7 +29,7 @@ class Oracle(nn.Module):
             if "masks" in target:
                 _, height, width = target["masks"].shape
                 masks[index, :count, :height, :width] = target["masks"] * 40.0 - 20.0
-        logits[:, -1, 3] = 9.0
+        logits[:, -1, -1] = 9.0
         self.shown += len(images)
         outputs = Predictions(pred_logits=logits, pred_boxes=boxes)
         if "masks" in shown[0]:

@@ -114,6 +114,7 @@ class Train(BaseModel):
 class Eval(BaseModel):
     """Evaluate the best checkpoint of a run: print pycocotools' table and write metrics, detections and pictures.
 
+    If the model predicts masks and some categories are stuff (`isthing: 0`), the panoptic quality is computed, too.
     Options override settings of the run's dataset: `--data.val_images DIR --data.val_annotations FILE`.
     """
 
@@ -144,12 +145,15 @@ class Eval(BaseModel):
         if Processes().is_main:
             print(result.table)
             print(result.class_table)
+            if result.panoptic_table is not None:
+                print(f"panoptic quality\n{result.panoptic_table}")
         return 0
 
 
 class Predict(BaseModel):
     """Detect objects in images and videos: write pictures with boxes, masks, names and scores, and predictions.json.
 
+    If the model predicts masks and some of its labels are stuff, panoptic pictures of images are written, too.
     Files that cannot be read are reported and skipped. The exit status is then 1.
     """
 

@@ -186,6 +186,9 @@ class Annotations:
             {"id": number, "name": name}
             for number, name in zip(self.label_map.category_ids, self.label_map.names, strict=True)
         ]
+        if self.label_map.stuff:
+            for label, category in enumerate(categories):
+                category["isthing"] = int(label not in self.label_map.stuff)
         return {"images": images, "annotations": annotations, "categories": categories}
 
     def ground_truth(self) -> COCO:

@@ -19,7 +19,14 @@ from deformdetr.data._documents import (
     whole_document,
     without_garbage_collection,
 )
-from deformdetr.data._entries import Rows, annotation_name, listed_categories, read_categories, read_rows
+from deformdetr.data._entries import (
+    Rows,
+    annotation_name,
+    listed_categories,
+    read_categories,
+    read_rows,
+    stuff_categories,
+)
 from deformdetr.data._errors import Kind, Problem, dataset_error
 from deformdetr.data._image_entries import ImageTable, read_images
 from deformdetr.data._index import find_index
@@ -127,7 +134,7 @@ def _read(document: Document, file: Path, folder: Path | None, options: ReadOpti
     table = read_images(document.images, folder, problems, source=source, decode=options.decode)
     categories = read_categories(document.categories, problems, source=source)
     if label_map is None and categories:
-        label_map = LabelMap.contiguous(categories)
+        label_map = LabelMap.contiguous(categories, stuff=stuff_categories(document.categories))
     if label_map is None:
         # Otherwise every annotation would be reported for its unknown category.
         problems.append(Problem("there are no categories", _NO_CATEGORIES, source=source))

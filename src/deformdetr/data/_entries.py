@@ -92,6 +92,12 @@ def read_categories(entries: EntryList, problems: list[str], *, source: str) -> 
     return categories
 
 
+def stuff_categories(entries: EntryList) -> set[int]:
+    """Return the ids of categories that COCO's panoptic format marks as stuff, by `isthing: 0`."""
+    marked = (entry for entry in entries if isinstance(entry, dict) and entry.get("isthing") == 0)
+    return {number for entry in marked if (number := parse_integer(entry.get("id"))) is not None}
+
+
 def listed_categories(entries: EntryList) -> dict[Any, int]:
     """Return the id of each category by all of its spellings, including those of entries without a valid name."""
     ids = (parse_integer(entry.get("id")) for entry in entries if isinstance(entry, dict))

@@ -89,11 +89,12 @@ class PanopticFiles:
                 f"{self._source}: not in COCO's panoptic format: categories need id, name and isthing, and annotations "
                 f"an image_id: {error!r}"
             ) from error
-        self.label_map = LabelMap.contiguous(names) if label_map is None else label_map
+        stuff = {category for category, is_thing in things.items() if not is_thing}
+        self.label_map = LabelMap.contiguous(names, stuff=stuff) if label_map is None else label_map
         self._labels = self.label_map.labels()
         if unknown := sorted(things.keys() - self._labels.keys()):
             raise DatasetError(f"{self._source}: the label map lacks the categories {unknown}")
-        self.stuff = frozenset(self._labels[category] for category, is_thing in things.items() if not is_thing)
+        self.stuff = frozenset(self._labels[category] for category in stuff)
 
     def __len__(self) -> int:
         """Return the number of images."""

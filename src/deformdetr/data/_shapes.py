@@ -19,8 +19,10 @@ from deformdetr.data._config import DataConfig, ShapesConfig, Split
 from deformdetr.data._segmentations import Segmentations
 
 SHAPES_LABEL_MAP = LabelMap(names=("circle", "rectangle", "triangle"), category_ids=(1, 2, 3))
-PANOPTIC_LABEL_MAP = LabelMap(names=(*SHAPES_LABEL_MAP.names, "plain", "striped"), category_ids=(1, 2, 3, 4, 5))
-SHAPES_STUFF = frozenset((3, 4))
+PANOPTIC_LABEL_MAP = LabelMap(
+    names=(*SHAPES_LABEL_MAP.names, "plain", "striped"), category_ids=(1, 2, 3, 4, 5), stuff=(3, 4)
+)
+SHAPES_STUFF = frozenset(PANOPTIC_LABEL_MAP.stuff)
 
 _Box = tuple[int, int, int, int]
 _PLACES_TRIED = 20

@@ -142,7 +142,7 @@ def _draw_detections(
         image, _ = dataset[index]
         size = (picture.shape[1], picture.shape[2])
         batch = ImageBatch.from_images([image])
-        (found,) = detect(model, postprocess, batch, [size], num_labels=len(names))
+        (found,) = detect(model, postprocess, batch, [size], num_labels=len(names)).detections
         rows.append(draw_comparison(picture, found, target, names, score_threshold=0.3))
     canvas = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), (255, 255, 255))
     top = 0

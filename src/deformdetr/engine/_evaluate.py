@@ -8,28 +8,42 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from deformdetr._files import check_folder, check_writable, expand_path, write_text
-from deformdetr.data import DataConfig, DetectionDataset, LabelMap, ShapesConfig, build_dataset
+from deformdetr.data import (
+    DataConfig,
+    DetectionDataset,
+    LabelMap,
+    ShapesConfig,
+    build_dataset,
+    panoptic_truth,
+)
 from deformdetr.engine._checkpoint import is_unknown
 from deformdetr.engine._config import Experiment
 from deformdetr.engine._errors import RunError
 from deformdetr.engine._evaluation_files import write_report
 from deformdetr.engine._experiment import validate_experiment
-from deformdetr.engine._inference import COCO_DETECTIONS, detect, evaluation_postprocess
+from deformdetr.engine._inference import COCO_DETECTIONS, detect, evaluation_postprocess, panoptic_postprocess
 from deformdetr.engine._loaders import batches, eval_loader
 from deformdetr.engine._processes import Processes
 from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._run_directory import RunDirectory, load_run
 from deformdetr.engine._settings import merge
-from deformdetr.evaluation import CocoEvaluator, CocoMetrics
+from deformdetr.evaluation import CocoEvaluator, CocoMetrics, PanopticEvaluator
+from deformdetr.models import PanopticPostProcess
 from deformdetr.structures import Detections
 
 
 class Evaluation(NamedTuple):
-    """COCO's metrics, pycocotools' table of them, and a table by category."""
+    """COCO's metrics, pycocotools' table of them, a table by category, and one of PQ if it was computed."""
 
     metrics: CocoMetrics
     table: str
     class_table: str
+    panoptic_table: str | None = None
+
+
+class _Evaluators(NamedTuple):
+    coco: CocoEvaluator
+    panoptic: PanopticEvaluator | None
 
 
 def evaluate(
@@ -42,6 +56,7 @@ def evaluate(
     num_workers: int = 0,
     precision: str = "float32",
     max_detections: int = COCO_DETECTIONS,
+    panoptic: PanopticPostProcess | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Evaluate a model with pycocotools. Each process evaluates its share of the images and returns the result of all.
@@ -55,6 +70,7 @@ def evaluate(
         num_workers: Processes that load images.
         precision: As in `TrainConfig`.
         max_detections: Detections per image and class that count, at least 100.
+        panoptic: Post-processing for panoptic segmentations, whose quality is computed then. The dataset needs masks.
         progress: Called with the number of batches done and the total.
 
     Examples:
@@ -66,7 +82,7 @@ def evaluate(
         >>> 0 <= result.metrics["AP"] <= 1
         True
     """
-    evaluator = _collect(
+    evaluators = _collect(
         model,
         postprocess,
         dataset,
@@ -75,9 +91,10 @@ def evaluate(
         num_workers=num_workers,
         precision=precision,
         max_detections=max_detections,
+        panoptic=panoptic,
         progress=progress,
     )
-    return _result(evaluator, processes)
+    return _result(evaluators, processes)
 
 
 def _collect(
@@ -90,9 +107,10 @@ def _collect(
     num_workers: int,
     precision: str,
     max_detections: int,
+    panoptic: PanopticPostProcess | None,
     progress: Callable[[int, int], None] | None,
-) -> CocoEvaluator:
-    """Return an evaluator with the detections of all processes. Arguments are those of `evaluate`."""
+) -> _Evaluators:
+    """Return evaluators with the detections of all processes. Arguments are those of `evaluate`."""
     loader = eval_loader(
         dataset,
         batch_size=batch_size,
@@ -104,25 +122,40 @@ def _collect(
     evaluator = CocoEvaluator(
         dataset.coco_ground_truth(), dataset.label_map, masks=has_masks, max_detections=max_detections
     )
+    of_segments = None if panoptic is None else PanopticEvaluator(dataset.label_map, panoptic.stuff)
+    positions = {image_id: index for index, image_id in enumerate(dataset.annotations.image_ids)}
     was_training = model.training
     model.eval()
     for done, (images, targets) in enumerate(batches(loader), start=1):
         sizes = [(int(target["orig_size"][0]), int(target["orig_size"][1])) for target in targets]
         num_labels = dataset.label_map.num_classes
-        found = detect(model, postprocess, images, sizes, num_labels=num_labels, precision=precision)
-        evaluator.update(found, [target["image_id"] for target in targets])
+        found = detect(model, postprocess, images, sizes, num_labels=num_labels, precision=precision, panoptic=panoptic)
+        image_ids = [target["image_id"] for target in targets]
+        evaluator.update(found.detections, image_ids)
+        if of_segments is not None and found.segmentations is not None:
+            for image_id, segmentation in zip(image_ids, found.segmentations, strict=True):
+                of_segments.update(segmentation, panoptic_truth(dataset.annotations, positions[image_id]))
         if progress is not None:
             progress(done, len(loader))
     model.train(was_training)
     evaluator.merge(processes.gather(evaluator.state()))
-    return evaluator
+    if of_segments is not None:
+        of_segments.merge(processes.gather(of_segments.state()))
+    return _Evaluators(evaluator, of_segments)
 
 
-def _result(evaluator: CocoEvaluator, processes: Processes) -> Evaluation:
+def _result(evaluators: _Evaluators, processes: Processes) -> Evaluation:
     """Compute the metrics in the main process, and return them in all."""
-    result = Evaluation(evaluator.compute(), evaluator.table(), evaluator.class_table()) if processes.is_main else None
-    evaluation: Evaluation = processes.broadcast(result)
+    evaluation: Evaluation = processes.broadcast(_compute(*evaluators) if processes.is_main else None)
     return evaluation
+
+
+def _compute(coco: CocoEvaluator, panoptic: PanopticEvaluator | None) -> Evaluation:
+    metrics = coco.compute()
+    if panoptic is None:
+        return Evaluation(metrics, coco.table(), coco.class_table())
+    metrics["panoptic"] = panoptic.compute()
+    return Evaluation(metrics, coco.table(), coco.class_table(), panoptic.table())
 
 
 def evaluate_run(
@@ -140,6 +173,9 @@ def evaluate_run(
     `loadRes` reads, pictures of precision over recall and of confusions, and those of the images with the most errors,
     beside their ground truth. Errors and confusions are counted at the threshold with the highest F1. Images without
     any annotation are predicted: `detections.json` is then the only file in the folder.
+
+    If the model predicts masks and categories of the dataset are stuff (`isthing: 0`), the metrics include the panoptic
+    quality.
 
     Args:
         run: As in `load_run`.
@@ -172,7 +208,7 @@ def evaluate_run(
     dataset = _dataset(experiment, checkpoint.label_map, path)
     model = checkpoint.build().to(processes.device)
     with ProgressDisplay("evaluating", len(dataset), is_silent=not processes.is_main) as display:
-        evaluator = _collect(
+        evaluators = _collect(
             model,
             evaluation_postprocess(experiment),
             dataset,
@@ -181,9 +217,10 @@ def evaluate_run(
             num_workers=experiment.data.num_workers,
             precision=experiment.train.precision,
             max_detections=experiment.train.max_detections,
+            panoptic=panoptic_postprocess(experiment, dataset.label_map),
             progress=lambda done, total: display.update(len(dataset) * done // total),
         )
-    evaluation = _result(evaluator, processes)
+    evaluation = _result(evaluators, processes)
     if processes.is_main:
         record = {
             "checkpoint": path.name,
@@ -194,7 +231,7 @@ def evaluate_run(
             **evaluation.metrics,
         }
         write_text(file, json.dumps(record, indent=2) + "\n")
-        write_report(file.with_suffix(""), evaluator, evaluation.metrics, dataset, num_worst=num_worst)
+        write_report(file.with_suffix(""), evaluators.coco, evaluation.metrics, dataset, num_worst=num_worst)
     return evaluation
 
 

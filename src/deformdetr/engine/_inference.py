@@ -1,19 +1,23 @@
 """Running a model for evaluation and prediction."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from deformdetr.config import DeformableDETRConfig, DETRConfig
+from deformdetr.data import LabelMap
 from deformdetr.engine._config import Experiment
-from deformdetr.models import PostProcess
-from deformdetr.structures import Detections, ImageBatch
+from deformdetr.models import PanopticPostProcess, PostProcess, SigmoidPostProcess
+from deformdetr.structures import Detections, ImageBatch, PanopticSegmentation
 
 # Pixels with a higher mask probability belong to the object.
 MASK_THRESHOLD = 0.5
 # What COCO's rules keep. A model may be set to fewer.
 COCO_DETECTIONS = 100
+_SIGMOID_THRESHOLD = 0.5
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -30,6 +34,23 @@ def evaluation_postprocess(experiment: Experiment) -> PostProcess:
     return evaluated_model(experiment).build_postprocess(mask_threshold=MASK_THRESHOLD)
 
 
+def panoptic_postprocess(experiment: Experiment, label_map: LabelMap) -> PanopticPostProcess | None:
+    """Build panoptic post-processing for a model with masks and labels with stuff; without either, return `None`."""
+    if not (experiment.model.masks and label_map.stuff):
+        return None
+    detections = experiment.model.build_postprocess()
+    panoptic = PanopticPostProcess(stuff=label_map.stuff, detections=detections)
+    # Sigmoids, trained with the focal loss, are less certain than a softmax, for which the default is DETR's.
+    return replace(panoptic, threshold=_SIGMOID_THRESHOLD) if isinstance(detections, SigmoidPostProcess) else panoptic
+
+
+class Found(NamedTuple):
+    """Detections in a batch of images, and their panoptic segmentations if there are any."""
+
+    detections: list[Detections]
+    segmentations: list[PanopticSegmentation] | None
+
+
 def detect(
     model: nn.Module,
     postprocess: Callable[..., list[Detections]],
@@ -38,7 +59,8 @@ def detect(
     *,
     num_labels: int,
     precision: str = "float32",
-) -> list[Detections]:
+    panoptic: PanopticPostProcess | None = None,
+) -> Found:
     """Return the detections in a batch of images, on the CPU.
 
     Args:
@@ -48,12 +70,16 @@ def detect(
         sizes: (height, width) in pixels to which boxes and masks are scaled.
         num_labels: Number of labels in the dataset. Detections of further labels that the model may have are dropped.
         precision: As in `TrainConfig`.
+        panoptic: Post-processing for panoptic segmentations.
     """
     device = next(model.parameters()).device
     images = images.to(device, non_blocking=True)
     with torch.inference_mode(), autocast(device, precision):
-        found = postprocess(model(images.images, images.padding_mask), sizes)
-    return [_known_labels(detections, num_labels) for detections in found]
+        outputs = model(images.images, images.padding_mask)
+        found = [_known_labels(detections, num_labels) for detections in postprocess(outputs, sizes)]
+        if panoptic is None:
+            return Found(found, None)
+        return Found(found, [_known_segments(each, num_labels) for each in panoptic(outputs, sizes)])
 
 
 def _known_labels(detections: Detections, num_labels: int) -> Detections:
@@ -65,6 +91,19 @@ def _known_labels(detections: Detections, num_labels: int) -> Detections:
     }
     if "masks" in detections:
         kept["masks"] = detections["masks"][keep].cpu()
+    return kept
+
+
+def _known_segments(found: PanopticSegmentation, num_labels: int) -> PanopticSegmentation:
+    keep = found["labels"] < num_labels
+    # Numbers of the segments that are kept, from 1; void, and what becomes void, is 0.
+    numbers = torch.cat([keep.new_zeros(1, dtype=torch.int64), keep.cumsum(0) * keep])
+    kept: PanopticSegmentation = {
+        "segment_map": numbers[found["segment_map"]].cpu(),
+        "labels": found["labels"][keep].cpu(),
+    }
+    if "scores" in found:
+        kept["scores"] = found["scores"][keep].cpu()
     return kept
 
 

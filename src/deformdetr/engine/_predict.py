@@ -1,7 +1,9 @@
 """Detection in image and video files."""
 
+import copy
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict
@@ -94,6 +96,9 @@ def predict(
     file that cannot be read is skipped, and the result and the JSON file have the reason. Image files become pixels as
     in training: the run's `data.decode` says whether photographs are turned by their EXIF orientation.
 
+    If the model predicts masks and its labels include stuff, the folder `panoptic` gets pictures of the panoptic
+    segmentations of image files under the same names, of segments whose scores exceed `threshold`.
+
     Args:
         run: A predictor, or what `load` takes.
         images: Files, folders whose images and videos are used, and patterns such as `photos/**/*.jpg`, or one of
@@ -125,7 +130,7 @@ def predict(
     pictures = _name_pictures(files, out_dir)
     if any(map(is_video, files)):
         require_av()
-    predictor = run if isinstance(run, Predictor) else load(run)
+    predictor = _segmenting_from(threshold, run if isinstance(run, Predictor) else load(run))
     size = checked_batch_size(batch_size, predictor.device)
     result = PredictResult([], {}, predictor.best_threshold)
     numbers = {str(file): number for number, file in enumerate(files, start=1)}
@@ -153,6 +158,15 @@ def predict(
     return result
 
 
+def _segmenting_from(threshold: float, predictor: Predictor) -> Predictor:
+    """Return a predictor that assigns pixels to what is drawn as boxes."""
+    if predictor.panoptic is None:
+        return predictor
+    changed = copy.copy(predictor)
+    changed.panoptic = replace(predictor.panoptic, threshold=threshold)
+    return changed
+
+
 class _Drawing(NamedTuple):
     """Detection in files, drawn into pictures."""
 
@@ -168,6 +182,9 @@ class _Drawing(NamedTuple):
             results = self.predictor(images, threshold=0.0, batch_size=self.batch_size)
             for (file, picture, _), found in zip(batch, results, strict=True):
                 save_image(found.above(self.threshold).draw(font=self.font), picture)
+                if found.segmentation is not None:
+                    _panoptic_picture(picture).parent.mkdir(exist_ok=True)
+                    save_image(found.draw_panoptic(font=self.font), _panoptic_picture(picture))
                 yield _to_json(file, found, self.predictor.label_map)
 
     def videos(self, files: Iterable[tuple[Path, Path]], skipped: dict[str, str]) -> Iterator[ImageDetections]:
@@ -201,6 +218,10 @@ def _readable(
             yield file, picture, image
 
 
+def _panoptic_picture(picture: Path) -> Path:
+    return picture.parent / "panoptic" / picture.name
+
+
 def _name_pictures(files: Sequence[Path], out_dir: Path) -> list[Path]:
     """Return the path of the picture of each image, or of the drawn video.
 
@@ -217,7 +238,8 @@ def _name_pictures(files: Sequence[Path], out_dir: Path) -> list[Path]:
             picture = out_dir / fitting_name(file.stem, f"_{number}{suffix}")
         taken.add(picture)
         pictures.append(picture)
-    overwritten = {picture.resolve() for picture in pictures} & {file.resolve() for file in files}
+    written = [*pictures, *map(_panoptic_picture, pictures)]
+    overwritten = {picture.resolve() for picture in written} & {file.resolve() for file in files}
     if overwritten:
         raise PredictionError(f"{min(overwritten)} would be replaced by a picture: choose another folder to write to")
     return pictures

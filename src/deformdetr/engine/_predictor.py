@@ -15,11 +15,11 @@ from torchvision.ops import clip_boxes_to_image
 
 from deformdetr.data import DecodeConfig, LabelMap, image_tensor, load_image, prepare_for_evaluation
 from deformdetr.engine._checkpoint import Checkpoint
-from deformdetr.engine._inference import MASK_THRESHOLD, detect
+from deformdetr.engine._inference import MASK_THRESHOLD, detect, panoptic_postprocess
 from deformdetr.engine._result import DetectionResult
 from deformdetr.engine._run_directory import evaluated_threshold, load_run
-from deformdetr.models import IMAGENET_MEAN, IMAGENET_STD, prepare_image
-from deformdetr.structures import Detections, ImageBatch
+from deformdetr.models import IMAGENET_MEAN, IMAGENET_STD, PanopticPostProcess, prepare_image
+from deformdetr.structures import Detections, ImageBatch, PanopticSegmentation
 
 ImageSource = str | Path | Image.Image | np.ndarray | Tensor
 """An image file, a PIL image, an array (height, width[, 3]) of uint8, or a tensor (3, height, width)."""
@@ -55,6 +55,7 @@ class Predictor:
         decode: How image files and PIL images become pixels.
         precision: As in `TrainConfig`.
         best_threshold: The threshold of scores with the highest F1 in the evaluation of the model, as a suggestion.
+        panoptic: Post-processing for panoptic segmentations of the images, which have a threshold of their own.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Predictor:
         decode: DecodeConfig = _DECODE,
         precision: str = "float32",
         best_threshold: float | None = None,
+        panoptic: PanopticPostProcess | None = None,
     ) -> None:
         self.model = model.eval()
         self.postprocess = postprocess
@@ -75,6 +77,7 @@ class Predictor:
         self.decode = decode
         self.precision = precision
         self.best_threshold = best_threshold
+        self.panoptic = panoptic
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -144,29 +147,35 @@ class Predictor:
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be in [0, 1], got {threshold}")
         for batch in batched(images, checked_batch_size(batch_size, self.device)):
-            for source, image, found in self._detect(batch):
-                yield self._result(source, image, found).above(threshold)
+            for each in self._detect(batch):
+                yield self._result(*each).above(threshold)
 
-    def _detect(self, sources: Sequence[ImageSource]) -> Iterator[tuple[ImageSource, Tensor, Detections]]:
+    def _detect(
+        self, sources: Sequence[ImageSource]
+    ) -> Iterator[tuple[ImageSource, Tensor, Detections, PanopticSegmentation | None]]:
         images = [read_image(source, self.decode) for source in sources]
         prepared = [self.prepare(image) for image in images]
         by_size: dict[torch.Size, list[int]] = {}
         for index, image in enumerate(prepared):
             by_size.setdefault(image.shape, []).append(index)
-        found: dict[int, Detections] = {}
+        found: dict[int, tuple[Detections, PanopticSegmentation | None]] = {}
         for indices in by_size.values():
-            detections = detect(
+            detections, segmentations = detect(
                 self.model,
                 self.postprocess,
                 ImageBatch.from_images([prepared[index] for index in indices]),
                 [(images[index].shape[1], images[index].shape[2]) for index in indices],
                 num_labels=len(self.names),
                 precision=self.precision,
+                panoptic=self.panoptic,
             )
-            found.update(zip(indices, detections, strict=True))
-        return ((source, images[index], found[index]) for index, source in enumerate(sources))
+            for number, index in enumerate(indices):
+                found[index] = detections[number], None if segmentations is None else segmentations[number]
+        return ((source, images[index], *found[index]) for index, source in enumerate(sources))
 
-    def _result(self, source: ImageSource, image: Tensor, found: Detections) -> DetectionResult:
+    def _result(
+        self, source: ImageSource, image: Tensor, found: Detections, segmentation: PanopticSegmentation | None
+    ) -> DetectionResult:
         # A softmax model returns one detection per query, in their order.
         scores, order = found["scores"].sort(descending=True, stable=True)
         height, width = image.shape[1:]
@@ -179,6 +188,7 @@ class Predictor:
             class_names=self.names,
             best_score=float(scores[0]) if len(scores) else None,
             source=Path(source) if isinstance(source, str | Path) else None,
+            segmentation=segmentation,
         )
 
 
@@ -224,6 +234,7 @@ def predictor_of(
         decode=experiment.data.decode,
         precision=experiment.train.precision,
         best_threshold=best_threshold,
+        panoptic=panoptic_postprocess(experiment, checkpoint.label_map),
     )
 
 

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from deformdetr.visualize import draw_boxes
+from deformdetr.structures import PanopticSegmentation
+from deformdetr.visualize import draw_boxes, draw_panoptic
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -27,6 +28,7 @@ class DetectionResult:
         class_names: Name of every label of the model.
         best_score: Highest score of all detections, those below the threshold included; None without any detection.
         source: The file that the image was read from.
+        segmentation: Panoptic segmentation, of a model with masks whose labels include stuff.
 
     Examples:
         >>> import torch
@@ -53,6 +55,7 @@ class DetectionResult:
     best_score: float | None
     masks: Bool[Tensor, "n height width"] | None = None
     source: Path | None = None
+    segmentation: PanopticSegmentation | None = None
 
     @property
     def names(self) -> list[str]:
@@ -97,6 +100,20 @@ class DetectionResult:
             min_size=min_size,
             font=font,
         )
+
+    def draw_panoptic(self, *, min_size: int = 512, font: str | Path | None = None) -> Image.Image:
+        """Return a picture of the panoptic segmentation.
+
+        Args:
+            min_size: As in `deformdetr.visualize.draw_boxes`.
+            font: As in `deformdetr.visualize.draw_boxes`.
+
+        Raises:
+            ValueError: If there is no segmentation.
+        """
+        if self.segmentation is None:
+            raise ValueError("there is no panoptic segmentation, which needs a model with masks and labels of stuff")
+        return draw_panoptic(self.image, self.segmentation, self.class_names, min_size=min_size, font=font)
 
     def to_supervision(self) -> Any:
         """Return the detections as `supervision.Detections`, with the names under `class_name`.

@@ -20,7 +20,7 @@ from deformdetr.engine._epoch import EpochProgress
 from deformdetr.engine._errors import RunError, TrainingInterrupted
 from deformdetr.engine._evaluate import Evaluation, evaluate
 from deformdetr.engine._experiment import all_changes, object_limits, resolve
-from deformdetr.engine._inference import evaluation_postprocess
+from deformdetr.engine._inference import evaluation_postprocess, panoptic_postprocess
 from deformdetr.engine._initial_model import initial_model, locate_initial_weights
 from deformdetr.engine._launcher import check_launcher
 from deformdetr.engine._learner import Learner
@@ -304,6 +304,7 @@ class _Training:
             num_workers=self._experiment.data.num_workers,
             precision=self._config.precision,
             max_detections=self._config.max_detections,
+            panoptic=panoptic_postprocess(self._experiment, self._datasets.val.label_map),
             progress=show,
         )
 
@@ -388,4 +389,6 @@ def _summary(row: dict[str, Any], epochs: int) -> str:
     parts += [f"{name} {row[name]:.3f}" for name in ("AP", "AP50", "AP75") if row.get(name) is not None]
     of_masks = row.get("segm", {}).get("AP")
     parts += [] if of_masks is None else [f"mask AP {of_masks:.3f}"]
+    quality = row.get("panoptic", {}).get("PQ")
+    parts += [] if quality is None else [f"PQ {quality:.3f}"]
     return "  ".join([*parts, f"{row['images_per_second']:.1f} images/s"])

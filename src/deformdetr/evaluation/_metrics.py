@@ -10,6 +10,7 @@ from jaxtyping import Float64
 
 from deformdetr._coco_types import LabelMap
 from deformdetr.evaluation._matching import Matches, OperatingPoint
+from deformdetr.evaluation._panoptic import PanopticMetrics
 
 
 class ClassMetrics(TypedDict):
@@ -31,6 +32,8 @@ class ClassMetrics(TypedDict):
 
 class CocoMetrics(TypedDict):
     """COCO's twelve metrics for boxes, in [0, 1], and metrics by category. `segm` holds those of masks.
+
+    `panoptic` holds the panoptic quality of models with masks on datasets with stuff.
 
     AP is the mean over IoU thresholds 0.5 to 0.95 and over categories. AP50 and AP75 are at one threshold. AR1, AR10
     and AR100 are the recall with at most that many detections per image and category; the other metrics count
@@ -58,6 +61,7 @@ class CocoMetrics(TypedDict):
     best_f1: NotRequired[float | None]
     per_class: list[ClassMetrics]
     segm: NotRequired["CocoMetrics"]
+    panoptic: NotRequired[PanopticMetrics]
 
 
 class Accumulated:

@@ -1,14 +1,16 @@
 """Panoptic quality, by the rules of the COCO panoptic API."""
 
-from collections.abc import Collection
-from typing import TypedDict
+from collections.abc import Collection, Sequence
+from typing import Literal, TypedDict
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from deformdetr._coco_types import LabelMap
 from deformdetr.structures import PanopticSegmentation
+
+_FACTORS: tuple[Literal["PQ", "SQ", "RQ"], ...] = ("PQ", "SQ", "RQ")
 
 
 class PanopticNumbers(TypedDict):
@@ -100,6 +102,27 @@ class PanopticEvaluator:
         self._add(true_labels[pairs[:, 0]], 1)
         self._add(labels[~matched.any(0) & ~is_ignored], 2)
         self._add(true_labels[~matched.any(1) & ~crowd], 3)
+
+    def state(self) -> Float64[Tensor, "classes 4"]:
+        """Return the counts so far, for `merge`."""
+        return self._counts
+
+    def merge(self, states: Sequence[Float64[Tensor, "classes 4"]]) -> None:
+        """Set the counts to the sum of the states of all processes, this one's included."""
+        self._counts = torch.stack(list(states)).sum(0)
+
+    def table(self) -> str:
+        """Return a table of PQ, SQ and RQ: of all classes, things, stuff, and each class that occurs."""
+        metrics = self.compute()
+        numbers: dict[str, PanopticNumbers] = {
+            "all": metrics, "things": metrics["things"], "stuff": metrics["stuff"], **metrics["by_class"]
+        }  # fmt: skip
+        width = max(map(len, numbers))
+        rows = [
+            f"{name:<{width}}  " + "  ".join("    -" if row[key] is None else f"{row[key]:5.3f}" for key in _FACTORS)
+            for name, row in numbers.items()
+        ]
+        return "\n".join([f"{'':<{width}}  " + "  ".join(f"{key:>5}" for key in _FACTORS), *rows])
 
     def compute(self) -> PanopticMetrics:
         """Return the metrics of all images so far."""

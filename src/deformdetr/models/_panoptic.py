@@ -47,8 +47,8 @@ class PanopticPostProcess:
 
     def __post_init__(self) -> None:
         """Check `threshold` and `min_area`."""
-        if not 0 <= self.threshold < 1:
-            raise ValueError(f"threshold must lie in [0, 1), got {self.threshold}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must lie in [0, 1], got {self.threshold}")
         if self.min_area < 1:
             raise ValueError(f"min_area must be positive, got {self.min_area}")
 
