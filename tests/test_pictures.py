@@ -11,6 +11,7 @@ from docs.hooks.pictures import (
     LEVELS,
     PICTURES,
     SHAPES,
+    draw_dat_points,
     draw_directions,
     draw_reference_points,
     draw_sampling_grids,
@@ -58,3 +59,14 @@ def test_sampling_grids_count_pixels_around_a_point_and_fill_a_box(level: int):
     around_point, around_box = (np.concatenate(_points(figure.axes[row * 3 + level])) - center for row in (0, 1))
     np.testing.assert_allclose(np.abs(around_point).max(), 4, atol=1e-4)
     np.testing.assert_allclose(np.abs(around_box).max(0), [0.5 * width / 2, 0.6 * height / 2], atol=1e-4)
+
+
+def test_groups_of_dat_move_one_grid_by_at_most_its_spacing():
+    first, second = (_points(axis)[-2:] for axis in draw_dat_points().axes)
+    np.testing.assert_array_equal(first[0], second[0])
+    spacing = np.unique(first[0][:, 0])[1] - np.unique(first[0][:, 0])[0], first[0][6, 1] - first[0][0, 1]
+    for grid, moved in (first, second):
+        assert grid.shape == moved.shape == (4 * 6, 2)
+        assert (np.abs(moved - grid) < spacing).all()
+        assert np.abs(moved - grid).max() > 0.2
+    assert np.abs(first[1] - second[1]).max() > 0.2

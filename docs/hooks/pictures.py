@@ -1,4 +1,4 @@
-"""MkDocs hook that draws the pictures of the attention page with the library's own functions."""
+"""MkDocs hook that draws pictures of attention layers with the library's own functions."""
 
 import io
 from typing import Any
@@ -8,9 +8,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from torch import Tensor
+from torch import Tensor, nn
 
-from deformdetr.nn import MSDeformAttn, pixel_centers, valid_ratios
+from deformdetr.nn import DeformableAttention2d, MSDeformAttn, pixel_centers, valid_ratios
 
 SHAPES = [(8, 12), (4, 6), (2, 3)]
 # Columns that are not padding: two thirds.
@@ -22,7 +22,7 @@ def draw_reference_points() -> Figure:
     """Draw the reference points of an encoder: the centers of all pixels that are not padding, on every level."""
     masks = [torch.arange(width).expand(1, height, width) >= valid for (height, width), valid in LEVELS]
     centers = pixel_centers(SHAPES, valid_ratios(masks))[0].split([height * width for height, width in SHAPES])
-    figure, axes = _draw_levels()
+    figure, axes = _draw_levels(SHAPES)
     for level, (axis, ((height, width), valid)) in enumerate(zip(axes, LEVELS, strict=True)):
         own = centers[level][:, level]
         _scatter(axis, own[~masks[level].flatten()], SHAPES[level], color="C0")
@@ -48,7 +48,7 @@ def draw_directions() -> Figure:
 def draw_sampling_grids() -> Figure:
     """Draw where one query of a new layer samples: around a point, and below it around a box."""
     layer = MSDeformAttn(n_levels=len(SHAPES))
-    figure, axes = _draw_levels(rows=2)
+    figure, axes = _draw_levels(SHAPES, rows=2)
     for row, reference in enumerate(([0.4, 0.45], [0.4, 0.45, 0.5, 0.6])):
         references = torch.tensor(reference).view(1, 1, 1, -1)
         with torch.no_grad():
@@ -61,7 +61,28 @@ def draw_sampling_grids() -> Figure:
     return figure
 
 
+def draw_dat_points() -> Figure:
+    """Draw where a DAT layer with random weights samples a random map, for each of two groups of channels."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = DeformableAttention2d(32, n_heads=4, n_groups=2, map_size=SHAPES[0], stride=2)
+        features = torch.randn(1, 32, *SHAPES[0])
+    moved = layer.sampling_locations(features)[0]
+    nn.init.zeros_(layer.offset_proj.weight)
+    grid = layer.sampling_locations(features)[0]
+    figure, axes = _draw_levels([SHAPES[0]] * 2)
+    for group, axis in enumerate(axes):
+        height, width = SHAPES[0]
+        start, end = (each[:, group] * torch.tensor([width, height]) for each in (grid, moved))
+        axis.quiver(*start.T, *(end - start).T, angles="xy", scale_units="xy", scale=1, width=0.004, color="gray")
+        axis.scatter(*start.T, marker="+", color="black", s=30, linewidth=1)
+        _scatter(axis, moved[:, group], SHAPES[0], color=HEADS[group])
+        axis.set_title(f"group {group + 1}", fontsize=10)
+    return figure
+
+
 PICTURES = {
+    "dat_points": draw_dat_points,
     "reference_points": draw_reference_points,
     "directions": draw_directions,
     "sampling_grids": draw_sampling_grids,
@@ -86,12 +107,12 @@ def to_svg(figure: Figure) -> bytes:
     return memory.getvalue()
 
 
-def _draw_levels(rows: int = 1) -> tuple[Figure, list[Axes]]:
+def _draw_levels(shapes: list[tuple[int, int]], rows: int = 1) -> tuple[Figure, list[Axes]]:
     """Draw the pixels of every level side by side, at the same size."""
-    figure = Figure(figsize=(9, 2.3 * rows), layout="constrained")
-    axes = list(figure.subplots(rows, len(SHAPES)).flat)
+    figure = Figure(figsize=(9, 6.9 / len(shapes) * rows), layout="constrained")
+    axes = list(figure.subplots(rows, len(shapes)).flat)
     for index, axis in enumerate(axes):
-        height, width = SHAPES[index % len(SHAPES)]
+        height, width = shapes[index % len(shapes)]
         axis.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xticks=range(width + 1), yticks=range(height + 1))
         axis.tick_params(labelbottom=False, labelleft=False, length=0)
         axis.grid(linewidth=0.5)
