@@ -15,9 +15,10 @@ from unittest import mock
 
 import torch
 
-from benchmarks import measure, tune
+from benchmarks import deform_conv, measure, tune
 from benchmarks.cases import Case, Device, Dtype, ModelSizes, OperatorSizes, Task, select, tasks
 from benchmarks.documents import long_table
+from benchmarks.pages import digits, markdown
 from benchmarks.providers import PROVIDERS
 from benchmarks.results import load, wrong_rows_of_ours
 from benchmarks.runner import Settings, run_tasks
@@ -84,6 +85,14 @@ def model(options: argparse.Namespace) -> None:
         _run(options, "model", rounds=10, seconds=5)
 
 
+def convolution(options: argparse.Namespace) -> None:
+    """Time torchvision's deformable convolution beside the same by our operator."""
+    sizes = deform_conv.SIZES if options.device == "cuda" else ((1, 2, 2, 3),)
+    with _stream(options.device), (options.out / "convolution.jsonl").open("w") as file:
+        for row in deform_conv.measure(options.device, sizes):
+            print(json.dumps(row), file=file, flush=True)
+
+
 def tests(options: argparse.Namespace) -> None:
     """Run the tests that need a GPU."""
     marked = "gpu" if options.device == "cuda" else "not gpu and not slow"
@@ -105,6 +114,11 @@ def tables(out: Path) -> str:
     """Return the tables of all results that have been written."""
     paths = [path for path in sorted(out.rglob("*_*.json")) if path.parent.name in TASKS["cuda"]]
     parts = [f"## {path.relative_to(out)}\n\n{long_table(load(path))}" for path in paths]
+    path = out / "convolution.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if rows:
+        cells = [[each if isinstance(each, str) else digits(each) for each in row.values()] for row in rows]
+        parts.append(f"## {path.name}\n\n{markdown(list(rows[0]), cells, left=2)}")
     return "\n\n".join(parts)
 
 

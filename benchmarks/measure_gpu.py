@@ -28,6 +28,7 @@ STAGES = {
     "launch": 20,
     "tuned": 14,
     "model": 10,
+    "convolution": 4,
     "tests": 10,
     "sanitizer": 6,
 }

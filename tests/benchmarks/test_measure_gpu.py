@@ -47,6 +47,9 @@ def test_every_stage_runs_without_a_gpu(tmp_path):
         assert measured >= ({"ours"} if stage == "model" else {"ours", "ours_fused", "grid_sample"})
     (path,) = (out / "rates").glob("*.json")
     assert [row["status"] for row in json.loads(path.read_text())["rows"]].count("measured") == 3 * (3 + 4)
+    rows = [json.loads(line) for line in (out / "convolution.jsonl").read_text().splitlines()]
+    assert [row["direction"] for row in rows] == ["forward", "forward and backward"]
+    assert all(row["operator, microseconds"] > 0 < row["torchvision, microseconds"] for row in rows)
     assert "none" in json.loads((out / "launch_table.json").read_text())["launches"]
     assert "benchmarks.measure_gpu --stages smoke" in (out / "sanitizer.log").read_text()
     summary = (out / "summary.md").read_text()
