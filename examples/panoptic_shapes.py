@@ -24,8 +24,8 @@ def main(folder, *, num_train=1600, num_val=100, epochs=8):
     for index in range(min(3, num_val)):
         image, _ = dataset.untransformed(index)
         truth = panoptic_truth(dataset.annotations, index)
-        pictures.append(draw_panoptic(image, truth, detector.names, min_size=288))
-        pictures.append(detector(image).draw_panoptic(min_size=288))
+        pictures.append(draw_panoptic(image, truth, detector.names, min_size=192))
+        pictures.append(detector(image).draw_panoptic(min_size=192))
     save_image(tile_pictures(pictures, columns=2), Path(folder) / "panoptic.jpg")
     return [row["panoptic"]["PQ"] for row in rows if "panoptic" in row]
 

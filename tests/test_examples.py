@@ -36,7 +36,7 @@ def test_panoptic_shapes_are_trained_evaluated_and_drawn(tmp_path):
     # After one step, nothing is certain yet.
     assert runpy.run_path(str(path))["main"](tmp_path / "run", num_train=8, num_val=2, epochs=1) == [0]
     with Image.open(tmp_path / "run" / "panoptic.jpg") as picture:
-        assert picture.height > 2 * 288
+        assert picture.height > 2 * 192
 
 
 @pytest.mark.slow

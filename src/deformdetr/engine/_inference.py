@@ -17,7 +17,7 @@ from deformdetr.structures import Detections, ImageBatch, PanopticSegmentation
 MASK_THRESHOLD = 0.5
 # What COCO's rules keep. A model may be set to fewer.
 COCO_DETECTIONS = 100
-_SIGMOID_THRESHOLD = 0.5
+_SIGMOID_THRESHOLD = 0.3
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
