@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import convergence, flops, machine_code, trained
+from benchmarks import convergence, exported, flops, machine_code, trained
 from benchmarks.cases import DIRECTIONS, KINDS
 from benchmarks.measure import PRODUCT_DTYPES
 from benchmarks.pages import DOCS, README, RESULTS, Parts, digits, markdown
@@ -31,7 +31,7 @@ def all_parts(directory: Path = RESULTS) -> Parts:
         on_device = [each for each in of_kind["operator"] if each.runs[-1]["environment"]["device"] == device]
         parts[PAGE, f"operator {device}"] = _sections(on_device)
     parts[README, "benchmarks"] = summary_table([each for results in of_kind.values() for each in results])
-    for module in (convergence, flops, machine_code, trained):
+    for module in (convergence, exported, flops, machine_code, trained):
         parts |= module.parts()
     return parts
 

@@ -38,7 +38,7 @@ def describe_environment(device: Device = "cpu", commit: str | None = None) -> d
 def describe_source(*commands: str, packages: Sequence[str] = ("torch",)) -> dict[str, Any]:
     """Return the entries of stored results from which `benchmarks.pages.source` makes a sentence."""
     environment = describe_environment()
-    versions = {name: environment["versions"][name] for name in packages}
+    versions = {name: environment["versions"].get(name) or _version(name) for name in packages}
     return {"commands": list(commands), "commit": environment["commit"], "versions": versions}
 
 
