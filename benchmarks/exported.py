@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.environment import describe_source
-from benchmarks.measure import processor_times
+from benchmarks.measure import WallClock, interleave
 from benchmarks.model import build_ours
 from benchmarks.pages import DOCS, Parts, markdown, read, source, store, write
 from deformdetr import preset
@@ -78,7 +78,8 @@ def measure(
         calls |= {(engine, sampling): ENGINES[engine](path, batch) for engine in engines}
     expected = run()
     errors = [_error(call(), expected) for call in calls.values()]
-    times = list(processor_times({" ".join(key): call for key, call in calls.items()}, rounds).values())
+    samples = {" ".join(key): WallClock(call, name="processor").sample for key, call in calls.items()}
+    times = list(interleave(samples, dict.fromkeys(samples, rounds)).values())
     speed_ups = [median(map(truediv, times[0], taken)) for taken in times]
     return [
         {"engine": engine, "sampling": sampling, "seconds": min(taken), "speed_up": speed_up, "error": error}
