@@ -95,7 +95,8 @@ class DeformableAttention2d(nn.Module):
         out = F.scaled_dot_product_attention(
             self._split(query.flatten(1, 2)), keys, values, attn_mask=bias.to(query.dtype)
         )
-        out = apply_linear(self.output_proj, out.transpose(1, 2).reshape(x.shape))
+        # Joined by a copy: a view would fix the strides that the attention function has here, and exporters use others.
+        out = apply_linear(self.output_proj, torch.cat(out.unbind(1), dim=-1).view(x.shape))
         return out.permute(0, 3, 1, 2)
 
     def sampling_locations(

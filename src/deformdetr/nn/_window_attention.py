@@ -69,8 +69,9 @@ class WindowAttention(nn.Module):
         # Index arithmetic, because views of tiles would let compilers fix a number of windows in a line that is 1.
         places = torch.arange(down * across * side**2, device=self.distances.device)
         windows, places = places // side**2, places % side**2
-        rows = (windows // across * side + places // side + self.shift) % (down * side)
-        columns = (windows % across * side + places % side + self.shift) % (across * side)
+        line = windows // across
+        rows = _wrap(line * side + places // side + self.shift, down * side)
+        columns = _wrap((windows - line * across) * side + places % side + self.shift, across * side)
         pixels = rows.clamp(max=height - 1) * width + columns.clamp(max=width - 1)
         parts = 3 * self._parts(rows, height) + self._parts(columns, width)
         return pixels.view(-1, side**2), parts.view(-1, side**2)
@@ -82,7 +83,7 @@ class WindowAttention(nn.Module):
         """Return the place of every pixel among those of all windows."""
         side = self.window_size
         rows, columns = (
-            (torch.arange(size, device=self.distances.device) - self.shift) % (size + padding_to_multiple(size, side))
+            _wrap(torch.arange(size, device=self.distances.device) - self.shift, size + padding_to_multiple(size, side))
             for size in (height, width)
         )
         windows_in_line = (width + side - 1) // side
@@ -108,6 +109,11 @@ class WindowAttention(nn.Module):
     def extra_repr(self) -> str:
         """Return the settings that the layers do not show."""
         return f"n_heads={self.n_heads}, window_size={self.window_size}, shift={self.shift}"
+
+
+def _wrap(places: Int[Tensor, " places"], size: int) -> Int[Tensor, " places"]:
+    """Return places from `-size` to `2 * size - 1` modulo `size`: exporters cannot divide by a size that may vary."""
+    return torch.where(places < 0, places + size, torch.where(places < size, places, places - size))
 
 
 def _distances(size: int) -> Int[Tensor, "pixels pixels"]:
