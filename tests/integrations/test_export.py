@@ -6,6 +6,7 @@ import inspect
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 from checkpoints import tiny_config, tiny_detr_config
 from deformdetr.config import preset
@@ -14,7 +15,8 @@ from deformdetr.integrations._export._check import Comparison, FileOutputs, comp
 from deformdetr.integrations.export import ExportError, decompositions, export_onnx, export_program
 from deformdetr.kernels import fused_ms_deform_attn, ms_deform_attn
 from deformdetr.models import SigmoidPostProcess, SoftmaxPostProcess
-from deformdetr.nn import MSDeformAttn
+from deformdetr.nn import DeformableAttention2d, MSDeformAttn
+from deformdetr.nn._window_attention import WindowAttention
 from deformdetr.structures import ImageBatch
 from deformdetr.testing import TOLERANCES, random_inputs
 from sampling import assert_close
@@ -351,6 +353,25 @@ def test_onnx_file_computes_what_the_model_does(variant, sampling, opset, tmp_pa
             )
     assert list(tmp_path.iterdir()) == [path]
     assert onnx.load(path) == content
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+def test_attention_of_dat_computes_the_same_in_onnx(tmp_path, rng):
+    import onnxruntime
+
+    layers = [WindowAttention(16, 2, window_size=3, shift=2), DeformableAttention2d(16, 2, 2, map_size=8)]
+    model, path = nn.Sequential(*layers).eval(), tmp_path / "attention.onnx"
+    dynamic = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+    with torch.no_grad():
+        program = torch.export.export(model, (torch.randn(2, 16, 9, 11),), dynamic_shapes=dynamic, strict=True)
+    program = program.run_decompositions(decompositions("gather"))
+    torch.onnx.export(program, (), path, input_names=["x"], output_names=["y"], dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(path)
+    for size in ((2, 16, 9, 11), (1, 16, 3, 3), (3, 16, 2, 5)):
+        x = torch.randn(size, generator=rng)
+        (found,) = session.run(None, {"x": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), model(x).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_operators_without_an_older_form_raise():
