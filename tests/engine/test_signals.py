@@ -22,10 +22,12 @@ from fragile_runs import assert_same_run
 
 @pytest.fixture(autouse=True)
 def _shell_in_the_foreground() -> Iterator[None]:
-    """Restore Python's handler of SIGINT, which processes that a shell starts in the background ignore."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Restore usual handlers: what a shell starts in the background ignores SIGINT, and below `nohup` SIGHUP."""
+    usual = dict.fromkeys(STOP_SIGNALS, signal.SIG_DFL) | {signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def handlers():
