@@ -10,8 +10,9 @@ two `CHUNKS`: half as many lanes do half of the redundant arithmetic.
 Notation: `u`, `v` are the position of a sample in pixels of its level, with pixel centers at integers. An axis
 contributes up to two pixels: `first`, and the next one if `has_second`.
 
-Loops over levels are not unrolled: compiling all of them unrolled takes ten times as long and spills registers. Loops
-over points are, so that their loads are in flight together. Sizes of images, queries and batches are arguments, so that
+Loops over levels are not unrolled: compiling all of them unrolled takes ten times as long and spills registers. The
+forward unrolls loops over points, so that their loads are in flight together. In the backward, those of the four pixels
+of a point are. Sizes of images, queries and batches are arguments, so that
 kernels are not compiled anew for them.
 """
 

@@ -87,7 +87,7 @@ def choose(
     width = next_power_of_2(-(-row_words // chunks))
     # One row per group of lanes that read it in one pass; more rows per warp would go through shared memory.
     served = max(1, entry["warps"] * architecture.lanes * _BYTES_PER_LANE // (width * word_size))
-    return Launch(served, width, chunks, entry["warps"], entry.get("unrolled", 2), tiled=bool(entry["tiled"]))
+    return Launch(served, width, chunks, entry["warps"], entry.get("unrolled", 1), tiled=bool(entry["tiled"]))
 
 
 def next_power_of_2(number: int) -> int:
