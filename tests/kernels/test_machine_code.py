@@ -41,8 +41,8 @@ def test_backward_adds_vectors_and_waits_for_none_of_them(dtype: str, coordinate
     needs = ("VALUE", "LOCATIONS", "WEIGHTS", *(["REFERENCES"] if coordinates else []))
     code = disassemble(build("backward", dtype, NVIDIA["sm_90"], coordinates=coordinates, needs=needs))
     halves = 1 if dtype == "fp32" else 2
-    # Two points of four corners, each added in two passes.
-    assert code.count(r"REDG?\..*ADD\.F32x4") == 2 * 4 * 2 * halves
+    # A point of four corners, each added in two passes.
+    assert code.count(r"REDG?\..*ADD\.F32x4") == 4 * 2 * halves
     assert code.count(r"ATOM") == 0
     assert code.count(r"(MEMBAR|ERRBAR|CCTL)") == 0
     assert code.count(r"(LDL|STL)") == 0
@@ -56,8 +56,8 @@ def test_backward_adds_vectors_and_waits_for_none_of_them(dtype: str, coordinate
 )
 def test_sums_in_half_precision_add_eight_channels_at_once(target: str, dtype: str, coordinates: int):
     code = disassemble(build("backward", dtype, NVIDIA[target], coordinates=coordinates, half_sums=True))
-    # Half as many as of four float32 numbers each: two points of four corners, each added in two passes.
-    assert code.count({"fp16": r"REDG?\..*ADD\.F16x8", "bf16": r"REDG?\..*ADD\.BF16x8"}[dtype]) == 2 * 4 * 2
+    # Half as many as of four float32 numbers each: a point of four corners, each added in two passes.
+    assert code.count({"fp16": r"REDG?\..*ADD\.F16x8", "bf16": r"REDG?\..*ADD\.BF16x8"}[dtype]) == 4 * 2
     assert code.count(r"REDG?\..*F32") == 0
     assert code.count(r"(ATOM|MEMBAR|ERRBAR|CCTL|LDL|STL)") == 0
     assert code.count(r"BAR") == (1 if coordinates else 0)
