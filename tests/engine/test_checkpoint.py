@@ -15,7 +15,11 @@ from deformdetr.models import prepare_image
 
 def test_checkpoint_loads_with_weights_only(finished_run):
     content = torch.load(finished_run / "last.pt", weights_only=True)
-    assert content["label_map"] == {"names": ["circle", "rectangle", "triangle"], "category_ids": [1, 2, 3]}
+    assert content["label_map"] == {
+        "names": ["circle", "rectangle", "triangle"],
+        "category_ids": [1, 2, 3],
+        "stuff": [],
+    }
     assert (content["epoch"], content["step"]) == (2, 6)
     assert "AP50" in content["metrics"]
 

@@ -115,7 +115,8 @@ def test_half_precision_keeps_its_dtype(rng, dtype):
         cast = layer(x)
     for output in (cast, layer.to(dtype)(x.to(dtype))):
         assert output.dtype == dtype
-        torch.testing.assert_close(output.float(), expected, rtol=0, atol=0.05 * expected.std().item() * 4)
+        # Up to 0.008 in bfloat16, in 600 results.
+        assert (output.float() - expected).square().mean().sqrt() < 0.05 * expected.std()
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,8 @@ def test_half_precision_keeps_its_dtype(rng, dtype):
         cast = layer(x)
     for output in (cast, layer.to(dtype)(x.to(dtype))):
         assert output.dtype == dtype
-        torch.testing.assert_close(output.float(), expected, rtol=0, atol=0.1 * expected.std().item())
+        # Up to 0.016 in bfloat16, in 300 results.
+        assert (output.float() - expected).square().mean().sqrt() < 0.05 * expected.std()
     assert layer.sampling_locations(x.to(dtype)).dtype == torch.float32
 
 
