@@ -2,7 +2,6 @@
 
 import re
 import secrets
-import shutil
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -208,5 +207,8 @@ def _keep(file: Path, content: bytes) -> None:
     """Write a file of the cache. Without a flush, since its checksum is compared when it is read."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f".{secrets.token_hex(8)}.unfinished")
-    unfinished.write_bytes(content)
-    shutil.move(unfinished, file)
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
