@@ -41,7 +41,7 @@ def check_launcher(config: TrainConfig) -> None:
     requests = (
         ("mixed_precision", precision, "no", "precision", _PRECISIONS.get(precision, precision)),
         ("dynamo_backend", backend, "no", "compile", True),
-        ("gradient_accumulation_steps", steps, "1", "accumulate_steps", int(steps)),
+        ("gradient_accumulation_steps", steps, "1", "accumulate_steps", int(steps) if steps.isdecimal() else steps),
     )
     for name, requested, nothing, setting, wanted in requests:
         if requested != nothing and getattr(config, setting) != wanted:
