@@ -19,6 +19,7 @@ from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._result import DetectionResult
 from deformdetr.engine._video import require_av, video_frames, writing_video
 from deformdetr.evaluation import RunLengths, encode_masks
+from deformdetr.models import PanopticPostProcess
 from deformdetr.visualize import check_font, save_image
 
 _NAMED = 5
@@ -160,10 +161,13 @@ def predict(
 
 def _segmenting_from(threshold: float, predictor: Predictor) -> Predictor:
     """Return a predictor that assigns pixels to what is drawn as boxes."""
-    if predictor.panoptic is None:
-        return predictor
+    panoptic = predictor.panoptic
+    return predictor if panoptic is None else _with_panoptic(predictor, replace(panoptic, threshold=threshold))
+
+
+def _with_panoptic(predictor: Predictor, panoptic: PanopticPostProcess | None) -> Predictor:
     changed = copy.copy(predictor)
-    changed.panoptic = replace(predictor.panoptic, threshold=threshold)
+    changed.panoptic = panoptic
     return changed
 
 
@@ -197,8 +201,10 @@ class _Drawing(NamedTuple):
 
     def _video(self, file: Path, picture: Path) -> list[ImageDetections]:
         listed = []
+        # Frames are drawn with boxes and masks alone.
+        predictor = _with_panoptic(self.predictor, None)
         with writing_video(picture, like=file) as write:
-            results = self.predictor.stream(video_frames(file), threshold=0.0, batch_size=self.batch_size)
+            results = predictor.stream(video_frames(file), threshold=0.0, batch_size=self.batch_size)
             for number, found in enumerate(results):
                 write(found.above(self.threshold).draw(font=self.font))
                 listed.append(_to_json(file, found, self.predictor.label_map, frame=number))
