@@ -40,6 +40,7 @@ def test_sharding_that_the_launcher_requests_is_refused(name, monkeypatch):
         ("MIXED_PRECISION", "fp8", "precision", None),
         ("DYNAMO_BACKEND", "INDUCTOR", "compile", True),
         ("GRADIENT_ACCUMULATION_STEPS", "3", "accumulate_steps", 3),
+        ("GRADIENT_ACCUMULATION_STEPS", "auto", "accumulate_steps", None),
     ],
 )
 def test_what_the_launcher_requests_must_agree_with_the_settings(
