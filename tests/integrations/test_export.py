@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
@@ -343,6 +344,8 @@ def test_onnx_file_computes_what_the_model_does(variant, sampling, opset, tmp_pa
     assert [each.name for each in content.graph.output] == names
     assert content.metadata_props[0].key == "names"
     assert list(tmp_path.iterdir()) == [path]
+    # A file that is published tells nobody where its author keeps the sources.
+    assert str(Path(_onnx.__file__).parents[2]).encode() not in path.read_bytes()
 
     # What is written for one model is wrong for another, and is not kept.
     with pytest.MonkeyPatch.context() as patch:

@@ -177,6 +177,7 @@ def _translate(
         _write_as_opset_17(content.graph)
         version.version = opset
     _name_axes(content)
+    _remove_stack_traces(content.graph)
     onnx.helper.set_model_props(content, dict(metadata))
     return content
 
@@ -254,6 +255,14 @@ def _name_axes(content: Any) -> None:
         rows = value.type.tensor_type.shape.dim[1]
         if rows.dim_param:
             rows.dim_param = "queries" if value.name.startswith("pred_") else "detections"
+
+
+def _remove_stack_traces(graph: Any) -> None:
+    """Remove the lines of code that made each node: they name folders of this machine, and can fill half of the file."""
+    for node in graph.node:
+        kept = [each for each in node.metadata_props if each.key != "pkg.torch.onnx.stack_trace"]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
 
 
 def _check_tolerance(comparisons: Sequence[Comparison], tolerance: float) -> None:
