@@ -405,6 +405,7 @@ def test_messages_show_control_characters_instead_of_sending_them(capsys, tmp_pa
     message = refused(capsys, "eval", tmp_path / "\x1b[31mrun")
     assert "\\x1b[31mrun" in message
     assert message.removesuffix("\n").isprintable()
+    assert " ... " in refused(capsys, "train", tmp_path / "a.yaml", "--" + 9000 * "b", 1)
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,17 @@ from PIL import Image
 from coco_files import coco_document, write_coco
 from deformdetr.cli import _export, main
 from deformdetr.data import DataConfig, build_dataset
-from deformdetr.engine import load_run
+from deformdetr.engine import load_run, train
 from deformdetr.integrations._export import _onnx
-from experiments import tiny_run
+from experiments import tiny_experiment
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return tiny_run(tmp_path_factory.mktemp("export") / "run", epochs=1)
+    # The time that tracing takes grows with levels and layers.
+    small = {"num_feature_levels": 1, "num_decoder_layers": 1, "two_stage": False, "with_box_refine": False}
+    experiment = tiny_experiment(epochs=1)
+    return train(experiment.replace(model=experiment.model.replace(**small)), tmp_path_factory.mktemp("export") / "run").run
 
 
 def exported(capsys, *arguments):

@@ -50,6 +50,17 @@ def test_differences_are_named_by_their_path():
     assert differences(old, new) == {"a.b": (1, 2), "e.f": (None, 0)}
 
 
+@pytest.mark.parametrize(
+    "settings", [{"model": {"preset": "d" + 9000 * "9" + "emo"}}, {"model": {9000 * "a": 1}}, {9000 * "b": 1}]
+)
+def test_long_inputs_are_not_repeated_in_messages(settings):
+    with pytest.raises(ValidationError) as invalid:
+        Experiment.model_validate(settings)
+    message = describe(invalid.value, Experiment)
+    assert " ... " in message
+    assert len(message) < 2000
+
+
 def test_long_lists_of_invalid_settings_are_cut():
     with pytest.raises(ValidationError) as invalid:
         TrainConfig.model_validate({f"unknown{number}": 1 for number in range(500)})

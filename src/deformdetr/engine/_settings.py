@@ -11,6 +11,7 @@ from deformdetr._files import printable
 
 _Models = Sequence[type[BaseModel]]
 _MAX_LINES = 20
+_LONGEST_NAME, _LONGEST_MESSAGE = 200, 600
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,14 +101,14 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
     lines = []
     problems = error.errors(include_url=False)
     for problem in problems[:_MAX_LINES]:
-        name = _dotted(problem["loc"], model)
+        name = printable(_dotted(problem["loc"], model), _LONGEST_NAME)
         if problem["type"] == "extra_forbidden":
-            lines.append(f"there is no setting {name!r}{suggest(name, known)}")
+            lines.append(f"there is no setting '{name}'{suggest(name, known)}")
         elif problem["type"] == "missing":
-            lines.append(f"the setting {name!r} is missing")
+            lines.append(f"the setting '{name}' is missing")
         else:
             given = "" if isinstance(problem["input"], dict | BaseModel) else f", got {problem['input']!r:.60}"
-            message = printable(problem["msg"].removeprefix("Value error, "))
+            message = printable(problem["msg"].removeprefix("Value error, "), _LONGEST_MESSAGE)
             lines.append(f"{name or 'settings'}: {message}{given}")
     if len(problems) > _MAX_LINES:
         lines.append(f"and {len(problems) - _MAX_LINES:,} more")
