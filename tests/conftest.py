@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     given = config.getoption("--seed")
     config.stash[SEED] = random.SystemRandom().randrange(2**32) if given is None else given
     # Drawing is not timed, since the first call compiles a kernel.
-    few = 20 if os.environ.get("TRITON_INTERPRET") == "1" else 200
+    few = 10 if os.environ.get("TRITON_INTERPRET") == "1" else 200
     hypothesis.settings.register_profile("here", max_examples=config.getoption("--examples") or few, deadline=None)
     hypothesis.settings.load_profile("here")
 

@@ -24,7 +24,9 @@ def run(tmp_path_factory):
     # The time that tracing takes grows with levels and layers.
     small = {"num_feature_levels": 1, "num_decoder_layers": 1, "two_stage": False, "with_box_refine": False}
     experiment = tiny_experiment(epochs=1)
-    return train(experiment.replace(model=experiment.model.replace(**small)), tmp_path_factory.mktemp("export") / "run").run
+    return train(
+        experiment.replace(model=experiment.model.replace(**small)), tmp_path_factory.mktemp("export") / "run"
+    ).run
 
 
 def exported(capsys, *arguments):

@@ -104,9 +104,7 @@ def test_unknown_sampling_raises_before_anything_is_done(tmp_path):
 @pytest.mark.slow
 @pytest.mark.compile
 def test_file_of_a_detector_computes_what_the_detector_does(tmp_path, rng):
-    config = tiny_config(
-        num_encoder_layers=1, num_decoder_layers=1, num_feature_levels=2, with_box_refine=True, two_stage=True
-    )
+    config = tiny_config(num_encoder_layers=1, num_decoder_layers=1, num_feature_levels=1)
     report = export_onnx(
         config.build(),
         tmp_path / "model.onnx",
