@@ -8,8 +8,8 @@ class FileError(ValueError):
 def printable(text: str, width: int = 2000) -> str:
     """Return a text that a terminal can show.
 
-    Control characters except line ends are escaped, because terminals would obey them. Of lines longer than `width`, the
-    middle is left out: they repeat an input that is as long.
+    Control characters except line ends are escaped, because terminals would obey them. The middle of lines longer than
+    `width` is left out: they repeat an input that is as long.
     """
     escaped = "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
     return "\n".join(_without_middle(line, width) for line in escaped.split("\n"))
