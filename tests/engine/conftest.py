@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from deformdetr.engine import _train
 from experiments import tiny_run
 
 
@@ -9,3 +10,9 @@ from experiments import tiny_run
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the directory of a finished run. Tests must not change it."""
     return tiny_run(tmp_path_factory.mktemp("runs") / "finished")
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw curves for runs of several tests alone, such as `finished_run`: it takes longer than training them."""
+    monkeypatch.setattr(_train, "plot_curves", lambda records, path: path.touch())

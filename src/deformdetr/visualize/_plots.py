@@ -1,6 +1,5 @@
 """Plots of sampling points and of training curves."""
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -194,11 +193,10 @@ def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def rendered(figure: Any) -> Image.Image:
     """Return a figure of matplotlib as a picture."""
     # Figures created without pyplot do not affect the caller's backend or open windows.
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    buffer.seek(0)
-    with Image.open(buffer) as image:
-        return image.convert("RGB")
+    canvas = matplotlib_module("backends.backend_agg").FigureCanvasAgg(figure)
+    figure.set_dpi(120)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def use_fonts(texts: Sequence[Any]) -> None:
