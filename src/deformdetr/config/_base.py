@@ -3,15 +3,26 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from deformdetr._files import read_mapping, write_mapping
 
+_LARGEST = (2 - 2**-23) * 2.0**127
+
 
 class Config(BaseModel):
-    """Base class of configs: immutable. An unknown field is an error, as is a number that is not finite."""
+    """Base class of configs: immutable. An unknown field is an error, as is a number that is no finite float32."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _fits_float32(cls, value: object) -> object:
+        """Check numbers alone and in lists: tensors have them as float32, where larger ones are infinite or an error."""
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(number, float) and abs(number) > _LARGEST:
+                raise ValueError(f"numbers must be at most {_LARGEST:.2g}, the largest of float32")
+        return value
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, validated as a whole.
