@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from deformdetr.data._config import DEFAULT_DECODING, AnyDataConfig, DecodeConfig
 from deformdetr.data._dataset import Datasets, DetectionDataset, build_datasets, read_dataset
-from deformdetr.data._errors import DatasetError, Problem, dataset_error
+from deformdetr.data._errors import DatasetError, Problems
 from deformdetr.data._headers import UNUSABLE_FILE, read_headers
 from deformdetr.data._warnings import NO_LIMITS, ObjectLimits, find_warnings
 
@@ -67,8 +67,7 @@ def check(
     headers = read_headers(datasets)
     # Decoding finds the same problems of files, and more.
     problems = _decode(list(datasets), progress) if decode else headers.problems
-    if problems:
-        raise dataset_error(problems)
+    problems.refuse()
     warnings = find_warnings(datasets, limits=limits, headers=headers)
     decoded = sum(map(len, datasets)) if decode else 0
     return CheckReport(datasets.train.summary(), datasets.val.summary(), tuple(warnings), decoded)
@@ -113,8 +112,7 @@ def check_file(images: str | Path, annotations: str | Path, *, decode: DecodeCon
     """
     dataset = read_dataset(images, annotations, decode)
     headers = read_headers(dataset)
-    if headers.problems:
-        raise dataset_error(headers.problems)
+    headers.problems.refuse()
     warnings = find_warnings(dataset, headers=headers)
     return FileReport(dataset.summary(), tuple(warnings))
 
@@ -132,8 +130,7 @@ def judge(datasets: Datasets, *, limits: ObjectLimits = NO_LIMITS) -> list[str]:
         []
     """
     headers = read_headers(datasets, sample=_SAMPLE)
-    if headers.problems:
-        raise dataset_error(headers.problems)
+    headers.problems.refuse()
     return find_warnings(datasets, limits=limits, headers=headers)
 
 
@@ -141,22 +138,21 @@ def _listed(warnings: Sequence[str]) -> list[str]:
     return [f"warning: {each}" for each in warnings] or ["no warnings"]
 
 
-def _decode(datasets: list[DetectionDataset], progress: Callable[[int, int], None] | None) -> list[str]:
-    def problem_of(item: tuple[DetectionDataset, int]) -> str | None:
+def _decode(datasets: list[DetectionDataset], progress: Callable[[int, int], None] | None) -> Problems:
+    def fault_of(item: tuple[DetectionDataset, int]) -> str | None:
         dataset, index = item
         try:
             dataset.untransformed(index)
         except DatasetError as error:
-            text = f"image {dataset.annotations.image_ids[index]}: {error}"
-            return Problem(text, UNUSABLE_FILE, source=dataset.report.source)
+            return f"image {dataset.annotations.image_ids[index]}: {error}"
         return None
 
     items = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
-    problems: list[str] = []
+    problems = Problems()
     with ThreadPoolExecutor() as pool:
-        for done, problem in enumerate(pool.map(problem_of, items), start=1):
-            if problem is not None:
-                problems.append(problem)
+        for done, ((dataset, _), fault) in enumerate(zip(items, pool.map(fault_of, items), strict=True), start=1):
+            if fault is not None:
+                problems.report(fault, UNUSABLE_FILE, source=dataset.report.source)
             if progress is not None:
                 progress(done, len(items))
     return problems

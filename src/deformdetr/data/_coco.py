@@ -27,7 +27,7 @@ from deformdetr.data._entries import (
     read_rows,
     stuff_categories,
 )
-from deformdetr.data._errors import Kind, Problem, dataset_error
+from deformdetr.data._errors import Kind, Problems, dataset_error
 from deformdetr.data._image_entries import ImageTable, read_images
 from deformdetr.data._index import find_index
 from deformdetr.data._segmentations import Segmentations, flaw
@@ -129,26 +129,25 @@ def read_annotations(file: Path, folder: Path | None, options: ReadOptions) -> A
 
 
 def _read(document: Document, file: Path, folder: Path | None, options: ReadOptions) -> tuple[Annotations, ImageTable]:
-    problems: list[str] = []
-    source, label_map = str(file), options.label_map
-    table = read_images(document.images, folder, problems, source=source, decode=options.decode)
-    categories = read_categories(document.categories, problems, source=source)
+    problems = Problems(file)
+    label_map = options.label_map
+    table = read_images(document.images, folder, problems, options.decode)
+    categories = read_categories(document.categories, problems)
     if label_map is None and categories:
         label_map = LabelMap.contiguous(categories, stuff=stuff_categories(document.categories))
     if label_map is None:
         # Otherwise every annotation would be reported for its unknown category.
-        problems.append(Problem("there are no categories", _NO_CATEGORIES, source=source))
+        problems.report("there are no categories", _NO_CATEGORIES)
         raise dataset_error(problems)
-    _compare_categories(categories, label_map, problems, source)
+    _compare_categories(categories, label_map, problems)
     entries = document.annotations
     listed = listed_categories(document.categories)
-    rows = read_rows(entries, table.positions, listed, problems, source=source, masks=options.masks)
+    rows = read_rows(entries, table.positions, listed, problems, masks=options.masks)
     unmapped = ~np.isin(rows.category_ids, label_map.category_ids)
     if not options.ignore_unknown_categories:
-        _refuse_unmapped(rows.select(unmapped), entries, categories, problems, source)
-    rows, boxes, counts = _apply_rules(rows.select(~unmapped), table, entries, problems, source)
-    if problems:
-        raise dataset_error(problems)
+        _refuse_unmapped(rows.select(unmapped), entries, categories, problems)
+    rows, boxes, counts = _apply_rules(rows.select(~unmapped), table, entries, problems)
+    problems.refuse()
     counts["unknown_category"] = int(unmapped.sum())
     counts["notes"] = (*table.notes, *_notes_on_lvis(document.images))
     if options.masks:
@@ -160,7 +159,7 @@ def _read(document: Document, file: Path, folder: Path | None, options: ReadOpti
         keep = np.array([not each for each in flaws], dtype=np.bool_)
         rows, boxes = rows.select(keep), boxes[keep]
         counts["without_mask"] = Counter(sorted(filter(None, flaws)))
-    return _assemble(source, table, rows, boxes, label_map, counts, masks=options.masks), table
+    return _assemble(str(file), table, rows, boxes, label_map, counts, masks=options.masks), table
 
 
 def _notes_on_lvis(images: EntryList) -> list[str]:
@@ -171,21 +170,19 @@ def _notes_on_lvis(images: EntryList) -> list[str]:
     return [f"{partly:,} {note}"] if partly else []
 
 
-def _compare_categories(categories: dict[int, str], label_map: LabelMap, problems: list[str], source: str) -> None:
+def _compare_categories(categories: dict[int, str], label_map: LabelMap, problems: Problems) -> None:
     known = dict(zip(label_map.category_ids, label_map.names, strict=True))
     ids_by_name = {name: number for number, name in known.items()}
     for number, name in categories.items():
         if number in known and known[number] != name:
             text = f"category {number} is {name!r} here but {known[number]!r} in the label map"
-            problems.append(Problem(text, _CONTRADICTION, source=source))
+            problems.report(text, _CONTRADICTION)
         elif number not in known and name in ids_by_name:
             text = f"category {name!r} has the id {number} here but {ids_by_name[name]} in the label map"
-            problems.append(Problem(text, _CONTRADICTION, source=source))
+            problems.report(text, _CONTRADICTION)
 
 
-def _refuse_unmapped(
-    rows: Rows, entries: EntryList, categories: dict[int, str], problems: list[str], source: str
-) -> None:
+def _refuse_unmapped(rows: Rows, entries: EntryList, categories: dict[int, str], problems: Problems) -> None:
     for number in np.unique(rows.category_ids).tolist():
         users = rows.numbers[rows.category_ids == number].tolist()
         text = (
@@ -193,11 +190,11 @@ def _refuse_unmapped(
             f"have it, the first being {annotation_name(entries[users[0]], users[0])}; add it, or set "
             "ignore_unknown_categories to skip them"
         )
-        problems.append(Problem(text, _UNMAPPED, source=source))
+        problems.report(text, _UNMAPPED)
 
 
 def _apply_rules(
-    rows: Rows, table: ImageTable, entries: EntryList, problems: list[str], source: str
+    rows: Rows, table: ImageTable, entries: EntryList, problems: Problems
 ) -> tuple[Rows, Float32[np.ndarray, "kept 4"], dict[str, Any]]:
     limits = table.sizes[:, ::-1].astype(np.float64)[rows.image_index]
     corners = rows.bbox.copy()
@@ -214,7 +211,7 @@ def _apply_rules(
                 f"{annotation_name(entries[number], number)}: 'bbox' {entries[number]['bbox']} lies outside its image "
                 f"{table.file_names[image]} of {width} x {height} (width x height)"
             )
-            problems.append(Problem(text, kind, source=source))
+            problems.report(text, kind)
     reaches_out = ((low < 0) | (high > limits)).any(axis=1)
     # In place, as each copy takes as much memory as a third of the rows.
     for corner in (low, high):

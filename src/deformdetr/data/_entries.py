@@ -1,7 +1,7 @@
 """Reading categories and annotations of a COCO annotation file."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
 
 from deformdetr.data._documents import EntryList
-from deformdetr.data._errors import Kind, Problem
+from deformdetr.data._errors import Kind, Problems
 from deformdetr.data._ids import parse_id, parse_integer, spellings
 from deformdetr.data._image_entries import INVALID_IMAGE, NO_OBJECT
 from deformdetr.data._segmentations import to_json
@@ -68,27 +68,23 @@ class Rows(NamedTuple):
         return self
 
 
-def read_categories(entries: EntryList, problems: list[str], *, source: str) -> dict[int, str]:
-    """Return the name of each category id. Problems are appended to `problems`."""
+def read_categories(entries: EntryList, problems: Problems) -> dict[int, str]:
+    """Return the name of each category id."""
     categories: dict[int, str] = {}
-
-    def report(text: str, kind: Kind) -> None:
-        problems.append(Problem(text, kind, source=source))
-
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict):
-            report(f"category number {number} is {entry!r:.60}, not an object", NO_OBJECT)
+            problems.report(f"category number {number} is {entry!r:.60}, not an object", NO_OBJECT)
             continue
         identifier, name = parse_integer(entry.get("id")), entry.get("name")
         if identifier is None:
             found = f"'id' is {entry['id']!r:.60}, not an integer of 64 bits" if "id" in entry else "it has no 'id'"
-            report(f"category number {number}: {found}", _INVALID_CATEGORY)
+            problems.report(f"category number {number}: {found}", _INVALID_CATEGORY)
         if not isinstance(name, str):
             label = f"category number {number}" if identifier is None else f"category {identifier}"
-            report(f"{label}: 'name' is {name!r:.60}, not a string", _INVALID_CATEGORY)
+            problems.report(f"{label}: 'name' is {name!r:.60}, not a string", _INVALID_CATEGORY)
         elif identifier is not None and categories.setdefault(identifier, name) != name:
             found = f"{categories[identifier]!r} and {name!r}"
-            report(f"category id {identifier} is used twice: {found}", _REPEATED_CATEGORY)
+            problems.report(f"category id {identifier} is used twice: {found}", _REPEATED_CATEGORY)
     return categories
 
 
@@ -105,22 +101,15 @@ def listed_categories(entries: EntryList) -> dict[Any, int]:
 
 
 def read_rows(
-    entries: EntryList,
-    images: dict[Any, int],
-    categories: dict[Any, int],
-    problems: list[str],
-    *,
-    source: str,
-    masks: bool = False,
+    entries: EntryList, images: dict[Any, int], categories: dict[Any, int], problems: Problems, *, masks: bool = False
 ) -> Rows:
-    """Read the annotations. Problems are appended to `problems`, all of those of an annotation.
+    """Read the annotations, and report all problems of each.
 
     Args:
         entries: As in the file.
         images: Position of each image by id. Annotations of an invalid image are left out and not reported again.
         categories: Id of each category, by all of its spellings.
-        problems: List to append to.
-        source: Name of the file, for messages.
+        problems: Gets the problems.
         masks: Whether to keep segmentations. They are not checked here.
     """
     fields: tuple[Callable[[dict[str, Any]], Any], ...] = (
@@ -134,7 +123,7 @@ def read_rows(
     numbered = enumerate(entries)
     while block := list(islice(numbered, _BLOCK)):
         rows = _plain_rows(block, images, categories, masks=masks)
-        blocks.append(_single_rows(block, fields, problems, source, masks=masks) if rows is None else rows)
+        blocks.append(_single_rows(block, fields, problems, masks=masks) if rows is None else rows)
     blocks = blocks or [_as_rows([], [])]
     columns = [list(column) for column in zip(*blocks, strict=True)]
     # Each column in pieces is freed when it is joined, so that there are not two of all columns.
@@ -145,8 +134,7 @@ def read_rows(
     negative = (rows.areas < 0) & (rows.bbox[:, 2:].min(axis=1, initial=np.inf) > 0)
     for number in rows.numbers[negative].tolist():
         name, area = annotation_name(entries[number], number), entries[number]["area"]
-        text = f"{name}: 'area' is {area!r:.60}, which is negative"
-        problems.append(Problem(text, _INVALID_VALUE, source=source))
+        problems.report(f"{name}: 'area' is {area!r:.60}, which is negative", _INVALID_VALUE)
     return rows
 
 
@@ -182,25 +170,26 @@ def _plain_rows(
 def _single_rows(
     block: list[tuple[int, Any]],
     fields: tuple[Callable[[dict[str, Any]], Any], ...],
-    problems: list[str],
-    source: str,
+    problems: Problems,
     *,
     masks: bool,
 ) -> Rows:
-    """Read annotations one by one. Problems are appended to `problems`."""
+    """Read annotations one by one."""
     columns: list[tuple[Any, ...]] = []
     segmentations: list[bytes | None] = []
     for number, entry in block:
         if not isinstance(entry, dict):
-            text = f"annotation number {number + 1} is {entry!r:.60}, not an object"
-            problems.append(Problem(text, NO_OBJECT, source=source))
+            problems.report(f"annotation number {number + 1} is {entry!r:.60}, not an object", NO_OBJECT)
             continue
-        try:
-            columns.append((number, *[read(entry) for read in fields]))
-        except _FaultError:
-            problems.extend(_all_faults(number, entry, fields, source))
-            continue
-        segmentations.append(to_json(entry.get("segmentation")) if masks else None)
+        values = []
+        for read in fields:
+            try:
+                values.append(read(entry))
+            except _FaultError as fault:
+                problems.report(f"{annotation_name(entry, number)}: {fault}", fault.kind)
+        if len(values) == len(fields):
+            columns.append((number, *values))
+            segmentations.append(to_json(entry.get("segmentation")) if masks else None)
     return _as_rows(columns, segmentations)
 
 
@@ -208,17 +197,6 @@ def annotation_name(entry: dict[str, Any], number: int) -> str:
     """Return a name of the annotation at a position from 0, for messages: its id if it has one."""
     identifier = parse_id(entry.get("id"))
     return f"annotation number {number + 1}" if identifier is None else f"annotation {identifier}"
-
-
-def _all_faults(
-    number: int, entry: dict[str, Any], fields: Iterable[Callable[[dict[str, Any]], Any]], source: str
-) -> Iterable[Problem]:
-    name = annotation_name(entry, number)
-    for read in fields:
-        try:
-            read(entry)
-        except _FaultError as fault:
-            yield Problem(f"{name}: {fault}", fault.kind, source=source)
 
 
 def _as_rows(columns: list[tuple[Any, ...]], segmentations: list[bytes | None]) -> Rows:

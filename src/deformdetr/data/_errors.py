@@ -1,6 +1,7 @@
-"""An exception that lists all problems of a dataset, by kind."""
+"""Problems of a dataset, collected so that one exception lists them all, by kind."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 _SHOWN = 5
@@ -42,6 +43,31 @@ class DatasetError(ValueError):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.problems = (message,)
+
+
+class Problems(list[str]):
+    """Problems found so far.
+
+    Args:
+        source: Name of the file that they are in, unless `report` names another.
+    """
+
+    def __init__(self, source: str | Path = "") -> None:
+        super().__init__()
+        self._source = str(source)
+
+    def report(self, text: str, kind: Kind, *, source: str | Path = "") -> None:
+        """Add a problem."""
+        self.append(Problem(text, kind, source=str(source) or self._source))
+
+    def refuse(self) -> None:
+        """Raise an exception with all of them, if there are any.
+
+        Raises:
+            DatasetError: If there are.
+        """
+        if self:
+            raise dataset_error(self)
 
 
 def dataset_error(problems: Sequence[str]) -> DatasetError:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from deformdetr._files import check_folder, check_writable, write_text
 from deformdetr.data._config import DEFAULT_DECODING, DecodeConfig
 from deformdetr.data._containment import OUTSIDE, ContainedNames
-from deformdetr.data._errors import DatasetError, Kind, Problem
+from deformdetr.data._errors import DatasetError, Kind, Problems
 from deformdetr.data._images import read_header
 
 _UNREADABLE = Kind("image files that cannot be read")
@@ -47,25 +47,21 @@ class DocumentBuilder:
 
     def __init__(self, root: Path, decode: DecodeConfig = DEFAULT_DECODING) -> None:
         self.root = root
-        self.problems: list[str] = []
+        self.problems = Problems()
         self.notes: Counter[str] = Counter()
         self._decode = decode
         self._names = ContainedNames(root)
         self._splits: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
 
-    def report(self, source: Path, text: str, kind: Kind) -> None:
-        """Add a problem of a file."""
-        self.problems.append(Problem(text, kind, source=str(source)))
-
     def add_image(self, split: str, path: Path) -> dict[str, Any] | None:
         """Add an image to a split and return its entry, or report that it cannot be read."""
         if not self._decode.allow_outside and not self._names.has(path.relative_to(self.root)):
-            self.report(path, f"leads out of {self.root}", OUTSIDE)
+            self.problems.report(f"leads out of {self.root}", OUTSIDE, source=path)
             return None
         try:
             header = read_header(path, self._decode)
         except DatasetError as error:
-            self.report(path, str(error).removeprefix(f"{path}: "), _UNREADABLE)
+            self.problems.report(str(error).removeprefix(f"{path}: "), _UNREADABLE, source=path)
             return None
         images, _ = self._splits.setdefault(split, ([], []))
         name = path.relative_to(self.root).as_posix()

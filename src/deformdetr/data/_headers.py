@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deformdetr.data._dataset import Datasets, DetectionDataset
-from deformdetr.data._errors import DatasetError, Kind, Problem
+from deformdetr.data._errors import DatasetError, Kind, Problems
 from deformdetr.data._images import ImageFiles, ImageHeader
 
 UNUSABLE_FILE = Kind("image files that cannot be used", "damaged, or resized or turned after they were annotated?")
@@ -21,7 +21,7 @@ class Headers(NamedTuple):
 
     of_split: dict[str, list[tuple[int, ImageHeader]]]
     """Index and header of each image that was looked at, by the name of its split."""
-    problems: list[str]
+    problems: Problems
 
     def warnings(self, split: str, dataset: DetectionDataset) -> Iterator[str]:
         """Return what the files of one split may surprise with."""
@@ -66,7 +66,7 @@ def read_headers(datasets: Datasets | DetectionDataset, *, sample: int | None = 
         >>> len(headers.of_split["train"]), headers.problems
         (3, [])
     """
-    headers = Headers({}, [])
+    headers = Headers({}, Problems())
     with ThreadPoolExecutor() as pool:
         for split, dataset in named_splits(datasets).items():
             files = dataset.files
@@ -74,13 +74,12 @@ def read_headers(datasets: Datasets | DetectionDataset, *, sample: int | None = 
                 continue
             count = len(files) if sample is None else min(sample, len(files))
             chosen = np.linspace(0, len(files) - 1, count).astype(int).tolist()
-            source = dataset.report.source
             found = headers.of_split.setdefault(split, [])
             read = pool.map(partial(_header, files), chosen)
             for index, header in zip(chosen, read, strict=True):
                 if isinstance(header, str):
                     text = f"image {dataset.annotations.image_ids[index]}: {header}"
-                    headers.problems.append(Problem(text, UNUSABLE_FILE, source=source))
+                    headers.problems.report(text, UNUSABLE_FILE, source=dataset.report.source)
                 else:
                     found.append((index, header))
     return headers

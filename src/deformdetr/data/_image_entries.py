@@ -15,7 +15,7 @@ from deformdetr._coco_types import ImageId
 from deformdetr.data._config import DecodeConfig
 from deformdetr.data._containment import OUTSIDE, ContainedNames
 from deformdetr.data._documents import EntryList
-from deformdetr.data._errors import DatasetError, Kind, Problem
+from deformdetr.data._errors import DatasetError, Kind, Problems
 from deformdetr.data._ids import parse_id, parse_integer, same_type, spellings
 from deformdetr.data._images import read_header
 
@@ -49,20 +49,9 @@ class ImageTable(NamedTuple):
     """Whether some sizes were not given, and were taken from the image files."""
 
 
-class _Missing(NamedTuple):
-    """Why a file cannot be used."""
-
-    reason: str
-
-
-def read_images(
-    entries: EntryList, folder: Path | None, problems: list[str], *, source: str, decode: DecodeConfig
-) -> ImageTable:
-    """Read the images and, unless `folder` is `None`, check that their files exist.
-
-    Problems are appended to `problems`.
-    """
-    reader = _ImageReader(entries, folder, problems, source, decode)
+def read_images(entries: EntryList, folder: Path | None, problems: Problems, decode: DecodeConfig) -> ImageTable:
+    """Read the images and, unless `folder` is `None`, check that their files exist."""
+    reader = _ImageReader(entries, folder, problems, decode)
     for number, entry in enumerate(entries, start=1):
         reader.read(number, entry)
     return ImageTable(
@@ -78,15 +67,13 @@ def read_images(
 
 def is_file(folder: Path, name: str) -> bool:
     """Return whether an image has a usable file."""
-    return _check_file(folder, name) is None
+    return _why_unusable(folder, name) is None
 
 
 class _ImageReader:
     """Read one image after another."""
 
-    def __init__(
-        self, entries: EntryList, folder: Path | None, problems: list[str], source: str, decode: DecodeConfig
-    ) -> None:
+    def __init__(self, entries: EntryList, folder: Path | None, problems: Problems, decode: DecodeConfig) -> None:
         self.ids: list[ImageId] = []
         self.file_names: list[str] = []
         self.sizes: list[tuple[int, int]] = []
@@ -95,17 +82,13 @@ class _ImageReader:
         self.notes: Counter[str] = Counter()
         self._entries = entries
         self._numbers: list[int] = []
-        self._problems = problems
-        self._source = source
+        self._report = problems.report
         self._decode = decode
         self._folder = folder
         self._names = None if folder is None else ContainedNames(folder)
         self._has_folder = folder is not None and folder.is_dir()
         if folder is not None and not self._has_folder:
             self._report(f"the image folder {folder} does not exist", _NO_FOLDER)
-
-    def _report(self, text: str, kind: Kind) -> None:
-        self._problems.append(Problem(text, kind, source=self._source))
 
     def read(self, number: int, entry: Any) -> None:
         """Read one entry, or report all that is wrong with it."""
@@ -158,21 +141,21 @@ class _ImageReader:
 
     def _find(self, label: str, names: list[str], folder: Path) -> str:
         """Return the first name under which there is a file, or an empty text."""
-        missing = _check_file(folder, names[0])
-        if missing is None:
+        reason = _why_unusable(folder, names[0])
+        if reason is None:
             return names[0]
         tried = [names[0]]
         for name, note in _other_names(names):
-            if _check_file(folder, name) is None:
+            if is_file(folder, name):
                 self.notes[note] += 1
                 self.absent += tried
                 return name
             tried.append(name)
         hint = ""
         base = names[0].replace("\\", "/").rpartition("/")[2]
-        if base != names[0] and _check_file(folder, base) is None:
+        if base != names[0] and is_file(folder, base):
             hint = f"; but {folder} holds {base}"
-        self._report(f"{label}: {folder / names[0]}: {missing.reason}{hint}", _NO_FILE)
+        self._report(f"{label}: {folder / names[0]}: {reason}{hint}", _NO_FILE)
         return ""
 
     def _contained(self, label: str, name: str) -> str:
@@ -228,12 +211,13 @@ def _other_names(names: list[str]) -> Iterator[tuple[str, str]]:
             yield unicodedata.normalize(form, slashed), "file names found in another Unicode form"
 
 
-def _check_file(folder: Path, name: str) -> _Missing | None:
+def _why_unusable(folder: Path, name: str) -> str | None:
+    """Return why an image has no usable file, or `None` if it has one."""
     try:
         # `os` takes half the time of `Path` for 100,000 files.
         found = os.stat(os.path.join(folder, name))  # noqa: PTH116, PTH118
     except OSError as error:
-        return _Missing(error.strerror or str(error))
+        return error.strerror or str(error)
     if not stat.S_ISREG(found.st_mode):
-        return _Missing("is not a file")
-    return None if found.st_size else _Missing("the file is empty")
+        return "is not a file"
+    return None if found.st_size else "the file is empty"

@@ -4,6 +4,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
@@ -11,7 +12,7 @@ import msgspec
 import numpy as np
 
 from deformdetr._files import replacing
-from deformdetr.data._errors import DatasetError, Kind, Problem, dataset_error
+from deformdetr.data._errors import DatasetError, Kind, Problems
 from deformdetr.data._find_images import image_suffixes
 from deformdetr.data._ids import parse_id
 from deformdetr.data._images import read_header
@@ -81,7 +82,7 @@ def index_shards(
     files = sorted(folder.glob("*.tar"))
     if not files:
         raise DatasetError(f"{folder} has no shards: no files *.tar")
-    problems: list[str] = []
+    problems = Problems()
     with ExitStack() as stack:
         unfinished = stack.enter_context(replacing(folder / ANNOTATIONS))
         writer = _Writer(stack.enter_context(unfinished.open("wb")), categories)
@@ -91,8 +92,7 @@ def index_shards(
                 progress(number + 1, len(files))
         if not writer.images:
             problems.append(f"{folder}: the shards have no samples")
-        if problems:
-            raise dataset_error(problems)
+        problems.refuse()
         places = writer.close()
         # An index of other annotations is refused, so that the order of the two does not matter.
         index = ShardIndex(
@@ -129,12 +129,9 @@ class _Writer:
         return Places(*np.array(self._places, dtype=np.int64).T.copy())
 
 
-def _index_shard(number: int, file: Path, writer: _Writer, problems: list[str]) -> None:
-    """Add the samples of one shard. Problems are appended to `problems`."""
-
-    def report(text: str, kind: Kind) -> None:
-        problems.append(Problem(text, kind, source=file.name))
-
+def _index_shard(number: int, file: Path, writer: _Writer, problems: Problems) -> None:
+    """Add the samples of one shard."""
+    report = partial(problems.report, source=file.name)
     members: list[tarfile.TarInfo] = []
     try:
         _read_members(file, members)

@@ -14,7 +14,7 @@ from jaxtyping import Int64
 
 from deformdetr._files import FileError, cache_folder, download_once, expand_path, read_range
 from deformdetr.data._containment import OUTSIDE
-from deformdetr.data._errors import DatasetError, Kind, Problem, dataset_error
+from deformdetr.data._errors import DatasetError, Kind, Problems
 from deformdetr.data._index import hash_of, read_arrays, short_hash, write_arrays
 
 ANNOTATIONS, INDEX = "annotations.json", "index.safetensors"
@@ -181,21 +181,20 @@ class Shards:
 
     def _check_shards(self, sizes: Sequence[int]) -> None:
         """Check the names of the shards, and in a folder also their sizes. At a URL, reading shows those."""
-        problems = []
+        problems = Problems()
         for name, size in zip(self._names, sizes, strict=True):
             where = self.path(name)
             if name in ("", ".", "..") or "/" in name or "\\" in name:
-                problems.append(Problem(f"{INDEX} names the shard {name!r:.200}", OUTSIDE))
+                problems.report(f"{INDEX} names the shard {name!r:.200}", OUTSIDE)
             elif self._url is None:
                 try:
                     found = (self._folder / name).stat().st_size
                 except OSError as error:
-                    problems.append(Problem(f"{where}: {error.strerror}", _DAMAGED))
+                    problems.report(f"{where}: {error.strerror}", _DAMAGED)
                     continue
                 if found != size:
-                    problems.append(Problem(f"{where} has {found:,} bytes, and {size:,} when it was indexed", _DAMAGED))
-        if problems:
-            raise dataset_error(problems)
+                    problems.report(f"{where} has {found:,} bytes, and {size:,} when it was indexed", _DAMAGED)
+        problems.refuse()
 
 
 def _check_annotations(file: Path, index: ShardIndex) -> None:

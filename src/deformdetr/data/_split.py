@@ -7,7 +7,7 @@ import numpy as np
 
 from deformdetr.data._documents import load_document
 from deformdetr.data._entries import UNKNOWN_IMAGE, annotation_name
-from deformdetr.data._errors import Problem, dataset_error
+from deformdetr.data._errors import Problems
 from deformdetr.data._ids import parse_id, spellings
 
 
@@ -48,21 +48,14 @@ def split_coco(annotations: str | Path, *, val_share: float = 0.2, seed: int = 0
     document = load_document(Path(annotations))
     positions = _positions(document["images"])
     image_of = [_position(entry, positions) for entry in document["annotations"]]
-    problems = [
-        Problem(
-            _without_image(entry, number),
-            UNKNOWN_IMAGE,
-            source=str(annotations),
-        )
-        for number, (entry, image) in enumerate(zip(document["annotations"], image_of, strict=True), start=1)
-        if image is None
-    ]
-    if problems:
-        raise dataset_error(problems)
+    problems = Problems(annotations)
     images_of: dict[str, set[int]] = {}
-    for entry, image in zip(document["annotations"], image_of, strict=True):
-        if image is not None:
+    for number, (entry, image) in enumerate(zip(document["annotations"], image_of, strict=True)):
+        if image is None:
+            problems.report(_without_image(entry, number), UNKNOWN_IMAGE)
+        else:
             images_of.setdefault(str(entry.get("category_id")), set()).add(image)
+    problems.refuse()
     in_val = _choose(len(document["images"]), sorted(images_of.values(), key=len), val_share, seed)
     if not 0 < sum(in_val) < len(in_val):
         raise ValueError(f"{annotations}: its {len(in_val)} images are too few for a share of {val_share}")
@@ -90,8 +83,8 @@ def _positions(images: list[Any]) -> dict[Any, int]:
 
 def _without_image(entry: Any, number: int) -> str:
     if not isinstance(entry, dict):
-        return f"annotation number {number} is {entry!r:.60}, not an object"
-    name = annotation_name(entry, number - 1)
+        return f"annotation number {number + 1} is {entry!r:.60}, not an object"
+    name = annotation_name(entry, number)
     if "image_id" not in entry:
         return f"{name}: it has no 'image_id'"
     return f"{name}: image {entry['image_id']!r:.60} is not in the list of images"

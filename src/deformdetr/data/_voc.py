@@ -8,7 +8,7 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from deformdetr.data._config import DEFAULT_DECODING, DecodeConfig
-from deformdetr.data._errors import DatasetError, Kind, dataset_error
+from deformdetr.data._errors import DatasetError, Kind
 from deformdetr.data._find_images import find_images
 from deformdetr.data._foreign import DocumentBuilder, ForeignDataset
 
@@ -71,8 +71,7 @@ def read_voc(
     images = _ImageIndex(files.images)
     lists = _image_sets(root)
     pictures = [picture for file in xml_files for picture in _read_file(file, images, lists, builder)]
-    if builder.problems:
-        raise dataset_error(builder.problems)
+    builder.problems.refuse()
     names = sorted({each.name for picture in pictures for each in picture.objects})
     if first_pixel is None:
         first_pixel = _first_pixel(each.corners for picture in pictures for each in picture.objects)
@@ -84,8 +83,7 @@ def read_voc(
             fields = {"difficult": 1} if each.is_difficult else {}
             builder.add_box(picture.split, image or {}, names.index(each.name) + 1, box, **fields)
             builder.notes["objects marked as difficult, kept as objects"] += each.is_difficult
-    if builder.problems:
-        raise dataset_error(builder.problems)
+    builder.problems.refuse()
     builder.notes["images without an XML file, left out"] += len({*files.images} - {each.path for each in pictures})
     builder.notes = +builder.notes
     dataset = builder.finish(dict(enumerate(names, start=1)))
@@ -127,22 +125,22 @@ def _read_file(
     try:
         annotation = ElementTree.parse(file).getroot()
     except (ElementTree.ParseError, LookupError, OSError, ValueError) as error:
-        builder.report(file, str(error), _INVALID)
+        builder.problems.report(str(error), _INVALID, source=file)
         return
     if annotation.tag != "annotation":
-        builder.report(file, f"its root is <{annotation.tag}>, not <annotation>", _INVALID)
+        builder.problems.report(f"its root is <{annotation.tag}>, not <annotation>", _INVALID, source=file)
         return
     name = (annotation.findtext("filename") or "").strip()
     path = images.find(file, name)
     if path is None:
-        builder.report(file, f"there is no image {name or file.stem!r}, or several", _NO_IMAGE)
+        builder.problems.report(f"there is no image {name or file.stem!r}, or several", _NO_IMAGE, source=file)
         return
     objects = []
     for number, element in enumerate(annotation.iterfind("object"), start=1):
         try:
             objects.append(_read_object(element))
         except ValueError as error:
-            builder.report(file, f"object number {number}: {error}", _INVALID_OBJECT)
+            builder.problems.report(f"object number {number}: {error}", _INVALID_OBJECT, source=file)
     splits = [split for split, stems in lists.items() if file.stem in stems or path.stem in stems]
     parents = [part.lower() for part in path.relative_to(builder.root).parts[:-1]]
     for split in splits or [next((part for part in parents if part in _SPLITS), "all")]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from deformdetr._files import FileError, read_mapping
 from deformdetr.data._config import DEFAULT_DECODING, DecodeConfig
-from deformdetr.data._errors import DatasetError, Kind, dataset_error
+from deformdetr.data._errors import DatasetError, Kind
 from deformdetr.data._find_images import find_images
 from deformdetr.data._foreign import DocumentBuilder, ForeignDataset
 
@@ -59,8 +59,7 @@ def read_yolo(folder: str | Path, *, decode: DecodeConfig = DEFAULT_DECODING) ->
         image = builder.add_image(split, path)
         if image is not None and labels.is_file():
             _read_labels(split, image, labels, names, keypoints, builder)
-    if builder.problems:
-        raise dataset_error(builder.problems)
+    builder.problems.refuse()
     if not labeled:
         raise DatasetError(f"{root} has no text file for any image: are they in a folder `labels` beside `images`?")
     builder.notes = +builder.notes
@@ -139,7 +138,7 @@ def _listed(root: Path, file: Path, builder: DocumentBuilder) -> Iterator[Path]:
     for line in _lines(file):
         path = _below(file.parent, line) or _below(root, line)
         if path is None:
-            builder.report(file, f"there is no image {line}", _NO_IMAGE)
+            builder.problems.report(f"there is no image {line}", _NO_IMAGE, source=file)
         else:
             yield path
 
@@ -172,9 +171,11 @@ def _read_labels(
         except ValueError:
             values = [math.nan]
         if len(values) < 5 or not all(map(math.isfinite, values)):
-            builder.report(file, f"line {number} is {line!r:.80}", _INVALID_LINE)
+            builder.problems.report(f"line {number} is {line!r:.80}", _INVALID_LINE, source=file)
         elif int(values[0]) != values[0] or int(values[0]) not in names:
-            builder.report(file, f"line {number}: class {words[0]} is none of {len(names)} names", _UNKNOWN_CLASS)
+            builder.problems.report(
+                f"line {number}: class {words[0]} is none of {len(names)} names", _UNKNOWN_CLASS, source=file
+            )
         else:
             numbers = values[1:5] if keypoints and len(values) == 5 + keypoints else values[1:]
             box, fields = _shape(numbers, image["width"], image["height"])
