@@ -98,6 +98,14 @@ def _choose_kernel(value: Tensor, locations: Tensor, weights: Tensor) -> ModuleT
     return _numba if _numba.is_usable(value.shape[3], value.dtype) else _gather
 
 
+# In the words of PyTorch's dispatcher: `Inputs`, apart from its last field, which exported programs may lack.
+_INPUTS = (
+    "Tensor value, Tensor? spatial_shapes, SymInt[] sizes, SymInt[] repeats, Tensor locations, Tensor weights, "
+    "Tensor? references, Tensor? padding_mask, bool deterministic"
+)
+_NEEDS = "bool needs_value, bool needs_locations, bool needs_weights, bool needs_references"
+
+
 class Inputs(NamedTuple):
     """Arguments of the operator in the order of the op."""
 
@@ -136,9 +144,11 @@ def _check(inputs: Inputs) -> None:
         raise ValueError(f"the fused op takes at most {MOST_POINTS} points per level, got {weights.shape[4]}")
 
 
-def _check_fusion(value: Tensor, locations: Tensor, weights: Tensor, references: Tensor) -> None:
-    """Check that a fused call is for the Triton kernels, which alone take reference points."""
-    if not _runs_triton(value, locations, weights, references):
+def _check_to_run(inputs: Inputs) -> None:
+    """Check the arguments, and that a fused call is for the Triton kernels, which alone take reference points."""
+    _check(inputs)
+    value, references = inputs.value, inputs.references
+    if references is not None and not _runs_triton(value, inputs.locations, inputs.weights, references):
         raise ValueError(f"the fused op runs on GPUs and not in float64, got {value.dtype} on {value.device}")
 
 
@@ -165,67 +175,41 @@ def _run_forward(ctx: Any, *arguments: Any) -> Tensor:
     return output
 
 
-def _forward(
-    value: Tensor,
-    spatial_shapes: Tensor | None,
-    sizes: list[int],
-    repeats: list[int],
-    locations: Tensor,
-    weights: Tensor,
-    references: Tensor | None,
-    padding_mask: Tensor | None,
-    deterministic: bool,  # noqa: FBT001  # Ops take arguments by position.
-    half_sums: bool = False,  # noqa: FBT001, FBT002  # Programs that were exported without it take the default.
-) -> Tensor:
-    inputs = Inputs(value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, deterministic)
-    _check(inputs)
-    if references is not None:
-        _check_fusion(value, locations, weights, references)
+def _forward(*arguments: Any) -> Tensor:
+    inputs = Inputs(*arguments)
+    _check_to_run(inputs)
     return _run_forward(None, *inputs)
 
 
-def _backward(
-    grad_output: Tensor,
-    output: Tensor | None,
-    value: Tensor,
-    spatial_shapes: Tensor | None,
-    sizes: list[int],
-    repeats: list[int],
-    locations: Tensor,
-    weights: Tensor,
-    references: Tensor | None,
-    padding_mask: Tensor | None,
-    deterministic: bool,  # noqa: FBT001
-    needs_value: bool,  # noqa: FBT001
-    needs_locations: bool,  # noqa: FBT001
-    needs_weights: bool,  # noqa: FBT001
-    needs_references: bool,  # noqa: FBT001
-    half_sums: bool = False,  # noqa: FBT001, FBT002
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _backward(grad_output: Tensor, output: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of value, locations, weights and references; those that are not needed are empty.
 
     `output` is the result of the forward if fused, else None.
     """
-    inputs = Inputs(value, spatial_shapes, sizes, repeats, locations, weights, references, padding_mask, deterministic)
-    _check(inputs)
+    inputs, needs = _split(arguments)
+    _check_to_run(inputs)
+    value, *_, locations, weights, references, padding_mask, deterministic, half_sums = inputs
     check_output("grad_output", grad_output, value, weights)
     if references is not None:
-        _check_fusion(value, locations, weights, references)
         check_output("output", output, value, weights)
     check_storages(grad_output, output, value, locations, weights, references, padding_mask)
-    needs = (needs_value, needs_locations, needs_weights)
     if references is not None or _runs_triton(value, locations, weights):
         from deformdetr.kernels import _triton
 
         sampling = _triton.Sampling(locations, weights, references, padding_mask)
-        wanted = _triton.Needs(*needs, needs_references and references is not None)
+        wanted = _triton.Needs(*needs)._replace(references=needs[3] and references is not None)
         sums = _triton.Sums(deterministic, half_sums)
         grads = _triton.backward(grad_output, output, value, inputs.pyramid(), sampling, wanted, sums)
     else:
         kernel = _choose_kernel(value, locations, weights)
         levels = place_levels(read_on_cpu(inputs.pyramid(), value.shape[1]), value.shape[1])
-        grads = *kernel.backward(grad_output, value, levels, locations, weights, needs), None
+        grads = *kernel.backward(grad_output, value, levels, locations, weights, needs[:3]), None
     return _replace_none(grads, inputs)
+
+
+def _split(arguments: tuple[Any, ...]) -> tuple[Inputs, tuple[bool, ...]]:
+    """Return the inputs and which gradients are needed, from the arguments of the backward after the first two."""
+    return Inputs(*arguments[:9], *arguments[13:]), arguments[9:13]
 
 
 def _replace_none(
@@ -243,8 +227,16 @@ def _differentiable(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor | No
     return inputs.value, inputs.locations, inputs.weights, inputs.references
 
 
-forward_op = torch.library.custom_op("deformdetr::ms_deform_attn", _forward, mutates_args=())
-backward_op = torch.library.custom_op("deformdetr::ms_deform_attn_backward", _backward, mutates_args=())
+forward_op = torch.library.custom_op(
+    "deformdetr::ms_deform_attn", _forward, mutates_args=(), schema=f"({_INPUTS}, bool half_sums=False) -> Tensor"
+)
+backward_op = torch.library.custom_op(
+    "deformdetr::ms_deform_attn_backward",
+    _backward,
+    mutates_args=(),
+    schema=f"(Tensor grad_output, Tensor? output, {_INPUTS}, {_NEEDS}, bool half_sums=False) -> "
+    "(Tensor, Tensor, Tensor, Tensor)",
+)
 
 
 @forward_op.register_fake
@@ -257,7 +249,7 @@ def _(*arguments: Any) -> Tensor:
 
 @backward_op.register_fake
 def _(grad_output: Tensor, output: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs, needs = Inputs(*arguments[:9]), arguments[9:13]
+    inputs, needs = _split(arguments)
     _check(inputs)
     grad_value, grad_locations, grad_weights, grad_references = (
         like.new_empty(like.shape) if need and like is not None else None
@@ -299,8 +291,8 @@ def _differentiate_forward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _save(ctx, inputs[0], Inputs(*inputs[2:11]))
-    ctx.needs = inputs[11:15]
+    given, ctx.needs = _split(inputs[2:])
+    _save(ctx, inputs[0], given)
 
 
 def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
