@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field, PositiveFloat
 from pydantic_settings import CliPositionalArg, CliToggleFlag
 from torch import Tensor
 
+from deformdetr._tables import table
 from deformdetr.cli._options import RUN
-from deformdetr.cli._tables import table
 from deformdetr.data import (
     AnyDataConfig,
     DatasetError,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from deformdetr._tables import table
 from deformdetr.config import DeformableDETRConfig, DETRConfig, with_backbone_weights
 from deformdetr.kernels import register_flop_formulas
 
@@ -57,27 +58,18 @@ class ModelSummary(NamedTuple):
 
     def table(self) -> str:
         """Return the summary as text."""
-        header = ("part", "output", "parameters", "trained", "multiply-adds (G)")
-        rows = [header]
+        rows: list[tuple[str, ...]] = []
         for stage in self.stages:
             numbers = f"{stage.parameters:,}", f"{stage.trainable:,}", f"{stage.multiply_adds / 1e9:.2f}"
             first, *others = [" × ".join(map(str, shape)) for shape in stage.output] or [""]
             rows.append((stage.name, first, *numbers))
             rows += [("", other, "", "", "") for other in others]
         rows.append(("total", "", f"{self.parameters:,}", f"{self.trainable:,}", f"{self.multiply_adds / 1e9:.2f}"))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if index < 2 else cell.rjust(width)
-                for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
         training = self.weight_bytes + self.optimizer_bytes + self.activation_bytes
         return "\n".join(
             [
                 f"one image of {self.size[0]} x {self.size[1]} pixels (height x width)",
-                *lines,
+                table(("part", "output", "parameters", "trained", "multiply-adds (G)"), rows, texts=2),
                 "A multiplication and an addition count as one, as in the tables of the papers, which call them FLOPs.",
                 f"memory in float32: weights {_megabytes(self.weight_bytes)}; training "
                 f"{_megabytes(training)} = weights + gradients and AdamW {_megabytes(self.optimizer_bytes)} + "

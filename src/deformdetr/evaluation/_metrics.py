@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from deformdetr._coco_types import LabelMap
+from deformdetr._tables import table
 from deformdetr.evaluation._matching import Matches, OperatingPoint
 from deformdetr.evaluation._panoptic import PanopticMetrics
 
@@ -186,22 +187,13 @@ def class_table(metrics: CocoMetrics) -> str:
     """Return average precision and recall of each category that has objects, and its threshold with the highest F1."""
     rows = [row for row in metrics["per_class"] if row["AP"] is not None]
     has_thresholds = "best_threshold" in metrics
-    width = max([len("category"), *(len(row["name"]) for row in rows)])
-    lines = [f"{'category':<{width}}     AP   AP50   AP75     AR" + "  threshold     F1" * has_thresholds]
-    for row in rows:
-        numbers = "  ".join(f"{row[key]:5.3f}" for key in ("AP", "AP50", "AP75", "AR"))
-        line = f"{row['name']:<{width}}  {numbers}"
-        if has_thresholds:
-            line += _point_columns(row.get("best_threshold"), row.get("best_f1"))
-        lines.append(line)
+    header = ["category", "   AP", " AP50", " AP75", "   AR", *["threshold", "   F1"] * has_thresholds]
+    lines = [[row["name"], *(f"{row[key]:.3f}" for key in ("AP", "AP50", "AP75", "AR"))] for row in rows]
     if has_thresholds:
-        line = f"{'all':<{width}}" + " " * 28 + _point_columns(metrics["best_threshold"], metrics["best_f1"])
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def _point_columns(threshold: float | None, f1: float | None) -> str:
-    return "" if threshold is None or f1 is None else f"  {threshold:9.3f}  {f1:5.3f}"
+        lines.append(["all", "", "", "", ""])
+        for line, of in zip(lines, (*rows, metrics), strict=True):
+            line += ["" if value is None else f"{value:.3f}" for value in (of.get("best_threshold"), of.get("best_f1"))]
+    return table(header, lines)
 
 
 def _threshold_and_f1(point: OperatingPoint | None) -> tuple[float | None, float | None]:

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from deformdetr._coco_types import LabelMap
+from deformdetr._tables import table
 from deformdetr.structures import PanopticSegmentation
 
 _FACTORS: tuple[Literal["PQ", "SQ", "RQ"], ...] = ("PQ", "SQ", "RQ")
@@ -117,12 +118,11 @@ class PanopticEvaluator:
         numbers: dict[str, PanopticNumbers] = {
             "all": metrics, "things": metrics["things"], "stuff": metrics["stuff"], **metrics["by_class"]
         }  # fmt: skip
-        width = max(map(len, numbers))
         rows = [
-            f"{name:<{width}}  " + "  ".join("    -" if row[key] is None else f"{row[key]:5.3f}" for key in _FACTORS)
+            [name, *("-" if row[key] is None else f"{row[key]:.3f}" for key in _FACTORS)]
             for name, row in numbers.items()
         ]
-        return "\n".join([f"{'':<{width}}  " + "  ".join(f"{key:>5}" for key in _FACTORS), *rows])
+        return table(["", *(f"{key:>5}" for key in _FACTORS)], rows)
 
     def compute(self) -> PanopticMetrics:
         """Return the metrics of all images so far."""

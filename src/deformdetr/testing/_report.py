@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
+from deformdetr._tables import table
+
 Status: TypeAlias = Literal["passed", "failed", "refused", "inapplicable"]
 
 _HEADS = ("case", "dtype", "output", "grad value", "grad locations", "grad weights", "tolerance")
@@ -89,10 +91,8 @@ class Report:
 
     def __str__(self) -> str:
         """Return a table with one line for each case and dtype, and the reasons of the failures."""
-        lines = [_HEADS, *map(_cells, _by_case(self.rows))]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-        return "\n".join(line.rstrip() for line in [*table, "", *self._reasons(), self.summary()])
+        cells = table(_HEADS, [*map(_cells, _by_case(self.rows))], texts=len(_HEADS))
+        return "\n".join([cells, "", *map(str.rstrip, self._reasons()), self.summary()])
 
     def markdown(self) -> str:
         """Return the table of `str` in Markdown."""

@@ -7,7 +7,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 
     """Return a table with aligned columns.
 
     Args:
-        header: Names of the columns.
+        header: Names of the columns; blanks before a name make a column wider.
         rows: Texts of each row, one per column.
         texts: Number of left-aligned columns. Those after them are right-aligned.
     """
