@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from deformdetr._files import CHECKPOINT_SUFFIXES, check_writable, write_tensors
 from deformdetr.integrations._checkpoints._classes import dropped_rows, select_classes
-from deformdetr.integrations._checkpoints._format import CheckpointFormat
+from deformdetr.integrations._checkpoints._format import CONTAINERS, CheckpointFormat
 from deformdetr.integrations._checkpoints._formats import get_format
 from deformdetr.integrations._checkpoints._reports import ConversionReport
 from deformdetr.integrations._checkpoints._translation import Loss, Translation
@@ -52,10 +52,33 @@ def translate_state_dict(
         >>> list(state), report.lossless
         (['model.level_embed'], True)
     """
-    tensors, report, _ = _translate(
-        state_dict, format, classes=classes, backbone=backbone, share_heads=share_heads, allow_loss=allow_loss
+    weights = find_weights(state_dict)
+    source, target = weights.format, get_format(format, weights.format.architecture)
+    if backbone == "resnet" and not target.own_resnet:
+        raise ValueError(f"{format} has no ResNet of its own; backbone='resnet' is for transformers' formats")
+    incoming = source.read(weights.tensors, share_heads=share_heads)
+    if share_heads and not shares_heads(incoming.tensors):
+        raise ValueError("share_heads=True, but decoder layers have different heads")
+    model = Variant.read(incoming.tensors).describe()
+    if classes is not None:
+        _select(incoming, classes)
+    outgoing = target.write(incoming.tensors, own_resnet=backbone == "resnet")
+    report = ConversionReport(
+        source=source.name,
+        target=target.name,
+        model=model,
+        read=len(weights.tensors),
+        written=len(outgoing.tensors),
+        steps=incoming.steps + outgoing.steps,
+        losses=[*incoming.losses, *_unknown_entries(incoming), *outgoing.losses, *_unknown_entries(outgoing)],
+        # From a format to itself, predictions do not differ.
+        remarks=() if source is target else source.remarks + target.remarks,
+        place=weights.place,
+        left_aside=weights.left_aside,
     )
-    return tensors, report
+    if report.unasked and not allow_loss:
+        raise ValueError(_describe_losses(report))
+    return outgoing.tensors, report
 
 
 def save_checkpoint(
@@ -99,10 +122,10 @@ def save_checkpoint(
     """
     path = Path(path)
     check_writable(path, suffixes=CHECKPOINT_SUFFIXES, overwrite=overwrite)
-    tensors, report, container = _translate(
-        model.state_dict(), format, classes=classes, backbone=backbone, share_heads=None, allow_loss=allow_loss
+    tensors, report = translate_state_dict(
+        model.state_dict(), format, classes=classes, backbone=backbone, allow_loss=allow_loss
     )
-    write_tensors(tensors, path, container=container)
+    write_tensors(tensors, path, container=CONTAINERS.get(format))
     return report
 
 
@@ -153,52 +176,13 @@ def convert_checkpoint(
     check_writable(target, suffixes=CHECKPOINT_SUFFIXES, overwrite=overwrite)
     content = read_content(source)
     try:
-        tensors, report, container = _translate(
+        tensors, report = translate_state_dict(
             content, format, classes=classes, backbone=backbone, share_heads=share_heads, allow_loss=allow_loss
         )
     except ValueError as error:
         raise CheckpointError(f"{source}: {error}") from error
-    write_tensors(tensors, target, container=container)
+    write_tensors(tensors, target, container=CONTAINERS.get(format))
     return report
-
-
-def _translate(
-    content: Mapping[str, Any],
-    to: CheckpointFormat,
-    *,
-    classes: Sequence[int] | None,
-    backbone: str,
-    share_heads: bool | None,
-    allow_loss: bool,
-) -> tuple[dict[str, Tensor], ConversionReport, str | None]:
-    """Return the translated entries, the report, and the entry of a PyTorch file that holds them."""
-    weights = find_weights(content)
-    source, target = weights.format, get_format(to, weights.format.architecture)
-    if backbone == "resnet" and not target.own_resnet:
-        raise ValueError(f"{to} has no ResNet of its own; backbone='resnet' is for transformers' formats")
-    incoming = source.read(weights.tensors, share_heads=share_heads)
-    if share_heads and not shares_heads(incoming.tensors):
-        raise ValueError("share_heads=True, but decoder layers have different heads")
-    model = Variant.read(incoming.tensors).describe()
-    if classes is not None:
-        _select(incoming, classes)
-    outgoing = target.write(incoming.tensors, own_resnet=backbone == "resnet")
-    report = ConversionReport(
-        source=source.name,
-        target=target.name,
-        model=model,
-        read=len(weights.tensors),
-        written=len(outgoing.tensors),
-        steps=incoming.steps + outgoing.steps,
-        losses=[*incoming.losses, *_unknown_entries(incoming), *outgoing.losses, *_unknown_entries(outgoing)],
-        # From a format to itself, predictions do not differ.
-        remarks=() if source is target else source.remarks + target.remarks,
-        place=weights.place,
-        left_aside=weights.left_aside,
-    )
-    if report.unasked and not allow_loss:
-        raise ValueError(_describe_losses(report))
-    return outgoing.tensors, report, target.container
 
 
 def _select(incoming: Translation, classes: Sequence[int]) -> None:

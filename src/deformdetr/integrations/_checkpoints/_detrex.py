@@ -37,7 +37,6 @@ DEFORMABLE_DETR = Format(
     rules=(*_COMMON, Rename("queries.embedding", "query_embedding")),
     changes=(NoBatchCounts(), HeadsPerLayer()),
     late_changes=(SecondNames("transformer.decoder."),),
-    container="model",
     remarks=(
         "detrex clips references to [0.001, 0.999] before it takes their logits, this library and the original to "
         "[0.00001, 0.99999]: predictions that start from a reference outside the former differ",
@@ -57,7 +56,6 @@ DINO = Format(
     changes=(NoBatchCounts(), LabelRows(spare=False), HeadsPerLayer(never_shared=True)),
     late_changes=(SecondNames("transformer.decoder.", always=("bbox_embed.", "class_embed.")),),
     needs={"queries.memory_projection.weight": "two_stage=True"},
-    container="model",
     remarks=(
         "detrex's DINO encodes the places of pixels with temperature 10000 and offset -0.5 unless told otherwise, "
         "the original and mmdetection's with 20 and 0: SinePositionConfig has both",
@@ -78,7 +76,6 @@ DN_DEFORMABLE_DETR = Format(
     changes=(NoBatchCounts(), LabelRows(spare=True), HeadsPerLayer(never_shared=True)),
     late_changes=(SecondNames("transformer.decoder.", always=("bbox_embed.",)),),
     needs={"decoder.position.scale.layers.0.weight": "query_scale=True", "queries.anchors.weight": "two_stage=False"},
-    container="model",
 )
 
 # Special formats first: all have the marks of the last.

@@ -14,6 +14,13 @@ CheckpointFormat: TypeAlias = Literal[
     "deformdetr", "original", "hugging_face_4", "hugging_face_5", "mmdetection_2", "mmdetection_3", "detrex"
 ]
 Architecture: TypeAlias = Literal["deformable_detr", "dino", "dn_deformable_detr", "detr"]
+CONTAINERS: Mapping[CheckpointFormat, str] = {
+    "original": "model",
+    "mmdetection_2": "state_dict",
+    "mmdetection_3": "state_dict",
+    "detrex": "model",
+}
+"""Entry that holds the state dict in PyTorch files; files of other formats hold nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +45,6 @@ class Format:
     """How models with masks are stored, if the implementation has them."""
     needs: Mapping[str, str] = field(default_factory=dict)
     """Entries (in this library's names) that all its models have, and the config field that adds them."""
-    container: str | None = None
-    """Entry of a PyTorch file that holds the state dict; None: the file holds nothing else."""
     remarks: tuple[str, ...] = ()
     """What users should know when they move weights."""
 

@@ -84,7 +84,6 @@ _DEFORMABLE_DETR_3 = Format(
         Rename("queries.reference_points", "reference_points_fc"),
     ),
     changes=(*_CHANGES, HeadsPerLayer()),
-    container="state_dict",
 )
 
 _DINO_3 = Format(
@@ -100,7 +99,6 @@ _DINO_3 = Format(
     ),
     changes=_DINO_CHANGES,
     needs=_TWO_STAGE,
-    container="state_dict",
 )
 
 _VERSION_2: Rules = (
@@ -116,7 +114,6 @@ _DEFORMABLE_DETR_2 = Format(
     marks=("bbox_head.transformer.level_embeds",),
     rules=(*_VERSION_2, Rename("queries.embedding", "bbox_head.query_embedding")),
     changes=(*_CHANGES, HeadsPerLayer()),
-    container="state_dict",
 )
 
 _DINO_2 = Format(
@@ -138,7 +135,6 @@ _DINO_2 = Format(
     ),
     changes=_DINO_CHANGES,
     needs=_TWO_STAGE,
-    container="state_dict",
 )
 
 # Special formats first: they have the marks of later ones.

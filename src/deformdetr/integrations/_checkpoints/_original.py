@@ -65,7 +65,6 @@ DEFORMABLE_DETR = Format(
     changes=(NoBatchCounts(), HeadsPerLayer()),
     late_changes=(SecondNames("transformer.decoder."),),
     masks=_MASKS,
-    container="model",
 )
 
 DINO = Format(
@@ -90,7 +89,6 @@ DINO = Format(
     changes=(NoBatchCounts(), NoEmbeddingOfOneLevel(), LabelRows(spare=True), HeadsPerLayer(encoder_continues=False)),
     late_changes=(SecondNames("transformer.decoder.", always=("bbox_embed.", "class_embed.")),),
     masks=_MASKS,
-    container="model",
 )
 
 DN_DEFORMABLE_DETR = Format(
@@ -108,7 +106,6 @@ DN_DEFORMABLE_DETR = Format(
     late_changes=(SecondNames("transformer.decoder.", always=("bbox_embed.",)),),
     masks=_MASKS,
     needs={"decoder.position.scale.layers.0.weight": "query_scale=True", "queries.anchors.weight": "two_stage=False"},
-    container="model",
 )
 
 DETR = Format(
@@ -128,7 +125,6 @@ DETR = Format(
     ),
     changes=(NoBatchCounts(),),
     masks=_MASKS,
-    container="model",
 )
 
 # Special formats first: some have the marks of later ones.
