@@ -35,6 +35,10 @@ from deformdetr.data._segmentations import Segmentations, flaw
 _NO_CATEGORIES = Kind("lists without categories")
 _CONTRADICTION = Kind("categories that contradict the label map", "files of different datasets, or renumbered ids?")
 _UNMAPPED = Kind("categories that the label map lacks")
+# Of LVIS.
+_PARTLY_ANNOTATED = (
+    "images annotated for some categories only (neg_category_ids): AP counts correct detections of others as false"
+)
 
 
 def read_coco(
@@ -149,7 +153,8 @@ def _read(document: Document, file: Path, folder: Path | None, options: ReadOpti
     rows, boxes, counts = _apply_rules(rows.select(~unmapped), table, entries, problems)
     problems.refuse()
     counts["unknown_category"] = int(unmapped.sum())
-    counts["notes"] = (*table.notes, *_notes_on_lvis(document.images))
+    partly = sum("neg_category_ids" in image for image in document.images if isinstance(image, dict))
+    counts["notes"] = (*table.notes, *[f"{partly:,} {_PARTLY_ANNOTATED}"] * (partly > 0))
     if options.masks:
         sizes = table.sizes[rows.image_index].tolist()
         flaws = [
@@ -160,14 +165,6 @@ def _read(document: Document, file: Path, folder: Path | None, options: ReadOpti
         rows, boxes = rows.select(keep), boxes[keep]
         counts["without_mask"] = Counter(sorted(filter(None, flaws)))
     return _assemble(str(file), table, rows, boxes, label_map, counts, masks=options.masks), table
-
-
-def _notes_on_lvis(images: EntryList) -> list[str]:
-    partly = sum("neg_category_ids" in image for image in images if isinstance(image, dict))
-    note = (
-        "images annotated for some categories only (neg_category_ids): AP counts correct detections of others as false"
-    )
-    return [f"{partly:,} {note}"] if partly else []
 
 
 def _compare_categories(categories: dict[int, str], label_map: LabelMap, problems: Problems) -> None:

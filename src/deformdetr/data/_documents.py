@@ -89,7 +89,7 @@ class Entries:
         Raises:
             ValueError: If they are no valid list, or a key occurs twice in one object.
         """
-        text = _as_list(self._content, start, end)
+        text = b"[%b]" % self._content[start:end]
         entries: list[Any] = msgspec.json.decode(text)
         are_flat = set(map(type, entries)) == {dict} and text.count(b"{") == len(entries)
         keys = sum(map(len, entries)) if are_flat else _count_keys(entries)
@@ -175,7 +175,9 @@ def _cut(content: mmap.mmap, start: int) -> tuple[list[tuple[int, int]], int]:
     spans: list[tuple[int, int]] = []
     while True:
         tried = []
-        for end in _possible_ends(content, start):
+        # Behind entries that precede a separator.
+        separators = _SEPARATOR.finditer(content, start + _PIECE_BYTES)
+        for end in (each.start() + 1 for each in islice(separators, _MAX_ATTEMPTS)):
             tried.append(end)
             # What precedes a separator within an entry, or behind the list, is not valid JSON.
             if _is_list(content, start, end):
@@ -193,22 +195,12 @@ def _cut(content: mmap.mmap, start: int) -> tuple[list[tuple[int, int]], int]:
     return [*spans, (start, end)], end + 1
 
 
-def _possible_ends(content: mmap.mmap, start: int) -> Iterator[int]:
-    """Yield offsets behind entries that precede a separator, for a piece from `start`."""
-    separators = _SEPARATOR.finditer(content, start + _PIECE_BYTES)
-    return (separator.start() + 1 for separator in islice(separators, _MAX_ATTEMPTS))
-
-
 def _is_list(content: mmap.mmap, start: int, end: int) -> bool:
     try:
-        msgspec.json.decode(_as_list(content, start, end), type=msgspec.Raw)
+        msgspec.json.decode(b"[%b]" % content[start:end], type=msgspec.Raw)
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _as_list(content: mmap.mmap, start: int, end: int) -> bytes:
-    return b"[%b]" % content[start:end]
 
 
 def _release(content: mmap.mmap) -> None:

@@ -85,7 +85,7 @@ class _ImageReader:
         self._report = problems.report
         self._decode = decode
         self._folder = folder
-        self._names = None if folder is None else ContainedNames(folder)
+        self._names = None if folder is None or decode.allow_outside else ContainedNames(folder)
         self._has_folder = folder is not None and folder.is_dir()
         if folder is not None and not self._has_folder:
             self._report(f"the image folder {folder} does not exist", _NO_FOLDER)
@@ -103,7 +103,9 @@ class _ImageReader:
         name = next(iter(names), "")
         if name and self._folder is not None and self._has_folder:
             name = self._find(label, names, self._folder)
-        name = self._contained(label, name)
+        if name and self._names is not None and not self._names.has(name):
+            self._report(f"{label}: {name!r:.200} leads out of {self._folder}", OUTSIDE)
+            name = ""
         size = self._size(f"{label} ({name})" if name else label, entry, name)
         if identifier is not None and self._is_new(identifier, entry):
             is_valid = bool(name) and size is not None
@@ -156,13 +158,6 @@ class _ImageReader:
         if base != names[0] and is_file(folder, base):
             hint = f"; but {folder} holds {base}"
         self._report(f"{label}: {folder / names[0]}: {reason}{hint}", _NO_FILE)
-        return ""
-
-    def _contained(self, label: str, name: str) -> str:
-        """Return the name, or an empty text if it leads out of the folder, which is reported."""
-        if not name or self._decode.allow_outside or self._names is None or self._names.has(name):
-            return name
-        self._report(f"{label}: {name!r:.200} leads out of {self._folder}", OUTSIDE)
         return ""
 
     def _size(self, label: str, entry: dict[str, Any], name: str) -> tuple[int, int] | None:

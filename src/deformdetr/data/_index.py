@@ -108,8 +108,10 @@ class AnnotationIndex:
             return None
         if details["key"] != self._key(label_map):
             return None
-        if folder is not None and not _are_in_place(folder, details["file_names"], details["absent"]):
-            return None
+        if folder is not None:
+            moved = any(not is_file(folder, name) for name in details["file_names"])
+            if moved or any(is_file(folder, name) for name in details["absent"]):
+                return None
         segments = [arrays.pop(name) for name in Segmentations._fields if name in arrays]
         notes = tuple(details["report"]["notes"])
         return Annotations(
@@ -134,10 +136,6 @@ class AnnotationIndex:
     def _asked(self, label_map: LabelMap | None) -> str:
         labels = None if label_map is None else label_map.model_dump(mode="json")
         return json.dumps({"label_map": labels, **self._options}, sort_keys=True)
-
-
-def _are_in_place(folder: Path, names: Sequence[str], absent: Sequence[str]) -> bool:
-    return all(is_file(folder, name) for name in names) and not any(is_file(folder, name) for name in absent)
 
 
 def write_arrays(path: Path, details: Mapping[str, Any], arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> None:

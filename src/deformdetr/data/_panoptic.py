@@ -110,7 +110,10 @@ class PanopticFiles:
         entry = self._document["annotations"][index]
         name = self._file_name(entry)
         ids = decode_ids(load_image(self._folder / name))
-        segments = self._segments(entry, name)
+        listed = entry.get("segments_info")
+        if not isinstance(listed, list):
+            raise DatasetError(f"{self._source}: 'segments_info' of {name} is {listed!r:.60}, not a list")
+        segments = [self._segment(each, name) for each in listed]
         numbers, found = [each.id for each in segments], np.unique(ids).tolist()
         if len({*numbers, 0}) <= len(numbers) or not set(found) <= {*numbers, 0}:
             raise DatasetError(
@@ -140,12 +143,6 @@ class PanopticFiles:
                 "from sources that you trust"
             )
         return names[0]
-
-    def _segments(self, entry: dict[str, Any], name: str) -> list[_Segment]:
-        segments = entry.get("segments_info")
-        if not isinstance(segments, list):
-            raise DatasetError(f"{self._source}: 'segments_info' of {name} is {segments!r:.60}, not a list")
-        return [self._segment(each, name) for each in segments]
 
     def _segment(self, segment: Any, name: str) -> _Segment:
         given = segment if isinstance(segment, dict) else {}
@@ -275,10 +272,5 @@ def decode_ids(colors: UInt8[Tensor, "3 height width"]) -> Int64[Tensor, "height
 
 def _box(mask: Tensor) -> list[int]:
     """Return (x, y, width, height) of a mask, in pixels."""
-    (left, right), (top, bottom) = (_ends(mask.any(axis)) for axis in (0, 1))
-    return [left, top, right - left, bottom - top]
-
-
-def _ends(occupied: Tensor) -> tuple[int, int]:
-    places = occupied.nonzero()
-    return int(places[0]), int(places[-1]) + 1
+    columns, rows = (mask.any(axis).nonzero()[:, 0].tolist() for axis in (0, 1))
+    return [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]

@@ -46,7 +46,8 @@ def split_coco(annotations: str | Path, *, val_share: float = 0.2, seed: int = 0
     if not 0 < val_share < 1:
         raise ValueError(f"val_share must be between 0 and 1, got {val_share}")
     document = load_document(Path(annotations))
-    positions = _positions(document["images"])
+    ids = [parse_id(entry.get("id")) if isinstance(entry, dict) else None for entry in document["images"]]
+    positions = {each: number for number, found in enumerate(ids) if found is not None for each in spellings(found)}
     image_of = [_position(entry, positions) for entry in document["annotations"]]
     problems = Problems(annotations)
     images_of: dict[str, set[int]] = {}
@@ -69,16 +70,6 @@ def split_coco(annotations: str | Path, *, val_share: float = 0.2, seed: int = 0
         ]
         parts.append({**document, "images": images, "annotations": rows})
     return SplitDocuments(*parts)
-
-
-def _positions(images: list[Any]) -> dict[Any, int]:
-    ids = [parse_id(entry.get("id")) if isinstance(entry, dict) else None for entry in images]
-    return {
-        spelling: position
-        for position, identifier in enumerate(ids)
-        if identifier is not None
-        for spelling in spellings(identifier)
-    }
 
 
 def _without_image(entry: Any, number: int) -> str:

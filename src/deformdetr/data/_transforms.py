@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from deformdetr.boxes import xyxy_to_cxcywh
-from deformdetr.data._config import AnyDataConfig, AugmentConfig, ColorConfig, ZoomOutConfig
+from deformdetr.data._config import AnyDataConfig, AugmentConfig
 from deformdetr.models import normalize_image, prepare_image, resize_image, resized_size
 from deformdetr.structures import Target
 
@@ -190,7 +190,14 @@ def train_transforms(augment: AugmentConfig, mean: Sequence[float], std: Sequenc
     References:
         Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020, section 4 and appendix A.4.
     """
-    steps = [*_color(augment.color), *_zoom_out(augment.zoom_out, mean), v2.RandomHorizontalFlip(augment.flip)]
+    steps: list[Callable[..., Any]] = []
+    if (color := augment.color) is not None:
+        ranges = {"brightness": color.brightness, "contrast": color.contrast, "saturation": color.saturation}
+        steps.append(v2.RandomPhotometricDistort(**ranges, hue=(-color.hue, color.hue), p=color.probability))
+    if (zoom := augment.zoom_out) is not None:
+        fill: dict[Any, Any] = {tv_tensors.Image: [round(255 * channel) for channel in mean], "others": 0}
+        steps.append(v2.RandomZoomOut(fill=fill, side_range=(1.0, zoom.max_side), p=zoom.probability))
+    steps.append(v2.RandomHorizontalFlip(augment.flip))
     if augment.vertical_flip:
         steps.append(v2.RandomVerticalFlip(augment.vertical_flip))
     resize = _resize(augment.short_sides, augment.max_size)
@@ -201,7 +208,9 @@ def train_transforms(augment: AugmentConfig, mean: Sequence[float], std: Sequenc
             *resize,
         ]
         chance = augment.crop_probability
-        steps.append(v2.RandomChoice([v2.Compose(crop), _chain(resize)], p=[chance, 1 - chance]))
+        # torchvision's Compose refuses an empty list.
+        whole = v2.Compose(resize) if resize else v2.Identity()
+        steps.append(v2.RandomChoice([v2.Compose(crop), whole], p=[chance, 1 - chance]))
     else:
         steps.extend(resize)
     return v2.Compose([*steps, _Normalize(mean, std)])  # type: ignore[no-any-return]
@@ -244,33 +253,8 @@ def prepare_for_evaluation(image: UInt8[Tensor, "3 _height _width"], config: Any
     )
 
 
-def _color(color: ColorConfig | None) -> list[Callable[..., Any]]:
-    if color is None:
-        return []
-    distort = v2.RandomPhotometricDistort(
-        brightness=color.brightness,
-        contrast=color.contrast,
-        saturation=color.saturation,
-        hue=(-color.hue, color.hue),
-        p=color.probability,
-    )
-    return [distort]
-
-
-def _zoom_out(zoom: ZoomOutConfig | None, mean: Sequence[float]) -> list[Callable[..., Any]]:
-    if zoom is None:
-        return []
-    fill: dict[Any, Any] = {tv_tensors.Image: [round(255 * channel) for channel in mean], "others": 0}
-    return [v2.RandomZoomOut(fill=fill, side_range=(1.0, zoom.max_side), p=zoom.probability)]
-
-
 def _resize(short_sides: Sequence[int], max_size: int | None) -> list[Callable[..., Any]]:
     return [ResizeShortSide(short_sides, max_size)] if short_sides else []
-
-
-def _chain(steps: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
-    # torchvision's Compose refuses an empty list.
-    return v2.Compose(steps) if steps else v2.Identity()  # type: ignore[no-any-return]
 
 
 class _Normalize:

@@ -74,7 +74,8 @@ def read_voc(
     builder.problems.refuse()
     names = sorted({each.name for picture in pictures for each in picture.objects})
     if first_pixel is None:
-        first_pixel = _first_pixel(each.corners for picture in pictures for each in picture.objects)
+        edges = [edge for picture in pictures for each in picture.objects for edge in each.corners]
+        first_pixel = 0 if any(edge < 1 or not edge.is_integer() for edge in edges) else 1
     for picture in pictures:
         image = builder.add_image(picture.split, picture.path)
         for each in picture.objects if image is not None else ():
@@ -175,7 +176,3 @@ def _image_sets(root: Path) -> dict[str, set[str]]:
         split: file.read_text(encoding="utf-8-sig", errors="replace").splitlines() for split, file in files.items()
     }
     return {split: {Path(line.split()[0]).name for line in found if line.strip()} for split, found in lines.items()}
-
-
-def _first_pixel(boxes: Iterable[list[float]]) -> int:
-    return 0 if any(min(box) < 1 or any(not edge.is_integer() for edge in box) for box in boxes) else 1

@@ -54,7 +54,7 @@ def find_warnings(
     for name, dataset in named_splits(datasets).items():
         found = [*_of_boxes(dataset.annotations), *_of_counts(dataset.annotations, limits)]
         if name != "val":
-            found += [*_of_categories(dataset.annotations), *_of_files(dataset.annotations)]
+            found += _of_entries(dataset.annotations)
         found += [] if headers is None else headers.warnings(name, dataset)
         warnings += [f"{name}: {each}" if name else each for each in found]
     return warnings if isinstance(datasets, DetectionDataset) else [*warnings, *_of_splits(datasets)]
@@ -116,7 +116,7 @@ def _of_counts(annotations: Annotations, limits: ObjectLimits) -> Iterator[str]:
             yield f"{(counts > limit).sum():,} {what} {than} ({limit}): up to {counts.max():,}"
 
 
-def _of_categories(annotations: Annotations) -> Iterator[str]:
+def _of_entries(annotations: Annotations) -> Iterator[str]:
     names, ids = annotations.label_map.names, annotations.label_map.category_ids
     for name, count in Counter(names).items():
         if count > 1:
@@ -127,9 +127,6 @@ def _of_categories(annotations: Annotations) -> Iterator[str]:
     if empty:
         listed = ", ".join(empty[:_NAMED]) + (", ..." if len(empty) > _NAMED else "")
         yield f"{len(empty):,} of {len(names):,} categories have no boxes: {listed}"
-
-
-def _of_files(annotations: Annotations) -> Iterator[str]:
     repeated = len(annotations.file_names) - len(set(annotations.file_names))
     if repeated:
         yield f"{repeated:,} images have the file of another image"
@@ -139,17 +136,14 @@ def _of_splits(datasets: Datasets) -> Iterator[str]:
     train, val = datasets
     if val.annotations.is_crowd.all():
         yield "val: no box to evaluate, so that there will be no AP, no best checkpoint and no early stopping"
-    shared = _paths(train) & _paths(val)
+    train_files, val_files = (set() if each.files is None else each.files.resolved() for each in datasets)
+    shared = train_files & val_files
     if shared:
         yield f"{len(shared):,} of {len(val):,} evaluation images are training images too, the first: {min(shared)}"
-    elif _is_copy(train.annotations, val.annotations):
+    elif (
+        len(train.annotations.published)
+        and train.annotations.file_names == val.annotations.file_names
+        and np.array_equal(train.annotations.published, val.annotations.published)
+        and np.array_equal(train.annotations.labels, val.annotations.labels)
+    ):
         yield "the evaluation images have the names and boxes of the training images: a copy?"
-
-
-def _paths(dataset: DetectionDataset) -> set[str]:
-    return set() if dataset.files is None else dataset.files.resolved()
-
-
-def _is_copy(train: Annotations, val: Annotations) -> bool:
-    has_boxes = len(train.published) > 0 and train.file_names == val.file_names
-    return has_boxes and np.array_equal(train.published, val.published) and np.array_equal(train.labels, val.labels)
