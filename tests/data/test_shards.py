@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from coco_files import coco_document, write_coco
-from deformdetr._files import _ranges
+from deformdetr._files import _download
 from deformdetr.data import (
     DataConfig,
     DatasetError,
@@ -35,7 +35,7 @@ from local_server import Server, serving
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(_ranges, "_WAITS", (0, 0))
+    monkeypatch.setattr(_download, "_WAITS", (0, 0))
 
 
 @pytest.fixture

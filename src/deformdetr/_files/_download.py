@@ -1,7 +1,8 @@
-"""Downloading files over HTTP, each once and completely or not at all."""
+"""Downloading files and parts of files over HTTP, completely or not at all."""
 
 import hashlib
 import re
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from http.client import HTTPException
@@ -20,8 +21,14 @@ from deformdetr._files._replacing import replacing
 
 # Seconds without any data after which a transfer counts as failed.
 _TIMEOUT = 60
+_AGENT = {"User-Agent": "deformdetr"}
 _CHUNK = 1 << 20
 _WEB = ("http", "https")
+# Of parts: seconds to wait before each further attempt, and what a server answers that may do better later, beside
+# those from 500.
+_WAITS = (1, 2, 4)
+_PASSING = (408, 425, 429)
+_PARTIAL = 206
 # PyTorch's convention, which mmdetection and DETR follow: the name of a file ends in the first digits of its SHA-256.
 _HASHED = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
 
@@ -75,19 +82,51 @@ def download_once(url: str, path: Path) -> Path:
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _explaining(url, path):
-        request = Request(url, headers={"User-Agent": "deformdetr"})
-        with (
-            urlopen(request, timeout=_TIMEOUT) as response,
-            replacing(path) as unfinished,
-            unfinished.open("wb") as file,
-        ):
-            digest = hashlib.sha256()
-            for chunk in _receive(response, path.name):
-                file.write(chunk)
-                digest.update(chunk)
-            _check_digest(path.name, digest.hexdigest())
+    with (
+        _explaining(url, path),
+        urlopen(Request(url, headers=_AGENT), timeout=_TIMEOUT) as response,
+        replacing(path) as unfinished,
+        unfinished.open("wb") as file,
+    ):
+        digest = hashlib.sha256()
+        for chunk in _receive(response, path.name):
+            file.write(chunk)
+            digest.update(chunk)
+        _check_digest(path.name, digest.hexdigest())
     return path
+
+
+def read_range(url: str, start: int, size: int) -> bytes:
+    """Return `size` bytes of the content of a URL, from offset `start`. A request that fails is repeated three times.
+
+    Raises:
+        ConnectionError: If the bytes cannot be had. The message names the URL and the reason.
+    """
+    request = Request(url, headers=_AGENT | {"Range": f"bytes={start}-{start + size - 1}"})
+    for wait in (*_WAITS, None):
+        try:
+            with urlopen(request, timeout=_TIMEOUT) as response:
+                if response.status != _PARTIAL:
+                    raise ConnectionError(f"{url}: the server does not serve ranges of bytes (HTTP {response.status})")
+                content: bytes = response.read()
+        except HTTPError as error:
+            error.close()
+            reason = f"HTTP {error.code} {error.reason}"
+            if error.code < 500 and error.code not in _PASSING:
+                wait = None
+        except URLError as error:
+            reason = _unreachable(error)
+        except (TimeoutError, HTTPException, ConnectionResetError) as error:
+            reason = f"the transfer broke off: {reason_of(error)}"
+        else:
+            if len(content) == size:
+                return content
+            reason = f"it has {len(content):,} of {size:,} bytes from offset {start:,}"
+            wait = None
+        if wait is None:
+            break
+        time.sleep(wait)
+    raise ConnectionError(f"{url}: {reason}")
 
 
 @contextmanager
@@ -105,10 +144,13 @@ def _explaining(url: str, path: Path) -> Iterator[None]:
             raise PermissionError(f"{url} may not be downloaded without a login ({status}); {instead}") from error
         raise ConnectionError(f"{url} cannot be downloaded: {status}; {instead}") from error
     except URLError as error:
-        reason = reason_of(error.reason) if isinstance(error.reason, Exception) else error.reason
-        raise ConnectionError(f"{url} cannot be downloaded: {reason}; {instead}") from error
+        raise ConnectionError(f"{url} cannot be downloaded: {_unreachable(error)}; {instead}") from error
     except (_TransferError, HTTPException) as error:
         raise ConnectionError(f"{url} cannot be downloaded: {error}; {instead}") from error
+
+
+def _unreachable(error: URLError) -> str:
+    return reason_of(error.reason) if isinstance(error.reason, Exception) else str(error.reason)
 
 
 def _receive(response: Any, name: str) -> Iterator[bytes]:
