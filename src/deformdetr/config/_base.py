@@ -1,9 +1,10 @@
 """The base class of configs, and their files."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from deformdetr._files import read_mapping, write_mapping
 
@@ -57,6 +58,16 @@ Count = Annotated[int, Field(ge=1, le=100_000)]
 Width = Annotated[int, Field(ge=1, le=16_384)]
 Points = Annotated[int, Field(ge=1, le=1_024)]
 Layers = Annotated[int, Field(ge=1, le=256)]
+
+
+def default_kind(kind: str) -> BeforeValidator:
+    """Set the default `kind` of settings that do not name one."""
+
+    def fill(settings: Any) -> Any:
+        return {"kind": kind, **settings} if isinstance(settings, Mapping) else settings
+
+    return BeforeValidator(fill)
+
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 

@@ -1,11 +1,11 @@
 """Configs of criteria."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat
 
-from deformdetr.config._base import DefaultedConfig
+from deformdetr.config._base import DefaultedConfig, default_kind
 from deformdetr.losses import FocalClassification, SetCriterion, SoftmaxClassification
 from deformdetr.matching import FocalClassCost, HungarianMatcher, SoftmaxClassCost
 
@@ -71,10 +71,6 @@ def _build(
     return SetCriterion(matcher, classification=classification, weights={**weights, **mask_weights})
 
 
-def _default_to_softmax(criterion: Any) -> Any:
-    return {"kind": "softmax", **criterion} if isinstance(criterion, Mapping) else criterion
-
-
 AnyCriterionConfig = Annotated[
-    SoftmaxCriterionConfig | FocalCriterionConfig, Field(discriminator="kind"), BeforeValidator(_default_to_softmax)
+    SoftmaxCriterionConfig | FocalCriterionConfig, Field(discriminator="kind"), default_kind("softmax")
 ]

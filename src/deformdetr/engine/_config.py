@@ -6,10 +6,11 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from deformdetr.config import Config, DeformableDETRConfig, DETRConfig, ModelConfig, preset
+from deformdetr.config._base import default_kind
 from deformdetr.data import AnyDataConfig
 from deformdetr.engine._recipes import complete_with_recipe
 from deformdetr.engine._settings import merge
-from deformdetr.engine._train_config import TrainConfig, default_kind
+from deformdetr.engine._train_config import TrainConfig
 
 
 def _complete_model(model: Any) -> Any:

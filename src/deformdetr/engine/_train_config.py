@@ -1,12 +1,12 @@
 """Settings of training."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from deformdetr.config import DefaultedConfig
+from deformdetr.config._base import default_kind
 
 
 class StepSchedule(DefaultedConfig):
@@ -41,15 +41,6 @@ class CosineSchedule(DefaultedConfig):
     epochs: PositiveInt | None = Field(
         default=None, description="Epochs over which it falls, and then stays; null: all epochs of the run."
     )
-
-
-def default_kind(kind: str) -> BeforeValidator:
-    """Set the default `kind` of settings that do not name one."""
-
-    def fill(settings: Any) -> Any:
-        return {"kind": kind, **settings} if isinstance(settings, Mapping) else settings
-
-    return BeforeValidator(fill)
 
 
 Schedule = Annotated[StepSchedule | CosineSchedule, Field(discriminator="kind"), default_kind("step")]
