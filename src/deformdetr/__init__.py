@@ -109,23 +109,6 @@ __all__ = [
     "xyxy_to_cxcywh",
 ]
 
-_SUBMODULES = (
-    "boxes",
-    "cli",
-    "config",
-    "data",
-    "engine",
-    "evaluation",
-    "integrations",
-    "kernels",
-    "losses",
-    "matching",
-    "models",
-    "nn",
-    "structures",
-    "testing",
-    "visualize",
-)
 _NAMES = {
     "boxes": (
         "box_area",
@@ -162,6 +145,7 @@ _NAMES = {
         "MSDeformAttn",
     ),
 }
+_SUBMODULES = (*_NAMES, "cli", "data", "evaluation", "structures", "testing", "visualize")
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 

@@ -78,7 +78,11 @@ def fetch_checkpoint(name: HubName, options: HubOptions) -> Path:
         raise failure
     if options.local_files_only:
         raise FileNotFoundError(f"{name} has not been downloaded before, or needs the name of its file")
-    file = choose_checkpoint(_list_files(name, options), str(name))
+    from huggingface_hub import HfApi
+
+    with _hub_errors(name, options):
+        files = HfApi(token=options.token).list_repo_files(name.repository, revision=name.revision)
+    file = choose_checkpoint(files, str(name))
     return _fetch(name._replace(file=file), options)
 
 
@@ -183,13 +187,6 @@ def _fetch(name: HubName, options: HubOptions) -> Path:
 
     with _hub_errors(name, options):
         return Path(hf_hub_download(name.repository, str(name.file), revision=name.revision, **options._asdict()))
-
-
-def _list_files(name: HubName, options: HubOptions) -> list[str]:
-    from huggingface_hub import HfApi
-
-    with _hub_errors(name, options):
-        return HfApi(token=options.token).list_repo_files(name.repository, revision=name.revision)
 
 
 def _first_line(error: BaseException) -> str:

@@ -74,17 +74,11 @@ class Checkpoint:
         Raises:
             OSError: If the file cannot be written. An existing file is then unchanged.
         """
-        content = {
-            "format": _FORMAT,
-            "model": self.model,
+        plain = {
             "experiment": self.experiment.model_dump(mode="json"),
             "label_map": self.label_map.model_dump(mode="json"),
-            "epoch": self.epoch,
-            "step": self.step,
-            "metrics": self.metrics,
-            "training": self.training,
         }
-        write_tensor_file(content, Path(path))
+        write_tensor_file({"format": _FORMAT, **vars(self), **plain}, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> "Checkpoint":

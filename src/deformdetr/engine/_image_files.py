@@ -29,17 +29,19 @@ def find_files(paths: Iterable[Path], *, leave_out: Path | None = None) -> Found
     found = FoundImages([], [])
     absent: list[str] = []
     for path in given:
-        if path.is_dir():
-            files = [file for each in find_images(path) for file in each]
-            of_path = _sorted_out(files, below=path)
+        folder = path if path.is_dir() else None
+        if folder is not None:
+            files = [file for each in find_images(folder) for file in each]
         elif path.exists():
-            of_path = FoundImages([path], [])
+            files = [path]
         else:
             files = _matching(path)
-            of_path = _sorted_out(files)
             absent += [] if files else [str(path)]
-        for own, listed in zip(of_path, found, strict=True):
-            listed.extend(file for file in own if not _is_own(file, path, leave_out))
+        for file in sorted(files):
+            # A file that is given is an image, whatever its name.
+            is_image = file == path or _is_named_as_image(file, folder)
+            if not _is_own(file, path, leave_out):
+                (found.images if is_image else found.others).append(file)
     if absent:
         raise PredictionError(f"no such file or folder: {', '.join(absent)}")
     if not found.images:
@@ -56,15 +58,11 @@ def _matching(pattern: Path) -> list[Path]:
         raise PredictionError(f"{pattern} is no valid pattern: {error}") from error
 
 
-def _sorted_out(files: Iterable[Path], *, below: Path | None = None) -> FoundImages:
-    """Return which files are images or videos by their names, sorted. Hidden ones are not, as in `find_images`."""
-    found = FoundImages([], [])
-    for file in sorted(files):
-        parts = (file.name,) if below is None else file.relative_to(below).parts
-        is_hidden = any(part.startswith(".") for part in parts)
-        is_image = not is_hidden and (file.suffix.lower() in image_suffixes() or is_video(file))
-        (found.images if is_image else found.others).append(file)
-    return found
+def _is_named_as_image(file: Path, folder: Path | None) -> bool:
+    """Return whether a file is an image or a video by its name. Hidden ones are not, as in `find_images`."""
+    parts = (file.name,) if folder is None else file.relative_to(folder).parts
+    is_hidden = any(part.startswith(".") for part in parts)
+    return not is_hidden and (file.suffix.lower() in image_suffixes() or is_video(file))
 
 
 def _is_own(file: Path, path: Path, leave_out: Path | None) -> bool:

@@ -131,7 +131,10 @@ def predict(
     pictures = _name_pictures(files, out_dir)
     if any(map(is_video, files)):
         require_av()
-    predictor = _segmenting_from(threshold, run if isinstance(run, Predictor) else load(run))
+    predictor = run if isinstance(run, Predictor) else load(run)
+    if predictor.panoptic is not None:
+        # Pixels are assigned to what is drawn as boxes.
+        predictor = _with_panoptic(predictor, replace(predictor.panoptic, threshold=threshold))
     size = checked_batch_size(batch_size, predictor.device)
     result = PredictResult([], {}, predictor.best_threshold)
     numbers = {str(file): number for number, file in enumerate(files, start=1)}
@@ -145,7 +148,8 @@ def predict(
             draw = drawing.videos if are_videos else drawing.images
             for each in draw(group, result.skipped):
                 result.images.append(each)
-                display.update(numbers[each["file"]], status=_status(each, threshold))
+                drawn = sum(score >= threshold for score in each["scores"])
+                display.update(numbers[each["file"]], status=f"{drawn} in {Path(each['file']).name}")
         for file, reason in result.skipped.items():
             display.say(f"skipped {file}: {reason}" if file not in reason else f"skipped: {reason}")
     content = {
@@ -157,12 +161,6 @@ def predict(
     }
     write_text(out_dir / "predictions.json", json.dumps(content, indent=1) + "\n")
     return result
-
-
-def _segmenting_from(threshold: float, predictor: Predictor) -> Predictor:
-    """Return a predictor that assigns pixels to what is drawn as boxes."""
-    panoptic = predictor.panoptic
-    return predictor if panoptic is None else _with_panoptic(predictor, replace(panoptic, threshold=threshold))
 
 
 def _with_panoptic(predictor: Predictor, panoptic: PanopticPostProcess | None) -> Predictor:
@@ -249,10 +247,6 @@ def _name_pictures(files: Sequence[Path], out_dir: Path) -> list[Path]:
     if overwritten:
         raise PredictionError(f"{min(overwritten)} would be replaced by a picture: choose another folder to write to")
     return pictures
-
-
-def _status(image: ImageDetections, threshold: float) -> str:
-    return f"{sum(score >= threshold for score in image['scores'])} in {Path(image['file']).name}"
 
 
 def _to_json(file: Path, found: DetectionResult, label_map: LabelMap, *, frame: int | None = None) -> ImageDetections:

@@ -1,8 +1,11 @@
 """Communication between training processes, with accelerate."""
 
 import os
+import platform
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +147,19 @@ class Processes:
         from accelerate.utils import broadcast_object_list
 
         return broadcast_object_list([value])[0]
+
+
+def describe_environment(processes: Processes) -> dict[str, Any]:
+    """Return the command, versions, device, and the numbers of threads and processes."""
+    device = torch.cuda.get_device_name(processes.device) if processes.device.type == "cuda" else platform.processor()
+    return {
+        "command": sys.argv,
+        "deformdetr": version("deformdetr"),
+        "torch": torch.__version__,
+        "torchvision": version("torchvision"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": f"{processes.device.type}: {device or platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "processes": processes.world_size,
+    }

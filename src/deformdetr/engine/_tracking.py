@@ -53,13 +53,13 @@ class Tracking:
     def log(self, row: Mapping[str, Any], *, step: int) -> None:
         """Send the finite numbers of a row, under names such as `lr/backbone` if they are nested."""
         if self._is_on:
-            numbers = {name.replace(".", "/"): value for name, value in flatten(row) if _is_number(value)}
+            numbers = {
+                name.replace(".", "/"): value
+                for name, value in flatten(row)
+                if isinstance(value, int | float) and math.isfinite(value)
+            }
             self._processes.log(numbers, step=step)
 
     def close(self) -> None:
         """Send what is left, and end the run of the tools."""
         self._processes.finish_trackers()
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -15,7 +15,6 @@ from deformdetr.data import Datasets, build_datasets, judge
 from deformdetr.engine._best import BestScore
 from deformdetr.engine._checkpoint import Checkpoint
 from deformdetr.engine._config import Experiment
-from deformdetr.engine._environment import describe_environment
 from deformdetr.engine._epoch import EpochProgress
 from deformdetr.engine._errors import RunError, TrainingInterrupted
 from deformdetr.engine._evaluate import Evaluation, evaluate
@@ -25,7 +24,7 @@ from deformdetr.engine._initial_model import initial_model, locate_initial_weigh
 from deformdetr.engine._launcher import check_launcher
 from deformdetr.engine._learner import Learner
 from deformdetr.engine._loaders import batches, train_loader
-from deformdetr.engine._processes import Processes
+from deformdetr.engine._processes import Processes, describe_environment
 from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._run_directory import RunDirectory
 from deformdetr.engine._schedule import check_past, describe_schedule, learning_rate_factor, total_steps
@@ -263,13 +262,19 @@ class _Training:
         while self._step < self._total_steps and (group := list(islice(loader, self._config.accumulate_steps))):
             seed_everything(self._config.seed, rank=self._processes.rank, step=self._step + 1)
             losses = self._learner.learn(group, step=self._step + 1)
-            self._learner.step(self._learning_rate_factor())
+            self._learner.step(
+                learning_rate_factor(
+                    self._config, self._step, steps_per_epoch=self._steps_per_epoch, total_steps=self._total_steps
+                )
+            )
             self._step += 1
             now = time.monotonic()
             self._progress.add(losses, batches=len(group), seconds=now - started)
             started = now
-            description = f"epoch {self.epoch + 1}/{self._config.epochs}"
-            display.update(self._step, description=description, status=self._status(self._progress.means()["loss"]))
+            precision = self._metrics.get("AP")
+            status = f"loss {self._progress.means()['loss']:.3f}"
+            status += "" if precision is None else f"  AP {precision:.3f}"
+            display.update(self._step, description=f"epoch {self.epoch + 1}/{self._config.epochs}", status=status)
             self._save_or_stop()
         self._learner.check_gradient()
 
@@ -348,15 +353,6 @@ class _Training:
             step=self._step,
             metrics=self._metrics,
         )
-
-    def _learning_rate_factor(self) -> float:
-        return learning_rate_factor(
-            self._config, self._step, steps_per_epoch=self._steps_per_epoch, total_steps=self._total_steps
-        )
-
-    def _status(self, loss: float) -> str:
-        precision = self._metrics.get("AP")
-        return f"loss {loss:.3f}" + ("" if precision is None else f"  AP {precision:.3f}")
 
     def _describe(self) -> list[str]:
         parameters = sum(each.numel() for each in self._learner.module.parameters() if each.requires_grad)
