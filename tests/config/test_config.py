@@ -98,10 +98,7 @@ def test_missing_fields_of_a_file_have_their_defaults(tmp_path):
     [
         ("a.yaml", "num_classes: [", r"a\.yaml is not valid YAML: (.*\n)*.*line 1"),
         ("a.json", "{'num_classes': 3}", r"a\.json is not valid JSON: .*line 1 column 2"),
-        ("a.json", "", r"a\.json is not valid JSON"),
         ("a.yaml", "- num_classes\n- 3\n", r"a\.yaml must hold a mapping of fields, got a list: \['num_classes', 3\]"),
-        ("a.yaml", "just words", r"got a str: 'just words'"),
-        ("a.json", "null", r"got a NoneType: None"),
         ("a.yaml", "num_clases: 3", r"a\.yaml: 1 validation error .*\n *num_clases\n *Extra inputs are not permitted"),
         ("a.yaml", "d_model: 100", r"a\.yaml: .*\n.*d_model \(100\) must be divisible by n_heads \(8\)"),
         ("a.toml", "num_classes = 3", r"a\.toml must end in \.yaml, \.yml or \.json"),

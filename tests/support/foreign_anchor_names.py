@@ -6,16 +6,16 @@ from itertools import pairwise
 from deformdetr.config import DeformableDETRConfig
 from foreign_names import (
     Shapes,
+    around_detrex,
+    around_mmdetection,
     attention,
     batch_norm,
-    branches,
     deformable_attention,
-    feed_forward,
     general_transformer,
     linear,
+    mmdetection_3_transformer,
     neck,
     norm,
-    norms,
     resnet,
 )
 
@@ -63,17 +63,7 @@ def detrex_dn_deformable_detr(config: DeformableDETRConfig) -> Shapes:
 
 def mmdetection_3_dino(config: DeformableDETRConfig) -> Shapes:
     """List mmdetection 3's DINO."""
-    d, shapes = config.d_model, _mmdetection(config)
-    shapes["level_embed"] = (config.num_feature_levels, d)
-    for i in range(config.num_encoder_layers):
-        layer = f"encoder.layers.{i}"
-        shapes |= deformable_attention(f"{layer}.self_attn", config, config.enc_n_points)
-        shapes |= feed_forward(f"{layer}.ffn", config) | norms(f"{layer}.norms", 2, d)
-    for i in range(config.num_decoder_layers):
-        layer = f"decoder.layers.{i}"
-        shapes |= attention(f"{layer}.self_attn.attn", d)
-        shapes |= deformable_attention(f"{layer}.cross_attn", config, config.dec_n_points)
-        shapes |= feed_forward(f"{layer}.ffn", config) | norms(f"{layer}.norms", 3, d)
+    d, shapes = config.d_model, around_mmdetection(config) | mmdetection_3_transformer(config)
     shapes |= _perceptron("decoder.ref_point_head", 2 * d, d, d) | norm("decoder.norm", d)
     shapes |= linear("memory_trans_fc", d, d) | norm("memory_trans_norm", d)
     shapes["query_embedding.weight"] = (config.num_queries, d)
@@ -82,7 +72,7 @@ def mmdetection_3_dino(config: DeformableDETRConfig) -> Shapes:
 
 def mmdetection_2_dino(config: DeformableDETRConfig) -> Shapes:
     """List mmdetection 2's DINO, whose perceptron of references is a sequence."""
-    d, shapes, transformer = config.d_model, _mmdetection(config), "bbox_head.transformer"
+    d, shapes, transformer = config.d_model, around_mmdetection(config), "bbox_head.transformer"
     shapes |= general_transformer(transformer, config)
     shapes |= linear(f"{transformer}.decoder.ref_point_head.0", 2 * d, d)
     shapes |= linear(f"{transformer}.decoder.ref_point_head.2", d, d) | norm(f"{transformer}.decoder.norm", d)
@@ -143,20 +133,8 @@ def _original(config: DeformableDETRConfig) -> Shapes:
 
 
 def _detrex(config: DeformableDETRConfig) -> Shapes:
-    shapes: Shapes = {}
-    for conv, batch, shape in resnet(config, detectron2=True):
-        shapes |= {f"backbone.{conv}.weight": shape, **batch_norm(f"backbone.{batch}", shape[0], counts=False)}
-    shapes |= neck(config, norm_name="norm", bias=True) | general_transformer("transformer", config)
-    return shapes | _perceptron(
-        "transformer.decoder.ref_point_head", 2 * config.d_model, config.d_model, config.d_model
-    )
-
-
-def _mmdetection(config: DeformableDETRConfig) -> Shapes:
-    shapes: Shapes = {}
-    for conv, batch, shape in resnet(config, detectron2=False):
-        shapes |= {f"backbone.{conv}.weight": shape, **batch_norm(f"backbone.{batch}", shape[0], counts=True)}
-    return shapes | neck(config, norm_name="gn", bias=False) | branches(config)
+    d = config.d_model
+    return around_detrex(config) | _perceptron("transformer.decoder.ref_point_head", 2 * d, d, d)
 
 
 def _heads(config: DeformableDETRConfig, count: int, *, classes_again: bool) -> Shapes:

@@ -12,21 +12,8 @@ Shapes = dict[str, tuple[int, ...]]
 
 def mmdetection_3(config: DeformableDETRConfig) -> Shapes:
     """List mmdetection 3's DeformableDETR; convolutions of its neck have no biases, its norms count batches."""
-    d, shapes = config.d_model, {}
-    for conv, batch, shape in resnet(config, detectron2=False):
-        shapes |= {f"backbone.{conv}.weight": shape, **batch_norm(f"backbone.{batch}", shape[0], counts=True)}
-    shapes |= neck(config, norm_name="gn", bias=False)
-    shapes["level_embed"] = (config.num_feature_levels, d)
-    for i in range(config.num_encoder_layers):
-        layer = f"encoder.layers.{i}"
-        shapes |= deformable_attention(f"{layer}.self_attn", config, config.enc_n_points)
-        shapes |= feed_forward(f"{layer}.ffn", config) | norms(f"{layer}.norms", 2, d)
-    for i in range(config.num_decoder_layers):
-        layer = f"decoder.layers.{i}"
-        shapes |= attention(f"{layer}.self_attn.attn", d)
-        shapes |= deformable_attention(f"{layer}.cross_attn", config, config.dec_n_points)
-        shapes |= feed_forward(f"{layer}.ffn", config) | norms(f"{layer}.norms", 3, d)
-    shapes |= branches(config)
+    d = config.d_model
+    shapes = around_mmdetection(config) | mmdetection_3_transformer(config)
     if config.two_stage:
         shapes |= linear("memory_trans_fc", d, d) | norm("memory_trans_norm", d)
         shapes |= linear("pos_trans_fc", 2 * d, 2 * d) | norm("pos_trans_norm", 2 * d)
@@ -37,12 +24,8 @@ def mmdetection_3(config: DeformableDETRConfig) -> Shapes:
 
 def mmdetection_2(config: DeformableDETRConfig) -> Shapes:
     """List mmdetection 2's DeformableDETR, whose transformer lies in the head."""
-    shapes = {}
-    for conv, batch, shape in resnet(config, detectron2=False):
-        shapes |= {f"backbone.{conv}.weight": shape, **batch_norm(f"backbone.{batch}", shape[0], counts=True)}
-    shapes |= neck(config, norm_name="gn", bias=False)
-    shapes |= general_transformer("bbox_head.transformer", config)
-    shapes |= _starts("bbox_head.transformer", config) | branches(config)
+    shapes = around_mmdetection(config) | general_transformer("bbox_head.transformer", config)
+    shapes |= _starts("bbox_head.transformer", config)
     if not config.two_stage:
         shapes["bbox_head.query_embedding.weight"] = (config.num_queries, 2 * config.d_model)
     return shapes
@@ -50,11 +33,7 @@ def mmdetection_2(config: DeformableDETRConfig) -> Shapes:
 
 def detrex(config: DeformableDETRConfig) -> Shapes:
     """List detrex's DeformableDETR with detectron2's ResNet; its decoder names the heads it uses a second time."""
-    d, shapes = config.d_model, {}
-    for conv, batch, shape in resnet(config, detectron2=True):
-        shapes |= {f"backbone.{conv}.weight": shape, **batch_norm(f"backbone.{batch}", shape[0], counts=False)}
-    shapes |= neck(config, norm_name="norm", bias=True)
-    shapes |= general_transformer("transformer", config) | _starts("transformer", config)
+    d, shapes = config.d_model, around_detrex(config) | _starts("transformer", config)
     for i in range(config.num_decoder_layers + config.two_stage):
         prefixes = ["", "transformer.decoder."] if config.with_box_refine else [""]
         for prefix in prefixes:
@@ -72,6 +51,37 @@ FOREIGN_NAMES: dict[str, Callable[[DeformableDETRConfig], Shapes]] = {
     "mmdetection_2": mmdetection_2,
     "detrex": detrex,
 }
+
+
+def around_mmdetection(config: DeformableDETRConfig) -> Shapes:
+    """List what mmdetection's models have around the transformer and its queries."""
+    shapes: Shapes = {}
+    for conv, batch, shape in resnet(config, detectron2=False):
+        shapes |= {f"backbone.{conv}.weight": shape, **batch_norm(f"backbone.{batch}", shape[0], counts=True)}
+    return shapes | neck(config, norm_name="gn", bias=False) | branches(config)
+
+
+def around_detrex(config: DeformableDETRConfig) -> Shapes:
+    """List what detrex's models have apart from queries and heads."""
+    shapes: Shapes = {}
+    for conv, batch, shape in resnet(config, detectron2=True):
+        shapes |= {f"backbone.{conv}.weight": shape, **batch_norm(f"backbone.{batch}", shape[0], counts=False)}
+    return shapes | neck(config, norm_name="norm", bias=True) | general_transformer("transformer", config)
+
+
+def mmdetection_3_transformer(config: DeformableDETRConfig) -> Shapes:
+    d = config.d_model
+    shapes: Shapes = {"level_embed": (config.num_feature_levels, d)}
+    for i in range(config.num_encoder_layers):
+        layer = f"encoder.layers.{i}"
+        shapes |= deformable_attention(f"{layer}.self_attn", config, config.enc_n_points)
+        shapes |= feed_forward(f"{layer}.ffn", config) | norms(f"{layer}.norms", 2, d)
+    for i in range(config.num_decoder_layers):
+        layer = f"decoder.layers.{i}"
+        shapes |= attention(f"{layer}.self_attn.attn", d)
+        shapes |= deformable_attention(f"{layer}.cross_attn", config, config.dec_n_points)
+        shapes |= feed_forward(f"{layer}.ffn", config) | norms(f"{layer}.norms", 3, d)
+    return shapes
 
 
 def resnet(config: DeformableDETRConfig, *, detectron2: bool) -> Iterator[tuple[str, str, tuple[int, ...]]]:
