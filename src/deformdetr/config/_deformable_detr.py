@@ -1,5 +1,6 @@
 """Config of Deformable DETR and of the models that build on it."""
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -160,7 +161,9 @@ class DeformableDETRConfig(DefaultedConfig):
         features = backbone or self.backbone.build(out_layers=MASK_STAGES if self.masks else (2, 3, 4)[-n_features:])
         n_heads = self.num_decoder_layers if self.with_box_refine and not self.share_heads else 1
         class_heads = [class_head(self.d_model, self.num_classes) for _ in range(n_heads)]
-        box_heads = self._box_heads(n_heads)
+        # References that are points need an initial size; proposals have one.
+        first = 0.0 if self.two_stage else -2.0
+        box_heads = [box_head(self.d_model, size_bias=0.0 if index else first) for index in range(n_heads)]
         return DeformableDETR(
             backbone=features,
             neck=ChannelMapper(
@@ -190,11 +193,6 @@ class DeformableDETRConfig(DefaultedConfig):
         """Build the post-processing; `mask_threshold` is passed on to it."""
         return SigmoidPostProcess(top_k=self.top_k, mask_threshold=mask_threshold)
 
-    def _box_heads(self, count: int) -> list[nn.Module]:
-        # References that are points need an initial size; proposals have one.
-        first = 0.0 if self.two_stage else -2.0
-        return [box_head(self.d_model, size_bias=0.0 if index else first) for index in range(count)]
-
     def _encoder_layer(self) -> DeformableEncoderLayer:
         sizes = (self.d_model, self.num_feature_levels, self.n_heads, self.enc_n_points)
         attention = MSDeformAttn(*sizes, method=self.enc_method)
@@ -209,7 +207,7 @@ class DeformableDETRConfig(DefaultedConfig):
     def _feed_forward(self) -> FeedForward:
         return FeedForward(self.d_model, self.d_ffn, dropout=self.dropout)
 
-    def _decoder(self, box_heads: list[nn.Module]) -> DeformableDecoder:
+    def _decoder(self, box_heads: Iterable[nn.Module]) -> DeformableDecoder:
         return DeformableDecoder(
             [self._decoder_layer() for _ in range(self.num_decoder_layers)],
             box_heads,

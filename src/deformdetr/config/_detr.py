@@ -79,7 +79,9 @@ class DETRConfig(DefaultedConfig):
                 (self._decoder_layer() for _ in range(self.num_decoder_layers)), nn.LayerNorm(self.d_model)
             ),
             num_queries=self.num_queries,
-            class_head=self._class_head(),
+            class_head=nn.Linear(self.d_model, self.num_classes + 1)
+            if self.criterion.kind == "softmax"
+            else class_head(self.d_model, self.num_classes),
             box_head=MLP(self.d_model, self.d_model, 4, 3),
             aux_loss=self.aux_loss,
             mask_head=build_mask_head(self.d_model, self.n_heads, features) if self.masks else None,
@@ -95,11 +97,6 @@ class DETRConfig(DefaultedConfig):
         if self.criterion.kind == "softmax":
             return SoftmaxPostProcess(mask_threshold=mask_threshold)
         return SigmoidPostProcess(mask_threshold=mask_threshold)
-
-    def _class_head(self) -> nn.Module:
-        if self.criterion.kind == "softmax":
-            return nn.Linear(self.d_model, self.num_classes + 1)
-        return class_head(self.d_model, self.num_classes)
 
     def _encoder_layer(self) -> TransformerEncoderLayer:
         return TransformerEncoderLayer(self._attention(), self._feed_forward(), dropout=self.dropout)

@@ -76,7 +76,12 @@ class NeckWithoutBiases:
 
     def read(self, result: Translation) -> None:
         """Add biases of zero."""
-        result.apply("zero biases added to the neck", _add_neck_biases)
+        biases = {
+            name.removesuffix("weight") + "bias": tensor.new_zeros(tensor.shape[:1])
+            for name, tensor in result.tensors.items()
+            if re.fullmatch(_neck("weight"), name)
+        }
+        result.apply("zero biases added to the neck", lambda state: biases | state)
 
 
 class BatchCounts:
@@ -84,7 +89,12 @@ class BatchCounts:
 
     def write(self, result: Translation, ours: Mapping[str, Tensor]) -> None:
         """Add a count of 0 to the norms that have none."""
-        result.apply("counts of batches added", _add_batch_counts)
+        counts = {
+            name.removesuffix("running_var") + _COUNT: torch.tensor(0)
+            for name in result.tensors
+            if name.startswith("backbone.") and name.endswith(".running_var")
+        }
+        result.apply("counts of batches added", lambda state: counts | state)
 
     def read(self, result: Translation) -> None:
         """Keep the counts: trained norms have them here too."""
@@ -175,24 +185,6 @@ class DetectorPrefix:
 
 def _neck(kind: str) -> str:
     return rf"neck\.levels\.\d+\.conv\.{kind}"
-
-
-def _add_neck_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    added = {
-        name.removesuffix("weight") + "bias": tensor.new_zeros(tensor.shape[:1])
-        for name, tensor in state.items()
-        if re.fullmatch(_neck("weight"), name)
-    }
-    return {**added, **state}
-
-
-def _add_batch_counts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    counts = {
-        name.removesuffix("running_var") + _COUNT: torch.tensor(0)
-        for name in state
-        if name.startswith("backbone.") and name.endswith(".running_var")
-    }
-    return {**counts, **state}
 
 
 def _split_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

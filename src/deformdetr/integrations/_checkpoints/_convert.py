@@ -61,7 +61,10 @@ def translate_state_dict(
         raise ValueError("share_heads=True, but decoder layers have different heads")
     model = Variant.read(incoming.tensors).describe()
     if classes is not None:
-        _select(incoming, classes)
+        selected = select_classes(incoming.tensors, classes)
+        what = f"rows of class heads, {len(classes)} of which are kept"
+        incoming.losses.append(Loss.of(what, dropped_rows(incoming.tensors, classes), "asked for"))
+        incoming.tensors = selected
     outgoing = target.write(incoming.tensors, own_resnet=backbone == "resnet")
     report = ConversionReport(
         source=source.name,
@@ -183,13 +186,6 @@ def convert_checkpoint(
         raise CheckpointError(f"{source}: {error}") from error
     write_tensors(tensors, target, container=CONTAINERS.get(format))
     return report
-
-
-def _select(incoming: Translation, classes: Sequence[int]) -> None:
-    selected = select_classes(incoming.tensors, classes)
-    what = f"rows of class heads, {len(classes)} of which are kept"
-    incoming.losses.append(Loss.of(what, dropped_rows(incoming.tensors, classes), "asked for"))
-    incoming.tensors = selected
 
 
 def _unknown_entries(result: Translation) -> list[Loss]:

@@ -76,7 +76,11 @@ def load_checkpoint(
         weights, tensors, model.state_dict(), drop_class_head=drop_class_head, new_mask_head=new_mask_head
     )
     if not report.fits:
-        report.advice.extend(_advise(tensors, model.state_dict(), report))
+        theirs, ours = Variant.read(tensors), Variant.read(model.state_dict())
+        # What is dropped or new needs no advice.
+        num_classes = None if report.dropped else theirs.num_classes
+        advised = theirs._replace(num_classes=num_classes, masks=bool(report.new) or theirs.masks)
+        report.advice.extend(advised.advise(ours))
         if strict:
             raise CheckpointError(f"{described} does not fit the model\n{report}")
     model.load_state_dict({name: tensors[name] for name in report.loaded}, strict=False)
@@ -117,10 +121,3 @@ def _compare(
 def _without_counts(names: Iterable[str]) -> list[str]:
     """Sort names, without counts of batches, which norms do not use and either side may lack."""
     return sorted(name for name in names if not name.endswith(_COUNT))
-
-
-def _advise(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], report: CheckpointReport) -> list[str]:
-    theirs, ours = Variant.read(tensors), Variant.read(own)
-    return theirs._replace(
-        num_classes=None if report.dropped else theirs.num_classes, masks=bool(report.new) or theirs.masks
-    ).advise(ours)
