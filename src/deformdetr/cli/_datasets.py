@@ -61,8 +61,18 @@ class Coco(BaseModel):
         for note in dataset.notes:
             print(note)
         if set(_NAMES) <= files.keys():
-            print(check(_config(self.source, files, decode)))
-            print("in a config:", _settings(self.source, files, decode), sep="\n")
+            config = DataConfig(
+                train_images=self.source,
+                train_annotations=files["train"],
+                val_images=self.source,
+                val_annotations=files["val"],
+                decode=decode,
+            )
+            print(check(config))
+            paths = ("train_images", "train_annotations", "val_images", "val_annotations")
+            lines = [f"  {name}: {getattr(config, name)}" for name in paths]
+            lines += ["  decode: { allow_outside: true }"] * self.allow_outside
+            print("in a config:", "data:", *lines, sep="\n")
             return 0
         for file in files.values():
             print(check_file(self.source, file, decode=decode))
@@ -127,19 +137,3 @@ class Shards(BaseModel):
         print(f"{self.output}: {len(list(self.output.glob('*.tar'))):,} shards and their index")
         print(f"in a config:\ndata:\n  kind: shards\n  train: {self.output}  # or its address; and val likewise")
         return 0
-
-
-def _config(images: Path, files: dict[str, Path], decode: DecodeConfig) -> DataConfig:
-    return DataConfig(
-        train_images=images,
-        train_annotations=files["train"],
-        val_images=images,
-        val_annotations=files["val"],
-        decode=decode,
-    )
-
-
-def _settings(images: Path, files: dict[str, Path], decode: DecodeConfig) -> str:
-    lines = [f"  {name}_images: {images}\n  {name}_annotations: {files[name]}" for name in _NAMES]
-    lines += ["  decode: { allow_outside: true }"] * decode.allow_outside
-    return "\n".join(["data:", *lines])

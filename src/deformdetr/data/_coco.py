@@ -29,7 +29,7 @@ from deformdetr.data._entries import (
 )
 from deformdetr.data._errors import Kind, Problems, dataset_error
 from deformdetr.data._image_entries import ImageTable, read_images
-from deformdetr.data._index import find_index
+from deformdetr.data._index import AnnotationIndex, is_large
 from deformdetr.data._segmentations import Segmentations, flaw
 
 _NO_CATEGORIES = Kind("lists without categories")
@@ -114,11 +114,11 @@ class ReadOptions(NamedTuple):
 
 def read_annotations(file: Path, folder: Path | None, options: ReadOptions) -> Annotations:
     """Read an annotation file as `read_coco` does. Without a folder, names of images are taken as they are."""
-    label_map, ignore_unknown, masks, decode = options
-    index = find_index(file, label_map=label_map, ignore_unknown=ignore_unknown, masks=masks)
-    if index is None:
+    if not is_large(file):
         return _read(whole_document(file), file, folder, options)[0]
-    known = index.load(folder, allow_outside=decode.allow_outside)
+    settings = {"ignore_unknown": options.ignore_unknown_categories, "masks": options.masks}
+    index = AnnotationIndex(file, options.label_map, settings)
+    known = index.load(folder, allow_outside=options.decode.allow_outside)
     if known is not None:
         return known
     try:

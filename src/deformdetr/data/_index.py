@@ -24,20 +24,9 @@ _MIN_BYTES = 2**24
 _ARRAYS = ("sizes", "image_index", "labels", "boxes", "published", "areas", "is_crowd")
 
 
-def find_index(
-    file: Path, *, label_map: LabelMap | None, ignore_unknown: bool, masks: bool
-) -> "AnnotationIndex | None":
-    """Return the index of an annotation file, which may not be written yet, or `None` if the file is small or missing.
-
-    Args:
-        file: The annotation file.
-        label_map: Argument of `read_coco`, as the following ones.
-        ignore_unknown: `ignore_unknown_categories`.
-        masks: Whether to read segmentations.
-    """
-    if not file.is_file() or file.stat().st_size < _MIN_BYTES:
-        return None
-    return AnnotationIndex(file, label_map, {"ignore_unknown": ignore_unknown, "masks": masks})
+def is_large(file: Path) -> bool:
+    """Return whether a file exists and takes so long to read that an index is kept."""
+    return file.is_file() and file.stat().st_size >= _MIN_BYTES
 
 
 class AnnotationIndex:

@@ -148,17 +148,15 @@ class Predictor:
             raise ValueError(f"threshold must be in [0, 1], got {threshold}")
         for batch in batched(images, checked_batch_size(batch_size, self.device)):
             for each in self._detect(batch):
-                yield self._result(*each).above(threshold)
+                yield each.above(threshold)
 
-    def _detect(
-        self, sources: Sequence[ImageSource]
-    ) -> Iterator[tuple[ImageSource, Tensor, Detections, PanopticSegmentation | None]]:
+    def _detect(self, sources: Sequence[ImageSource]) -> list[DetectionResult]:
         images = [read_image(source, self.decode) for source in sources]
         prepared = [self.prepare(image) for image in images]
         by_size: dict[torch.Size, list[int]] = {}
         for index, image in enumerate(prepared):
             by_size.setdefault(image.shape, []).append(index)
-        found: dict[int, tuple[Detections, PanopticSegmentation | None]] = {}
+        results: dict[int, DetectionResult] = {}
         for indices in by_size.values():
             detections, segmentations = detect(
                 self.model,
@@ -170,8 +168,9 @@ class Predictor:
                 panoptic=self.panoptic,
             )
             for number, index in enumerate(indices):
-                found[index] = detections[number], None if segmentations is None else segmentations[number]
-        return ((source, images[index], *found[index]) for index, source in enumerate(sources))
+                segmentation = None if segmentations is None else segmentations[number]
+                results[index] = self._result(sources[index], images[index], detections[number], segmentation)
+        return [results[index] for index in range(len(sources))]
 
     def _result(
         self, source: ImageSource, image: Tensor, found: Detections, segmentation: PanopticSegmentation | None

@@ -4,9 +4,19 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from deformdetr.config import BackboneConfig, ConvBackboneConfig, DATConfig, ResNetConfig
+from deformdetr.config import BackboneConfig, ConvBackboneConfig, DATConfig, ResNetConfig, TimmConfig
 from deformdetr.engine._errors import ConfigError
 from deformdetr.nn import MSDeformAttn
+
+# For each backbone, how to start from pretrained weights, and how to train from random ones.
+_ADVICE: dict[type, tuple[str, str]] = {
+    ResNetConfig: (
+        "model.backbone.weights: DEFAULT, or ",
+        "set model.backbone.norm to group or batch and model.backbone.trainable_layers to 5, and ",
+    ),
+    DATConfig: ("model.backbone.weights, or ", "set model.backbone.trainable_layers to 5, and "),
+    TimmConfig: ("model.backbone.weights: DEFAULT, or ", "leave model.backbone.frozen out, and "),
+}
 
 
 def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> list[nn.Module]:
@@ -77,24 +87,10 @@ def refuse_random_frozen(model: nn.Module, backbone: BackboneConfig) -> None:
     if is_random and isinstance(backbone, ResNetConfig) and backbone.norm == "frozen_batch":
         reasons.append("the norms of the backbone are frozen without statistics")
     if reasons:
+        advice = next((advice for kind, advice in _ADVICE.items() if isinstance(backbone, kind)), ("", ""))
+        pretrained, unfrozen = advice if is_random else ("", "")
         raise ConfigError(
             f"this model cannot learn: {', and '.join(reasons)}. Start from pretrained weights with "
-            f"{_pretrained(backbone)}train.init_checkpoint: a path, a URL or a name on the Hugging Face Hub. "
-            f"To train from random weights on purpose, {_unfrozen(backbone)}leave train.trainable out"
+            f"{pretrained}train.init_checkpoint: a path, a URL or a name on the Hugging Face Hub. "
+            f"To train from random weights on purpose, {unfrozen}leave train.trainable out"
         )
-
-
-def _pretrained(backbone: BackboneConfig) -> str:
-    if isinstance(backbone, ConvBackboneConfig) or backbone.weights is not None:
-        return ""
-    return "model.backbone.weights, or " if isinstance(backbone, DATConfig) else "model.backbone.weights: DEFAULT, or "
-
-
-def _unfrozen(backbone: BackboneConfig) -> str:
-    if isinstance(backbone, ConvBackboneConfig) or backbone.weights is not None:
-        return ""
-    if isinstance(backbone, ResNetConfig):
-        return "set model.backbone.norm to group or batch and model.backbone.trainable_layers to 5, and "
-    if isinstance(backbone, DATConfig):
-        return "set model.backbone.trainable_layers to 5, and "
-    return "leave model.backbone.frozen out, and "
