@@ -3,20 +3,14 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from torch.nn.functional import embedding
 
 from deformdetr._dtypes import at_least_float32
 from deformdetr.kernels._levels import Level, level_columns
+from deformdetr.kernels._reference import Locations, Output, Value, Weights
 
 
-def forward(
-    value: Float[Tensor, "batch pixels heads channels"],
-    levels: Sequence[Level],
-    sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
-    attention_weights: Float[Tensor, "batch queries heads levels points"],
-) -> Float[Tensor, "batch queries heads*channels"]:
+def forward(value: Value, levels: Sequence[Level], sampling_locations: Locations, attention_weights: Weights) -> Output:
     """Sum one pixel per sample, weighted by attention, over levels and points.
 
     A location `l` along an axis of `n` pixels reads pixel `floor(l n + 1/2)`, clamped to `0 ... n - 1`. NaN counts as

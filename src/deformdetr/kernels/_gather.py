@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
 
 from deformdetr.kernels._levels import Level
+from deformdetr.kernels._reference import Locations, Output, Value, Weights
 
 # With more samples, intermediate results would not fit the cache of a core.
 SAMPLES_AT_ONCE = 2**17
@@ -60,12 +61,7 @@ class Samples(NamedTuple):
         return torch.stack([y & x for y in (upper, lower) for x in (left, right)], 1)
 
 
-def forward(
-    value: Float[Tensor, "batch pixels heads channels"],
-    levels: Sequence[Level],
-    sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
-    attention_weights: Float[Tensor, "batch queries heads levels points"],
-) -> Float[Tensor, "batch queries heads*channels"]:
+def forward(value: Value, levels: Sequence[Level], sampling_locations: Locations, attention_weights: Weights) -> Output:
     """Compute what the reference computes, in float32."""
     batch, queries, heads = attention_weights.shape[:3]
     out = value.new_zeros(batch, queries, heads, value.shape[3])
@@ -84,16 +80,12 @@ def forward(
 
 def backward(
     grad_output: Float[Tensor, "batch queries d_model"],
-    value: Float[Tensor, "batch pixels heads channels"],
+    value: Value,
     levels: Sequence[Level],
-    sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
-    attention_weights: Float[Tensor, "batch queries heads levels points"],
+    sampling_locations: Locations,
+    attention_weights: Weights,
     needs: tuple[bool, bool, bool],
-) -> tuple[
-    Float[Tensor, "batch pixels heads channels"] | None,
-    Float[Tensor, "batch queries heads levels points 2"] | None,
-    Float[Tensor, "batch queries heads levels points"] | None,
-]:
+) -> tuple[Value | None, Locations | None, Weights | None]:
     """Compute what the backward of the reference computes, in float32; None for a gradient that is not needed."""
     has_samples = bool(value.numel() and attention_weights.numel())
     make = torch.empty_like if has_samples else torch.zeros_like
@@ -130,10 +122,7 @@ def backward(
     return grad_value, grad_locations, grad_weights
 
 
-def _split(
-    value: Float[Tensor, "batch pixels heads channels"],
-    attention_weights: Float[Tensor, "batch queries heads levels points"],
-) -> Iterator[tuple[int, slice, slice]]:
+def _split(value: Value, attention_weights: Weights) -> Iterator[tuple[int, slice, slice]]:
     """Yield images, with some heads of each, as indices into any of the operator's tensors."""
     if not value.numel() or not attention_weights.numel():
         return

@@ -1,7 +1,7 @@
 """The specification of multi-scale deformable attention in plain PyTorch: slow, obvious, and exact in float64."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -9,6 +9,12 @@ from torch import Tensor
 
 from deformdetr._dtypes import at_least_float32
 from deformdetr.kernels._levels import Level
+
+# What every implementation of the operator takes and returns.
+Value: TypeAlias = Float[Tensor, "batch pixels heads channels"]
+Locations: TypeAlias = Float[Tensor, "batch queries heads levels points 2"]
+Weights: TypeAlias = Float[Tensor, "batch queries heads levels points"]
+Output: TypeAlias = Float[Tensor, "batch queries heads*channels"]
 
 
 class Corner(NamedTuple):
@@ -24,7 +30,7 @@ class Corner(NamedTuple):
 
 def corners(
     levels: Sequence[Level],
-    sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
+    sampling_locations: Locations,
     pixels: int,
 ) -> Iterator[Corner]:
     """Iterate over the four corners of every level's sampling points.
@@ -70,12 +76,7 @@ def corners(
                 )
 
 
-def forward(
-    value: Float[Tensor, "batch pixels heads channels"],
-    levels: Sequence[Level],
-    sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
-    attention_weights: Float[Tensor, "batch queries heads levels points"],
-) -> Float[Tensor, "batch queries heads*channels"]:
+def forward(value: Value, levels: Sequence[Level], sampling_locations: Locations, attention_weights: Weights) -> Output:
     """Sum bilinear samples of `value`, weighted by attention, over levels and points.
 
     `out[b, q, m] = sum_{l, p} A[b, q, m, l, p] * bilinear(value[b, level l, m], locations[b, q, m, l, p])`
@@ -95,16 +96,12 @@ def forward(
 
 def backward(
     grad_output: Float[Tensor, "batch queries d_model"],
-    value: Float[Tensor, "batch pixels heads channels"],
+    value: Value,
     levels: Sequence[Level],
-    sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
-    attention_weights: Float[Tensor, "batch queries heads levels points"],
+    sampling_locations: Locations,
+    attention_weights: Weights,
     needs: tuple[bool, bool, bool] = (True, True, True),
-) -> tuple[
-    Float[Tensor, "batch pixels heads channels"] | None,
-    Float[Tensor, "batch queries heads levels points 2"] | None,
-    Float[Tensor, "batch queries heads levels points"] | None,
-]:
+) -> tuple[Value | None, Locations | None, Weights | None]:
     """Return the gradients of `forward` with respect to value, locations and weights; None for those not needed.
 
     With `g` the gradient of one output, corner weights `w_x w_y` and `d = g . v` for the corner's pixel `v`:

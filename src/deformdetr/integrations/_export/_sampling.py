@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deformdetr._dtypes import at_least_float32
-from deformdetr.kernels._levels import Level, Pyramid, level_columns, place_levels
+from deformdetr.kernels._levels import Level, level_columns, place_levels
+from deformdetr.kernels._op import Inputs
 from deformdetr.kernels._sampling import locate_samples, mask_padding
 
 Sampling: TypeAlias = Literal["grid_sample", "gather"]
@@ -44,27 +45,16 @@ def decompose_by(sample: Sample) -> dict[Any, Callable[..., Tensor]]:
     return {torch.ops.deformdetr.ms_deform_attn.default: partial(_run_operator, sample)}
 
 
-def _run_operator(
-    sample: Sample,
-    value: Tensor,
-    spatial_shapes: Tensor | None,
-    sizes: list[Any],
-    repeats: list[int],
-    locations: Tensor,
-    weights: Tensor,
-    references: Tensor | None,
-    padding_mask: Tensor | None,
-    deterministic: bool,  # noqa: FBT001  # Ops take arguments by position.
-    half_sums: bool = False,  # noqa: FBT001, FBT002
-) -> Tensor:
+def _run_operator(sample: Sample, *arguments: Any) -> Tensor:
     """Compute the operator from its arguments; with reference points, from offsets and logits."""
-    pyramid = Pyramid(spatial_shapes, sizes, repeats)
-    if references is not None:
-        locations = locate_samples(references, locations, pyramid)
+    inputs = Inputs(*arguments)
+    pyramid, locations, weights = inputs.pyramid(), inputs.locations, inputs.weights
+    if inputs.references is not None:
+        locations = locate_samples(inputs.references, locations, pyramid)
         weights = at_least_float32(weights).flatten(3).softmax(-1).view(weights.shape)
-    wide = at_least_float32(mask_padding(value, padding_mask))
-    levels = place_levels(pyramid, value.shape[1])
-    return sample(wide, levels, locations.to(wide.dtype), weights.to(wide.dtype)).to(value.dtype)
+    wide = at_least_float32(mask_padding(inputs.value, inputs.padding_mask))
+    levels = place_levels(pyramid, wide.shape[1])
+    return sample(wide, levels, locations.to(wide.dtype), weights.to(wide.dtype)).to(inputs.value.dtype)
 
 
 def _sample_grids(value: Tensor, levels: list[Any], locations: Tensor, weights: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from deformdetr.kernels._levels import Level
 from deformdetr.kernels._numba._job import Job
 from deformdetr.kernels._numba._large_pages import empty_on_large_pages
 from deformdetr.kernels._numba._threads import run_on_threads
+from deformdetr.kernels._reference import Locations, Output, Value, Weights
 
 # Samples per task of the forward. With many more, threads would wait for the last one.
 SAMPLES_PER_TASK = 2**12
@@ -25,12 +26,7 @@ TASKS_PER_THREAD = 2
 NUMBERS_PER_THREAD = 2**16
 
 
-def forward(
-    value: Float[Tensor, "batch pixels heads channels"],
-    levels: Sequence[Level],
-    sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
-    attention_weights: Float[Tensor, "batch queries heads levels points"],
-) -> Float[Tensor, "batch queries heads*channels"]:
+def forward(value: Value, levels: Sequence[Level], sampling_locations: Locations, attention_weights: Weights) -> Output:
     """Compute what the reference computes, in float32."""
     # Imported here, because numba takes longer to import than the whole of this library.
     from deformdetr.kernels._numba._kernels import compile_forward
@@ -54,16 +50,12 @@ def forward(
 
 def backward(
     grad_output: Float[Tensor, "batch queries d_model"],
-    value: Float[Tensor, "batch pixels heads channels"],
+    value: Value,
     levels: Sequence[Level],
-    sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
-    attention_weights: Float[Tensor, "batch queries heads levels points"],
+    sampling_locations: Locations,
+    attention_weights: Weights,
     needs: tuple[bool, bool, bool],
-) -> tuple[
-    Float[Tensor, "batch pixels heads channels"] | None,
-    Float[Tensor, "batch queries heads levels points 2"] | None,
-    Float[Tensor, "batch queries heads levels points"] | None,
-]:
+) -> tuple[Value | None, Locations | None, Weights | None]:
     """Compute what the backward of the reference computes, in float32; None for a gradient that is not needed."""
     from deformdetr.kernels._numba._kernels import compile_backward
 
