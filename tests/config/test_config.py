@@ -94,20 +94,17 @@ def test_missing_fields_of_a_file_have_their_defaults(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "message"),
+    ("text", "message"),
     [
-        ("a.yaml", "num_classes: [", r"a\.yaml is not valid YAML: (.*\n)*.*line 1"),
-        ("a.json", "{'num_classes': 3}", r"a\.json is not valid JSON: .*line 1 column 2"),
-        ("a.yaml", "- num_classes\n- 3\n", r"a\.yaml must hold a mapping of fields, got a list: \['num_classes', 3\]"),
-        ("a.yaml", "num_clases: 3", r"a\.yaml: 1 validation error .*\n *num_clases\n *Extra inputs are not permitted"),
-        ("a.yaml", "d_model: 100", r"a\.yaml: .*\n.*d_model \(100\) must be divisible by n_heads \(8\)"),
-        ("a.toml", "num_classes = 3", r"a\.toml must end in \.yaml, \.yml or \.json"),
+        ("num_classes: [", r"a\.yaml is not valid YAML: (.*\n)*.*line 1"),
+        ("num_clases: 3", r"a\.yaml: 1 validation error .*\n *num_clases\n *Extra inputs are not permitted"),
+        ("d_model: 100", r"a\.yaml: .*\n.*d_model \(100\) must be divisible by n_heads \(8\)"),
     ],
 )
-def test_an_invalid_file_is_refused_by_name(name, text, message, tmp_path):
-    (tmp_path / name).write_text(text)
+def test_an_invalid_file_is_refused_by_name(text, message, tmp_path):
+    (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
-        load_config(tmp_path / name, DeformableDETRConfig)
+        load_config(tmp_path / "a.yaml", DeformableDETRConfig)
 
 
 def test_a_missing_file_and_an_unknown_suffix_are_refused(tmp_path):

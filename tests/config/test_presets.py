@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from deformdetr import DETRConfig, preset
+from checkpoints import tiny_detr_config
+from deformdetr import preset
 from deformdetr.config import ResNetConfig
 from deformdetr.losses import FocalClassification
 from deformdetr.models import SigmoidPostProcess
@@ -37,20 +38,10 @@ def test_detr_dc5_plus_is_detr_dc5_with_focal_loss_and_three_hundred_queries():
 
 
 def test_focal_loss_trains_detr_without_a_logit_for_no_object(rng):
-    config = DETRConfig(
-        num_classes=5,
-        num_queries=6,
-        d_model=16,
-        n_heads=2,
-        num_encoder_layers=1,
-        num_decoder_layers=2,
-        d_ffn=24,
-        backbone={"kind": "conv", "channels": (8, 8, 8, 8)},
-        criterion={"kind": "focal"},
-    )
+    config = tiny_detr_config(criterion={"kind": "focal"})
     model = config.build()
     outputs = model(torch.randn(2, 3, 64, 64, generator=rng))
-    assert outputs["pred_logits"].shape == (2, 6, 5)
+    assert outputs["pred_logits"].shape == (2, 12, 5)
     assert isinstance(model.class_head, nn.Linear)
     assert outputs["pred_logits"].sigmoid().mean() < 0.1
     targets = [{"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.4]]), "labels": torch.tensor([4])}] * 2
@@ -58,7 +49,7 @@ def test_focal_loss_trains_detr_without_a_logit_for_no_object(rng):
     criterion.total(criterion(outputs, targets)).backward()
     assert all(parameter.grad is not None for parameter in model.class_head.parameters())
     detections = config.build_postprocess()(outputs, [(64, 64), (32, 48)])
-    assert [len(each["scores"]) for each in detections] == [30, 30]
+    assert [len(each["scores"]) for each in detections] == [60, 60]
 
 
 def test_the_larger_variants_have_a_resnet_101():

@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 
-from checkpoints import tiny_config
+from checkpoints import tiny_config, tiny_detr_config
 from deformdetr import preset
-from deformdetr.config import DETRConfig, ResNetConfig, load_config
+from deformdetr.config import ResNetConfig, load_config
 from deformdetr.data import LabelMap
 from deformdetr.integrations import CheckpointError
 from deformdetr.integrations.hub import (
@@ -27,16 +27,10 @@ from deformdetr.integrations.hub import (
 )
 from local_server import COMMIT, point_hub_to, serving
 
-TINY_DETR = DETRConfig(
-    num_classes=5,
-    d_model=16,
-    n_heads=2,
-    d_ffn=24,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
-    backbone=tiny_config().backbone,
-)
-CONFIGS = {"deformable_detr": tiny_config(two_stage=True, with_box_refine=True, num_queries=7), "detr": TINY_DETR}
+CONFIGS = {
+    "deformable_detr": tiny_config(two_stage=True, with_box_refine=True, num_queries=7),
+    "detr": tiny_detr_config(),
+}
 configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
 

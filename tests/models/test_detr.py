@@ -3,52 +3,38 @@
 import pytest
 import torch
 
-from deformdetr import DETRConfig, preset
-from deformdetr.config import ConvBackboneConfig, LearnedPositionConfig
+from checkpoints import tiny_detr_config
+from deformdetr import preset
+from deformdetr.config import LearnedPositionConfig
 from deformdetr.integrations import from_original, load_checkpoint, to_original
 from targets import random_targets
 
 
-def tiny_detr(**changes) -> DETRConfig:
-    """Return the config of a model that builds and runs in milliseconds."""
-    tiny = {
-        "num_classes": 5,
-        "num_queries": 9,
-        "d_model": 16,
-        "n_heads": 2,
-        "num_encoder_layers": 2,
-        "num_decoder_layers": 3,
-        "d_ffn": 24,
-        "backbone": ConvBackboneConfig(channels=(8, 8, 16, 24)),
-    }
-    return DETRConfig(**tiny | changes)
-
-
-@pytest.mark.parametrize("counts", [(3, 0), (0, 0), (12, 2)], ids=["some", "none", "more_than_queries"])
+@pytest.mark.parametrize("counts", [(3, 0), (0, 0), (15, 2)], ids=["some", "none", "more_than_queries"])
 def test_everything_that_trains_gets_a_gradient(counts, rng):
-    config = tiny_detr()
+    config = tiny_detr_config()
     model = config.build()
     outputs = model([torch.randn(3, 64, 96, generator=rng), torch.randn(3, 80, 64, generator=rng)])
-    assert outputs["pred_logits"].shape == (2, 9, 6)
-    assert outputs["pred_boxes"].shape == (2, 9, 4)
+    assert outputs["pred_logits"].shape == (2, 12, 6)
+    assert outputs["pred_boxes"].shape == (2, 12, 4)
     assert len(outputs["aux_outputs"]) == 2
     criterion = config.build_criterion()
     criterion.total(criterion(outputs, random_targets(counts, 5, rng))).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
     detections = config.build_postprocess()(outputs, [(64, 96), (80, 64)])
-    assert [len(found["scores"]) for found in detections] == [9, 9]
+    assert [len(found["scores"]) for found in detections] == [12, 12]
     assert all((found["labels"] < 5).all() for found in detections)
 
 
 def test_queries_differ_only_by_their_positions(rng):
-    model = tiny_detr().build().eval()
+    model = tiny_detr_config().build().eval()
     torch.nn.init.constant_(model.query_position.weight, 0.5)
     logits = model(torch.randn(1, 3, 64, 64, generator=rng))["pred_logits"][0]
     torch.testing.assert_close(logits, logits[:1].expand_as(logits))
 
 
 def test_learned_positions_and_no_auxiliary_outputs(rng):
-    config = tiny_detr(position=LearnedPositionConfig(max_size=4), aux_loss=False)
+    config = tiny_detr_config(position=LearnedPositionConfig(max_size=4), aux_loss=False)
     outputs = config.build()(torch.randn(1, 3, 96, 128, generator=rng))
     assert outputs.keys() == {"pred_logits", "pred_boxes"}
     with pytest.raises(ValueError, match=r"3 x 5 is larger than max_size \(4\)"):
@@ -56,7 +42,7 @@ def test_learned_positions_and_no_auxiliary_outputs(rng):
 
 
 def test_checkpoints_of_the_original_round_trip():
-    config = tiny_detr()
+    config = tiny_detr_config()
     model = config.build()
     state = model.state_dict()
     theirs = to_original(state)
@@ -69,15 +55,15 @@ def test_checkpoints_of_the_original_round_trip():
     report = load_checkpoint(other, theirs)
     assert report.fits
     assert all(torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
-    resized = load_checkpoint(tiny_detr(num_classes=7).build(), theirs, drop_class_head=True)
+    resized = load_checkpoint(tiny_detr_config(num_classes=7).build(), theirs, drop_class_head=True)
     assert set(resized.dropped) == {"class_head.weight", "class_head.bias"}
 
 
 def test_wrong_widths_are_refused_with_their_numbers():
     with pytest.raises(ValueError, match=r"d_model \(18\) must be divisible by n_heads \(4\)"):
-        tiny_detr(d_model=18, n_heads=4)
+        tiny_detr_config(d_model=18, n_heads=4)
     with pytest.raises(ValueError, match=r"d_model \(18\) must be divisible by 4"):
-        tiny_detr(d_model=18, n_heads=2)
+        tiny_detr_config(d_model=18, n_heads=2)
 
 
 @pytest.mark.slow

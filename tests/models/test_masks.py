@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from checkpoints import VARIANTS, tiny_config
+from checkpoints import VARIANTS, tiny_config, tiny_detr_config
 from deformdetr import DeformableDETRConfig, Detector, DETRConfig
-from deformdetr.config import ConvBackboneConfig, ResNetConfig
+from deformdetr.config import ResNetConfig
 from deformdetr.models import SigmoidPostProcess, SoftmaxPostProcess
 from deformdetr.nn import FeatureBackbone
 from deformdetr.structures import ImageBatch
@@ -22,18 +22,7 @@ CONFIGS: dict[str, DeformableDETRConfig | DETRConfig] = {
     "dn": tiny_config(masks=True, **ANCHORS, denoising={"kind": "dn", "num_groups": 2}),
     "dino": tiny_config(masks=True, **MIXED, denoising={"kind": "cdn", "dn_number": 6}),
     **{
-        f"detr_{kind}": DETRConfig(
-            num_classes=5,
-            num_queries=9,
-            d_model=16,
-            n_heads=2,
-            num_encoder_layers=2,
-            num_decoder_layers=2,
-            d_ffn=24,
-            backbone=ConvBackboneConfig(channels=(8, 8, 16, 24)),
-            criterion={"kind": kind},
-            masks=True,
-        )
+        f"detr_{kind}": tiny_detr_config(num_queries=9, num_decoder_layers=2, criterion={"kind": kind}, masks=True)
         for kind in ("softmax", "focal")
     },
 }

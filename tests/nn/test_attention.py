@@ -9,23 +9,16 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from bounds import fills_uniform_bound, xavier_bound
 from deformdetr.nn import MSDeformAttn
 from goldens import fill, load_golden, unit
+from random_weights import redrawn
 
 SHAPES = [(6, 9), (3, 5), (2, 3)]
 PIXELS = sum(height * width for height, width in SHAPES)
 PARTS = load_golden("parts").arrays
 
 
-def _shake(layer, rng):
-    """Replace the initialization, under which attention is uniform and offsets do not depend on the query."""
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=rng) * 0.3)
-    return layer
-
-
 def _layer(rng, **changes):
     sizes = {"d_model": 24, "n_levels": 3, "n_heads": 4, "n_points": 2}
-    return _shake(MSDeformAttn(**(sizes | changes)), rng)
+    return redrawn(MSDeformAttn(**(sizes | changes)), rng)
 
 
 def _inputs(rng, batch=2, queries=7, d_model=24, coordinates=2, dtype=torch.float32):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from deformdetr.nn import MSDeformAttn
+from random_weights import redrawn
 
 SHAPES = [(4, 7), (3, 2)]
 PIXELS = sum(height * width for height, width in SHAPES)
@@ -17,11 +18,8 @@ UNCHECKED_FORWARD = inspect.unwrap(MSDeformAttn.forward)
 
 def _layer(rng, *, d_model=24, n_heads=4, n_points=3, ratio=1.0, dtype=torch.float64):
     """Build a layer whose offsets and attention depend on the query."""
-    layer = MSDeformAttn(d_model=d_model, n_levels=2, n_heads=n_heads, n_points=n_points, ratio=ratio).to(dtype)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=rng, dtype=torch.float64) * 0.3)
-    return layer
+    layer = MSDeformAttn(d_model=d_model, n_levels=2, n_heads=n_heads, n_points=n_points, ratio=ratio)
+    return redrawn(layer.to(dtype), rng)
 
 
 def _inputs(rng, *, d_model=24, coordinates=2, dtype=torch.float64):

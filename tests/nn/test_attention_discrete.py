@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from deformdetr.nn import MSDeformAttn
+from random_weights import redrawn
 
 SHAPES = [(6, 6), (3, 3)]
 PIXELS = 45
@@ -13,11 +14,7 @@ PIXELS = 45
 
 def _layer(rng, **changes):
     """Build a layer whose offsets and attention depend on the query."""
-    layer = MSDeformAttn(32, 2, 4, method="discrete", **changes)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=rng) * 0.3)
-    return layer
+    return redrawn(MSDeformAttn(32, 2, 4, method="discrete", **changes), rng)
 
 
 def _inputs(rng):

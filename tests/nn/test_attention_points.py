@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from deformdetr.nn import MSDeformAttn
+from random_weights import redrawn
 
 SHAPES = [(6, 9), (3, 5), (2, 3)]
 PIXELS = sum(height * width for height, width in SHAPES)
@@ -14,11 +15,7 @@ UNEVEN = (3, 6, 3)
 
 def _layer(rng, **changes):
     """Build a layer whose offsets and attention depend on the query."""
-    layer = MSDeformAttn(**({"d_model": 32, "n_levels": 3, "n_heads": 4, "n_points": UNEVEN} | changes))
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=rng) * 0.3)
-    return layer
+    return redrawn(MSDeformAttn(**({"d_model": 32, "n_levels": 3, "n_heads": 4, "n_points": UNEVEN} | changes)), rng)
 
 
 def _inputs(rng, coordinates, levels=3, d_model=32):
@@ -115,6 +112,18 @@ def test_half_precision_keeps_locations_in_float32(rng):
     torch.testing.assert_close(output.float(), layer(*inputs, SHAPES), rtol=0, atol=0.3)
 
 
+def _assert_equals_theirs(ours, theirs, query, reference, features, atol):
+    expected, weights = theirs(
+        query,
+        reference_points=reference,
+        encoder_hidden_states=features,
+        spatial_shapes=torch.tensor(SHAPES),
+        spatial_shapes_list=SHAPES,
+    )
+    torch.testing.assert_close(ours(query, reference, features, SHAPES), expected, rtol=1e-4, atol=atol)
+    torch.testing.assert_close(ours.sampling_locations_and_weights(query, reference, SHAPES)[1], weights)
+
+
 def test_attention_of_d_fine_is_the_layer_without_projections(rng):
     from transformers.models.d_fine.configuration_d_fine import DFineConfig
     from transformers.models.d_fine.modeling_d_fine import DFineMultiscaleDeformableAttention
@@ -125,16 +134,7 @@ def test_attention_of_d_fine_is_the_layer_without_projections(rng):
         nn.init.eye_(projection.weight)
         nn.init.zeros_(projection.bias)
     theirs.load_state_dict(ours.state_dict(), strict=False)
-    query, reference, features = _inputs(rng, 4, levels=1)
-    expected, weights = theirs(
-        query,
-        reference_points=reference,
-        encoder_hidden_states=features,
-        spatial_shapes=torch.tensor(SHAPES),
-        spatial_shapes_list=SHAPES,
-    )
-    torch.testing.assert_close(ours(query, reference, features, SHAPES), expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(ours.sampling_locations_and_weights(query, reference, SHAPES)[1], weights)
+    _assert_equals_theirs(ours, theirs, *_inputs(rng, 4, levels=1), atol=1e-5)
 
 
 @pytest.mark.parametrize("coordinates", [2, 4])
@@ -146,15 +146,7 @@ def test_attention_of_lw_detr_is_the_layer_with_sixteen_heads_and_two_points(rng
     config = LwDetrConfig(d_model=256, num_feature_levels=3)
     theirs = LwDetrMultiscaleDeformableAttention(config, num_heads=16, n_points=2)
     theirs.load_state_dict(ours.state_dict())
-    query, reference, features = _inputs(rng, coordinates, d_model=256)
-    expected, _ = theirs(
-        query,
-        reference_points=reference,
-        encoder_hidden_states=features,
-        spatial_shapes=torch.tensor(SHAPES),
-        spatial_shapes_list=SHAPES,
-    )
-    torch.testing.assert_close(ours(query, reference, features, SHAPES), expected, rtol=1e-4, atol=1e-4)
+    _assert_equals_theirs(ours, theirs, *_inputs(rng, coordinates, d_model=256), atol=1e-4)
 
 
 @pytest.mark.parametrize(

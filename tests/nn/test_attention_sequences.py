@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from deformdetr.kernels import ms_deform_attn
 from deformdetr.nn import MSDeformAttn
+from random_weights import redrawn
 
 LENGTHS = [9, 4]
 
@@ -16,11 +17,7 @@ def _segments(rng, queries):
 
 
 def _layer(rng):
-    layer = MSDeformAttn(32, 2, 4, 3).double()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=rng) * 0.3)
-    return layer
+    return redrawn(MSDeformAttn(32, 2, 4, 3).double(), rng)
 
 
 def _attend_along_time(layer, query, segments, frames):

@@ -6,6 +6,7 @@ from torchvision.ops import deform_conv2d
 
 from deformdetr.nn import DCNv3
 from goldens import fill, load_golden, unit
+from random_weights import redrawn
 
 GOLDEN = load_golden("dcnv3").arrays
 VARIANTS = {
@@ -25,11 +26,7 @@ GEOMETRIES = [
 
 
 def _layer(rng, **settings):
-    layer = DCNv3(**({"channels": 12, "group": 3} | settings))
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=rng) * 0.5)
-    return layer
+    return redrawn(DCNv3(**({"channels": 12, "group": 3} | settings)), rng, std=0.5)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -15,12 +15,10 @@ from deformdetr.nn import (
     offset_boxes,
     valid_ratios,
 )
-from pyramids import random_pyramid
+from pyramids import SHAPES, VALID, random_pyramid
+from random_weights import shaken
 
 D_MODEL = 16
-SHAPES = [(6, 9), (3, 5), (2, 3)]
-# (height, width) of the valid part, by image and level.
-VALID = [[(6, 9), (3, 5), (2, 3)], [(4, 6), (2, 3), (1, 2)]]
 
 
 def _layer(dropout=0.0, d_model=D_MODEL, d_ffn=32, n_heads=4):
@@ -32,16 +30,9 @@ def _layer(dropout=0.0, d_model=D_MODEL, d_ffn=32, n_heads=4):
     )
 
 
-def _shake(module, rng):
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=rng) * 0.2)
-    return module
-
-
 def _decoder(rng, n_layers=3, n_heads=None, **settings):
     heads = [MLP(D_MODEL, D_MODEL, 4, 2) for _ in range(n_layers if n_heads is None else n_heads)]
-    return _shake(DeformableDecoder([_layer() for _ in range(n_layers)], heads, **settings), rng)
+    return shaken(DeformableDecoder([_layer() for _ in range(n_layers)], heads, **settings), rng)
 
 
 def _queries(rng, count=7, coordinates=2):
@@ -78,7 +69,7 @@ def _norm(norm, x):
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_layer_is_self_attention_then_cross_attention_then_feed_forward(rng, pyramid, masked):
-    layer = _shake(_layer(), rng)
+    layer = shaken(_layer(), rng)
     query, position, _ = _queries(rng)
     reference = torch.rand(2, 7, 3, 2, generator=rng)
     forbidden = torch.rand(7, 7, generator=rng).fill_diagonal_(1) < 0.5 if masked else None

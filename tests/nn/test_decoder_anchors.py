@@ -13,11 +13,10 @@ from deformdetr.nn import (
     MSDeformAttn,
     valid_ratios,
 )
-from pyramids import random_pyramid
+from pyramids import SHAPES, VALID, random_pyramid
+from random_weights import shaken
 
 D_MODEL = 16
-SHAPES = [(6, 9), (3, 5), (2, 3)]
-VALID = [[(6, 9), (3, 5), (2, 3)], [(4, 6), (2, 3), (1, 2)]]
 
 
 def _layer():
@@ -38,10 +37,7 @@ def _decoder(rng, n_heads=3, *, norm=False, has_scale=False, **settings):
         norm=nn.LayerNorm(D_MODEL) if norm else None,
         **settings,
     )
-    with torch.no_grad():
-        for parameter in decoder.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=rng) * 0.2)
-    return decoder
+    return shaken(decoder, rng)
 
 
 def _decode(decoder, content, boxes, pyramid, mask=None):

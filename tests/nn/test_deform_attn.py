@@ -7,15 +7,9 @@ from torchvision.ops import deform_conv2d
 
 from deformdetr.kernels import ms_deform_attn
 from deformdetr.nn import DeformAttn, MSDeformAttn
+from random_weights import redrawn
 
 HEIGHT, WIDTH = 5, 7
-
-
-def _shake(layer, rng):
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=rng) * 0.3)
-    return layer
 
 
 def _pixel_centers():
@@ -26,7 +20,7 @@ def _pixel_centers():
 @pytest.mark.parametrize("coordinates", [2, 4])
 @pytest.mark.parametrize("padded", [False, True])
 def test_it_is_the_layer_of_one_level_on_a_map(rng, coordinates, padded):
-    ours, general = DeformAttn(24, 4, 3), _shake(MSDeformAttn(24, 1, 4, 3), rng)
+    ours, general = DeformAttn(24, 4, 3), redrawn(MSDeformAttn(24, 1, 4, 3), rng)
     ours.attention.load_state_dict(general.state_dict())
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in general.parameters())
     query = torch.randn(2, 6, 24, generator=rng)
@@ -80,7 +74,7 @@ def test_deformable_convolution_is_attention_whose_heads_are_its_taps(rng, versi
 
 def test_layer_with_one_point_and_identity_values_is_a_deformable_convolution_of_one_tap(rng):
     heads, d_model = 4, 12
-    layer = _shake(DeformAttn(d_model, heads, n_points=1), rng)
+    layer = redrawn(DeformAttn(d_model, heads, n_points=1), rng)
     nn.init.eye_(layer.attention.value_proj.weight)
     nn.init.zeros_(layer.attention.value_proj.bias)
     features = torch.randn(2, d_model, HEIGHT, WIDTH, generator=rng)

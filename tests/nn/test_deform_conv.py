@@ -5,6 +5,7 @@ from jaxtyping import TypeCheckError
 from torchvision.ops import deform_conv2d
 
 from deformdetr.nn import DeformConv2d
+from random_weights import redrawn
 
 GEOMETRIES = [
     {},
@@ -22,9 +23,7 @@ def _layer(version=2, **changes):
 
 
 def _shake(layer, rng):
-    with torch.no_grad():
-        for parameter in layer.conv_offset.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=rng) * 0.3)
+    redrawn(layer.conv_offset, rng)
     return layer
 
 

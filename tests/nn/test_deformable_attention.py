@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from dat_names import attention_to_original, golden_layer
 from deformdetr.nn import DeformableAttention2d
 from goldens import load_golden, unit
+from random_weights import redrawn
 
 GOLDEN = load_golden("dat").arrays
 VARIANTS = {
@@ -14,11 +15,7 @@ VARIANTS = {
 
 
 def _layer(rng, d_model=16, n_heads=4, n_groups=2, **settings):
-    layer = DeformableAttention2d(d_model, n_heads, n_groups, **({"map_size": 6} | settings))
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=rng) * 0.5)
-    return layer
+    return redrawn(DeformableAttention2d(d_model, n_heads, n_groups, **({"map_size": 6} | settings)), rng, std=0.5)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -14,12 +14,10 @@ from deformdetr.nn import (
     pixel_centers,
     valid_ratios,
 )
-from pyramids import Pyramid, masks_of, random_pyramid
+from pyramids import SHAPES, VALID, Pyramid, masks_of, random_pyramid
+from random_weights import shaken
 
 D_MODEL = 16
-SHAPES = [(6, 9), (3, 5), (2, 3)]
-# (height, width) of the valid part, by image and level.
-VALID = [[(6, 9), (3, 5), (2, 3)], [(4, 6), (2, 3), (1, 2)]]
 
 
 def _layer(dropout=0.0):
@@ -27,15 +25,8 @@ def _layer(dropout=0.0):
     return DeformableEncoderLayer(attention, FeedForward(D_MODEL, 32, dropout=dropout), dropout=dropout)
 
 
-def _shake(module, rng):
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=rng) * 0.2)
-    return module
-
-
 def _encoder(rng, n_layers=2):
-    return _shake(DeformableEncoder(_layer() for _ in range(n_layers)), rng)
+    return shaken(DeformableEncoder(_layer() for _ in range(n_layers)), rng)
 
 
 def _encode(encoder, pyramid):
@@ -44,7 +35,7 @@ def _encode(encoder, pyramid):
 
 
 def test_layer_attends_then_transforms_each_with_residual_and_norm(rng):
-    layer, pyramid = _shake(_layer(), rng), random_pyramid(rng, D_MODEL, VALID, SHAPES)
+    layer, pyramid = shaken(_layer(), rng), random_pyramid(rng, D_MODEL, VALID, SHAPES)
     src, position, mask = pyramid.features, pyramid.position, pyramid.padding_mask
     reference = torch.rand(2, src.shape[1], 3, 2, generator=rng)
     attended = layer.self_attn(src + position, reference, src, SHAPES, None, mask)

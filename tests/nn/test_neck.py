@@ -4,6 +4,7 @@ import torch.nn.functional as F
 
 from bounds import fills_uniform_bound, xavier_bound
 from deformdetr.nn import ChannelMapper
+from random_weights import redrawn
 
 SIZES = [(11, 14), (6, 7), (3, 4)]
 CHANNELS = (12, 20, 28)
@@ -16,20 +17,13 @@ def _features(rng, channels=CHANNELS, sizes=SIZES):
     ]
 
 
-def _randomise(neck, rng):
-    with torch.no_grad():
-        for parameter in neck.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=rng) * 0.3)
-    return neck
-
-
 def _apply(level, x, **convolution):
     x = F.conv2d(x, level.conv.weight, level.conv.bias, **convolution)
     return F.group_norm(x, 4, level.norm.weight, level.norm.bias)
 
 
 def test_every_level_is_a_convolution_and_a_group_norm(rng):
-    neck = _randomise(ChannelMapper(CHANNELS, 16, n_levels=5, norm_groups=4), rng)
+    neck = redrawn(ChannelMapper(CHANNELS, 16, n_levels=5, norm_groups=4), rng)
     features = _features(rng)
     levels = neck(features)
     for index, feature in enumerate(features):
@@ -86,7 +80,7 @@ def test_another_number_of_features_is_refused(rng, count):
 
 @pytest.mark.parametrize("n_levels", [1, 2, 3])
 def test_a_level_of_one_value_per_group_does_not_depend_on_the_batch(rng, n_levels):
-    neck = _randomise(ChannelMapper([6], 8, n_levels=n_levels, norm_groups=8), rng)
+    neck = redrawn(ChannelMapper([6], 8, n_levels=n_levels, norm_groups=8), rng)
     features = torch.randn(2, 6, 1, 1, generator=rng)
     together = neck([features])
     for level, both in zip(neck([features[:1]]), together, strict=True):

@@ -11,12 +11,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from bounds import fills_uniform_bound, xavier_bound
 from deformdetr.nn import ProposalQueries, class_head, proposal_embedding, proposal_logits
 from goldens import load_golden, unit
-from pyramids import masks_of, random_pyramid
+from pyramids import SHAPES, VALID, masks_of, random_pyramid
+from random_weights import shaken
 
 D_MODEL = 16
-SHAPES = [(6, 9), (3, 5), (2, 3)]
-# (height, width) of the valid part, by image and level.
-VALID = [[(6, 9), (3, 5), (2, 3)], [(4, 6), (2, 3), (1, 2)]]
 PARTS = load_golden("parts").arrays
 GOLDEN_PADDING = torch.cat(
     [torch.from_numpy(PARTS[f"transformer/mask{level}"]).flatten(1) for level in range(3)], dim=1
@@ -25,11 +23,7 @@ GOLDEN_SHAPES = [(8, 10), (4, 5), (2, 3)]
 
 
 def _proposal_queries(rng, num_queries=11, **settings):
-    module = ProposalQueries(num_queries, D_MODEL, nn.Linear(D_MODEL, 5), nn.Linear(D_MODEL, 4), **settings)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=rng) * 0.2)
-    return module
+    return shaken(ProposalQueries(num_queries, D_MODEL, nn.Linear(D_MODEL, 5), nn.Linear(D_MODEL, 4), **settings), rng)
 
 
 def _mixed(rng, num_queries=11):

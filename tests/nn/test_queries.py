@@ -6,12 +6,9 @@ from torch import nn
 
 from bounds import fills_uniform_bound
 from deformdetr.nn import AnchorQueries, LearnedQueries, ProposalQueries
-from pyramids import random_pyramid
+from pyramids import SHAPES, VALID, random_pyramid
 
 D_MODEL = 16
-SHAPES = [(6, 9), (3, 5), (2, 3)]
-# (height, width) of the valid part, by image and level.
-VALID = [[(6, 9), (3, 5), (2, 3)], [(4, 6), (2, 3), (1, 2)]]
 
 
 @pytest.fixture

@@ -4,16 +4,13 @@ import torch
 from dat_names import attention_to_original, golden_layer
 from deformdetr.nn._window_attention import WindowAttention
 from goldens import load_golden, unit
+from random_weights import redrawn
 
 GOLDEN = load_golden("dat").arrays
 
 
 def _layer(rng, window_size, shift):
-    layer = WindowAttention(8, 2, window_size=window_size, shift=shift)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=rng))
-    return layer
+    return redrawn(WindowAttention(8, 2, window_size=window_size, shift=shift), rng, std=1)
 
 
 @pytest.mark.parametrize(("name", "shift"), [("window", 0), ("shifted", 2)])

@@ -5,6 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# (height, width) of every level of a batch, and of the valid part, by image and level.
+SHAPES = [(6, 9), (3, 5), (2, 3)]
+VALID = [[(6, 9), (3, 5), (2, 3)], [(4, 6), (2, 3), (1, 2)]]
+
 
 class Pyramid(NamedTuple):
     """Levels of one batch, flattened and concatenated."""
