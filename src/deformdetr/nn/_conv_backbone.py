@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deformdetr.nn._group_norm import GroupNorm
-from deformdetr.nn._stages import ascending_stages, strides_of
+from deformdetr.nn._stages import ascending_stages, run_stages, strides_of
 
 
 class ConvBackbone(nn.Module):
@@ -57,13 +57,7 @@ class ConvBackbone(nn.Module):
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> list[Float[Tensor, "batch _channels _height _width"]]:
         """Return the outputs of the chosen stages, finest first."""
-        x = self.stem(images).relu()
-        features = []
-        for index, stage in enumerate(self.stages, start=1):
-            x = stage(x)
-            if index in self.out_layers:
-                features.append(x)
-        return features
+        return run_stages(self.stages, self.stem(images).relu(), self.out_layers)
 
     @property
     def blocks(self) -> list[nn.Module]:

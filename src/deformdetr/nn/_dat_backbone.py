@@ -14,7 +14,7 @@ from deformdetr.kernels._layers import to_fast_format
 from deformdetr.nn._dat_weights import translate_dat_weights
 from deformdetr.nn._deformable_attention import DeformableAttention2d
 from deformdetr.nn._feed_forward import FeedForward
-from deformdetr.nn._stages import ascending_stages, strides_of
+from deformdetr.nn._stages import ascending_stages, run_stages, strides_of
 from deformdetr.nn._weights import load_weights, read_weights
 from deformdetr.nn._window_attention import WindowAttention
 
@@ -127,13 +127,7 @@ class DATBackbone(nn.Module):
         Args:
             images: RGB, normalized as the weights expect it.
         """
-        x = to_fast_format(images)
-        features = []
-        for index, stage in enumerate(self.stages, start=1):
-            x = stage(x)
-            if index in self.out_layers:
-                features.append(x)
-        return features
+        return run_stages(self.stages, to_fast_format(images), self.out_layers)
 
     @property
     def blocks(self) -> list[nn.Module]:

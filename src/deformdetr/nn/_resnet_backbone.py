@@ -12,7 +12,7 @@ from deformdetr._files import cache_folder, download_once, locate_checkpoint
 from deformdetr.kernels._layers import to_fast_format
 from deformdetr.nn._group_norm import GroupNorm
 from deformdetr.nn._residual import FrozenBatchNorm2d, ResidualBlock, convolve_and_normalize
-from deformdetr.nn._stages import ascending_stages, strides_of
+from deformdetr.nn._stages import ascending_stages, run_stages, strides_of
 from deformdetr.nn._weights import load_weights, read_weights
 
 ResNetName: TypeAlias = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
@@ -100,13 +100,8 @@ class ResNetBackbone(nn.Module):
             images: RGB, normalized as the weights expect it.
         """
         x = convolve_and_normalize(to_fast_format(images), self.conv1, self.bn1)
-        x = self.maxpool(self.relu(x))
-        features = []
-        for index, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), start=1):
-            x = stage(x)
-            if index in self.out_layers:
-                features.append(x)
-        return features
+        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
+        return run_stages(stages, self.maxpool(self.relu(x)), self.out_layers)
 
     @property
     def blocks(self) -> list[nn.Module]:
