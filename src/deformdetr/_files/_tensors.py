@@ -88,7 +88,8 @@ def check_tensors(content: Any) -> None:
                 raise ValueError(f"a tensor that is not plain: {name.lstrip('.')!r} is {kind}")
         elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
             seen.add(id(value))
-            left += [(f"{name}.{key!s:.80}", each) for key, each in _entries(value)]
+            entries = value.items() if isinstance(value, Mapping) else enumerate(value)
+            left += [(f"{name}.{key!s:.80}", each) for key, each in entries]
 
 
 def check_stored_sums(path: Path) -> None:
@@ -195,10 +196,6 @@ def _unsupported_kind(tensor: Tensor) -> str | None:
     if tensor.is_quantized:
         return "quantized"
     return "complex" if tensor.is_complex() else None
-
-
-def _entries(values: Mapping[Any, Any] | list[Any] | tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
-    yield from values.items() if isinstance(values, Mapping) else enumerate(values)
 
 
 def _reason(error: BaseException, path: Path) -> str:

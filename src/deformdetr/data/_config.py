@@ -1,7 +1,7 @@
 """Configs of datasets and their augmentation."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -171,6 +171,13 @@ class AugmentConfig(DefaultedConfig):
         return self
 
 
+def _check_eval_sizes(config: Any) -> Any:
+    short_side, max_size = config.eval_short_side, config.eval_max_size
+    if short_side is not None and max_size is not None and max_size < short_side:
+        raise ValueError(f"eval_max_size ({max_size}) is below eval_short_side ({short_side})")
+    return config
+
+
 class DataConfig(Config):
     """A dataset in COCO format: two folders of images and two annotation files.
 
@@ -204,10 +211,7 @@ class DataConfig(Config):
     image_std: _ImageStd = IMAGENET_STD
     num_workers: _NumWorkers = 2
 
-    @model_validator(mode="after")
-    def _check_sizes(self) -> Self:
-        _check_eval_sizes(self.eval_short_side, self.eval_max_size)
-        return self
+    _check_sizes = model_validator(mode="after")(_check_eval_sizes)
 
 
 class ShardsConfig(Config):
@@ -242,15 +246,7 @@ class ShardsConfig(Config):
     image_std: _ImageStd = IMAGENET_STD
     num_workers: _NumWorkers = 2
 
-    @model_validator(mode="after")
-    def _check_sizes(self) -> Self:
-        _check_eval_sizes(self.eval_short_side, self.eval_max_size)
-        return self
-
-
-def _check_eval_sizes(short_side: int | None, max_size: int | None) -> None:
-    if short_side is not None and max_size is not None and max_size < short_side:
-        raise ValueError(f"eval_max_size ({max_size}) is below eval_short_side ({short_side})")
+    _check_sizes = model_validator(mode="after")(_check_eval_sizes)
 
 
 class ShapesConfig(DefaultedConfig):
