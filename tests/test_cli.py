@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 import deformdetr.engine
+from commands import refused, shown
 from deformdetr.cli import main
 from deformdetr.config import PRESETS, preset, with_backbone_weights
 from deformdetr.data import write_shapes
@@ -34,20 +35,6 @@ def config(tmp_path):
 
 def launched(*arguments):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=300)
-
-
-def refused(capsys, *arguments):
-    """Run a command that must fail, and return its message."""
-    assert main([str(argument) for argument in arguments]) == 2
-    printed = capsys.readouterr()
-    assert "Traceback" not in printed.err
-    assert printed.err.startswith("deformdetr: ")
-    return printed.err
-
-
-def shown(capsys, *arguments):
-    assert main([str(argument) for argument in arguments]) == 0
-    return capsys.readouterr().out
 
 
 def helped(capsys, *arguments):

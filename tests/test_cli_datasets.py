@@ -9,19 +9,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from deformdetr.cli import main
+from commands import refused, shown
 from deformdetr.data import ShapesConfig, write_shapes
 from foreign_datasets import CAT, put, voc_labelimg, voc_roboflow, yolo_label_studio, yolo_roboflow
-
-
-def shown(capsys, *arguments):
-    assert main([str(argument) for argument in arguments]) == 0
-    return capsys.readouterr().out
-
-
-def refused(capsys, *arguments):
-    assert main([str(argument) for argument in arguments]) == 2
-    return capsys.readouterr().err
 
 
 @pytest.mark.parametrize("write", [yolo_roboflow, voc_roboflow])

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from deformdetr.cli import main
+from commands import shown
 from deformdetr.data import write_shapes
 from deformdetr.engine import demo_experiment, evaluate_run, load_run
 from experiments import SETTINGS, tiny_experiment
@@ -27,11 +27,6 @@ def config(tmp_path):
     written = tmp_path / "tiny.yaml"
     written.write_text(yaml.safe_dump(SETTINGS | {"model": SETTINGS["model"] | {"masks": True}, "data": data}))
     return written
-
-
-def shown(capsys, *arguments):
-    assert main([str(argument) for argument in arguments]) == 0
-    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options", [[], ["--decode"]], ids=["annotations", "images"])

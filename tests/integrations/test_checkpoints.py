@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from checkpoints import VARIANTS, golden_checkpoint, tiny_config
+from checkpoints import VARIANTS, assert_equal, golden_checkpoint, tiny_config
 from deformdetr import Detector, preset
 from deformdetr.integrations import (
     CheckpointError,
@@ -20,11 +20,6 @@ from deformdetr.integrations import (
 from goldens import load_golden
 
 variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
-
-
-def assert_equal(state, expected):
-    assert state.keys() == expected.keys()
-    assert [name for name in state if not torch.equal(state[name], expected[name])] == []
 
 
 @variants

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from checkpoints import tiny_config
+from checkpoints import assert_equal, random_state, tiny_config
 from deformdetr import preset
 from deformdetr.config import ContrastiveDenoisingConfig, DenoisingConfig, ResNetConfig
 from deformdetr.integrations import (
@@ -44,9 +44,9 @@ def tiny(kind, **changes):
     return tiny_config(**(DINO if kind == "dino" else DN) | changes)
 
 
-def random_state(config, rng):
+def common_state(config, rng):
     """Draw a state dict of ours; padding has no label, and mmdetection's necks no biases."""
-    state = {name: torch.randn(value.shape, generator=rng) for name, value in config.build().state_dict().items()}
+    state = random_state(config, rng)
     state |= {name: value * 0 for name, value in state.items() if name.startswith("neck.") and "conv.bias" in name}
     if LABELS in state:
         state[LABELS][-1] = 0
@@ -62,11 +62,6 @@ def random_foreign(shapes, kind, name, layers, rng):
 
 def shapes_of(state):
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def assert_equal(state, expected):
-    assert state.keys() == expected.keys()
-    assert [name for name in state if not torch.equal(state[name], expected[name])] == []
 
 
 @implementations
@@ -170,7 +165,7 @@ SAME = [
 
 
 def test_values_of_equal_shape_go_to_the_names_that_mean_the_same(rng):
-    state = random_state(described("dino", "original"), rng)
+    state = common_state(described("dino", "original"), rng)
     formats = ("original", "detrex", "mmdetection_3", "mmdetection_2")
     written = {name: translate_state_dict(state, name)[0] for name in formats}
     for ours, *theirs in SAME:
@@ -182,7 +177,7 @@ def test_values_of_equal_shape_go_to_the_names_that_mean_the_same(rng):
 @pytest.mark.parametrize("source", ["original", "detrex", "mmdetection_2", "mmdetection_3"])
 @pytest.mark.parametrize("target", ["original", "detrex", "mmdetection_2", "mmdetection_3"])
 def test_every_format_translates_to_every_other(source, target, rng):
-    state = random_state(tiny("dino", share_heads=False), rng)
+    state = common_state(tiny("dino", share_heads=False), rng)
     theirs, _ = translate_state_dict(state, source)
     translated, report = translate_state_dict(theirs, target)
     assert report.lossless
@@ -193,7 +188,7 @@ def test_every_format_translates_to_every_other(source, target, rng):
 @pytest.mark.parametrize("changes", [{}, {"share_heads": True}, {"denoising": None}, {"masks": True, "d_model": 32}])
 def test_round_trip_through_the_original_changes_no_bit(kind, changes, rng):
     config = tiny(kind, **changes)
-    state = random_state(config, rng)
+    state = common_state(config, rng)
     model = config.build()
     assert load_checkpoint(model, to_original(state)).format == "original"
     assert_equal(model.state_dict(), state)
@@ -202,7 +197,7 @@ def test_round_trip_through_the_original_changes_no_bit(kind, changes, rng):
 @pytest.mark.parametrize("levels", [1, 3])
 def test_dino_with_one_stage_has_its_anchors_in_the_transformer(levels, rng):
     config = tiny("dino", two_stage=False, query_selection="pure", num_feature_levels=levels)
-    state = random_state(config, rng)
+    state = common_state(config, rng)
     if levels == 1:
         with pytest.raises(ValueError, match="embedding of the only level"):
             translate_state_dict(state, "original")
@@ -215,7 +210,7 @@ def test_dino_with_one_stage_has_its_anchors_in_the_transformer(levels, rng):
 
 def test_rows_that_no_label_has_are_no_loss_and_become_zeros(rng, tmp_path):
     # Of a fine-tuned model: five classes, and the embedding of COCO's.
-    state = to_original(random_state(tiny("dino"), rng))
+    state = to_original(common_state(tiny("dino"), rng))
     state["label_enc.weight"] = torch.randn(92, 16, generator=rng)
     torch.save({"model": state}, tmp_path / "dino.pth")
     report = convert_checkpoint(tmp_path / "dino.pth", tmp_path / "ours.pth", "deformdetr")
@@ -227,7 +222,7 @@ def test_rows_that_no_label_has_are_no_loss_and_become_zeros(rng, tmp_path):
 
 @pytest.mark.parametrize("kind", ["dino", "dn"])
 def test_selected_classes_keep_their_rows_of_heads_and_label_embedding(kind, rng):
-    state = random_state(tiny(kind, num_classes=9), rng)
+    state = common_state(tiny(kind, num_classes=9), rng)
     kept = [7, 0, 4]
     selected = select_classes(state, kept)
     for name, tensor in selected.items():
@@ -248,7 +243,7 @@ def test_selected_classes_keep_their_rows_of_heads_and_label_embedding(kind, rng
 
 @pytest.mark.parametrize("kind", ["dino", "dn"])
 def test_class_heads_and_labels_of_another_dataset_may_be_dropped(kind, rng):
-    state, model = random_state(tiny(kind, num_classes=91), rng), tiny(kind, num_classes=3).build()
+    state, model = common_state(tiny(kind, num_classes=91), rng), tiny(kind, num_classes=3).build()
     fresh = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"num_classes=91 or load it with drop_class_head=True"):
         load_checkpoint(model, to_original(state))
@@ -263,7 +258,7 @@ def untied(state):
 
 
 def test_equal_heads_do_not_tell_whether_they_are_shared(rng):
-    shared = random_state(tiny("dino"), rng)
+    shared = common_state(tiny("dino"), rng)
     theirs = untied(to_original(shared))
     with pytest.raises(ValueError, match=r"does not tell .* share_heads=True or share_heads=False \(--share_heads\)"):
         translate_state_dict(theirs, "deformdetr")
@@ -276,7 +271,7 @@ def test_equal_heads_do_not_tell_whether_they_are_shared(rng):
 
 
 def test_the_model_decides_whether_equal_heads_are_shared(rng):
-    theirs = untied(to_original(random_state(tiny("dino"), rng)))
+    theirs = untied(to_original(common_state(tiny("dino"), rng)))
     for share in (True, False):
         model = tiny("dino", share_heads=share).build()
         assert load_checkpoint(model, theirs).fits
@@ -285,7 +280,7 @@ def test_the_model_decides_whether_equal_heads_are_shared(rng):
 
 
 def test_different_heads_are_never_shared(rng):
-    theirs = to_original(random_state(tiny("dino", share_heads=False), rng))
+    theirs = to_original(common_state(tiny("dino", share_heads=False), rng))
     with pytest.raises(ValueError, match="share_heads=True, but decoder layers have different heads"):
         translate_state_dict(theirs, "deformdetr", share_heads=True)
     with pytest.raises(CheckpointError, match="build it with share_heads=False"):

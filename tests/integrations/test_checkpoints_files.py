@@ -6,7 +6,7 @@ import pathlib
 import pytest
 import torch
 
-from checkpoints import tiny_config
+from checkpoints import assert_equal, tiny_config
 from deformdetr import Detector
 from deformdetr.integrations import (
     CheckpointError,
@@ -20,11 +20,6 @@ from disks import disk_space
 
 FORMATS = ("deformdetr", "original", "hugging_face_4", "hugging_face_5", "mmdetection_2", "mmdetection_3", "detrex")
 CONTAINERS = {"original": "model", "mmdetection_2": "state_dict", "mmdetection_3": "state_dict", "detrex": "model"}
-
-
-def assert_equal(state, expected):
-    assert state.keys() == expected.keys()
-    assert [name for name in state if not torch.equal(state[name], expected[name])] == []
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

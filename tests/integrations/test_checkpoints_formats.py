@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from checkpoints import VARIANTS, tiny_config, tiny_detr_config
+from checkpoints import VARIANTS, assert_equal, random_state, tiny_config, tiny_detr_config
 from deformdetr import preset
 from deformdetr.config import LearnedPositionConfig, ResNetConfig
 from deformdetr.integrations import (
@@ -27,9 +27,9 @@ formats = pytest.mark.parametrize("name", FORMATS)
 foreign = pytest.mark.parametrize("name", FOREIGN_NAMES)
 
 
-def random_state(config, rng):
+def common_state(config, rng):
     """Draw every parameter and statistic, but for the neck's biases, which not every format has."""
-    state = {name: torch.randn(value.shape, generator=rng) for name, value in config.build().state_dict().items()}
+    state = random_state(config, rng)
     state |= {name: torch.zeros(config.d_model) for name in state if re.fullmatch(r"neck\..*conv\.bias", name)}
     if not config.with_box_refine:
         # Elsewhere the encoder has the decoder's heads then.
@@ -42,15 +42,10 @@ def small_resnet(**changes):
     return tiny_config(**{"d_model": 32, "backbone": ResNetConfig(name="resnet18")} | changes)
 
 
-def assert_equal(state, expected):
-    assert state.keys() == expected.keys()
-    assert [name for name in state if not torch.equal(state[name], expected[name])] == []
-
-
 @variants
 @formats
 def test_round_trip_changes_no_bit(variant, name, rng):
-    state = random_state(tiny_config(**variant), rng)
+    state = common_state(tiny_config(**variant), rng)
     theirs, there = translate_state_dict(state, name)
     assert recognize(theirs) == name
     ours, back = translate_state_dict(theirs, "deformdetr")
@@ -75,7 +70,7 @@ def test_round_trip_of_detr_changes_no_bit(name):
 @pytest.mark.parametrize("source", FORMATS)
 @pytest.mark.parametrize("target", FORMATS)
 def test_every_format_translates_to_every_other(source, target, rng):
-    state = random_state(tiny_config(with_box_refine=True, two_stage=True), rng)
+    state = common_state(tiny_config(with_box_refine=True, two_stage=True), rng)
     theirs, _ = translate_state_dict(state, source)
     expected, _ = translate_state_dict(state, target)
     translated, report = translate_state_dict(theirs, target)
@@ -161,7 +156,7 @@ def test_equal_heads_of_mmdetection_are_converted_with_share_heads(variant, name
 
 def test_different_and_identical_heads_of_mmdetection_do_not_need_share_heads(rng):
     for variant in ("two_stage", "multi_scale"):
-        state = random_state(tiny_config(**VARIANTS[variant]), rng)
+        state = common_state(tiny_config(**VARIANTS[variant]), rng)
         theirs, _ = translate_state_dict(state, "mmdetection_3")
         assert_equal(translate_state_dict(theirs, "deformdetr")[0], state)
 
@@ -223,7 +218,7 @@ SAME_AROUND_IT = [
 
 def test_values_of_equal_shape_go_to_the_names_that_mean_the_same(rng):
     config = small_resnet(with_box_refine=True, two_stage=True)
-    original = to_original(random_state(config, rng))
+    original = to_original(common_state(config, rng))
     version_3, version_2, detrex = (
         translate_state_dict(original, name)[0] for name in ("mmdetection_3", "mmdetection_2", "detrex")
     )
@@ -239,7 +234,7 @@ def test_values_of_equal_shape_go_to_the_names_that_mean_the_same(rng):
 
 
 def test_biases_that_mmdetection_lacks_are_reported_with_their_size(rng):
-    state = random_state(small_resnet(), rng)
+    state = common_state(small_resnet(), rng)
     state["neck.levels.1.conv.bias"][3] = -0.75
     with pytest.raises(
         ValueError, match=r"would lose\n  biases of the neck.*4 entries, largest value 0\.75: neck\.lev"
@@ -258,7 +253,7 @@ def test_biases_that_mmdetection_lacks_are_reported_with_their_size(rng):
 
 def test_biases_that_an_mmdetection_neck_has_are_loaded(rng):
     config = small_resnet()
-    theirs, _ = translate_state_dict(random_state(config, rng), "mmdetection_3")
+    theirs, _ = translate_state_dict(common_state(config, rng), "mmdetection_3")
     theirs["neck.convs.0.conv.bias"] = torch.full((32,), 0.5)
     model = config.build()
     load_checkpoint(model, theirs)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from checkpoints import VARIANTS, tiny_config, tiny_detr_config
+from checkpoints import VARIANTS, assert_equal, random_state, tiny_config, tiny_detr_config
 from deformdetr.integrations import (
     CheckpointError,
     load_checkpoint,
@@ -36,15 +36,6 @@ HEAD = {
 }
 CONFIGS = {"detr": DETR} | {name: tiny_config(d_model=32, masks=True, **each) for name, each in VARIANTS.items()}
 configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-
-
-def random_state(config, rng):
-    return {name: torch.randn(value.shape, generator=rng) for name, value in config.build().state_dict().items()}
-
-
-def assert_equal(state, expected):
-    assert state.keys() == expected.keys()
-    assert [name for name in state if not torch.equal(state[name], expected[name])] == []
 
 
 @configs

@@ -45,11 +45,6 @@ def _decode(decoder, queries, pyramid, attention_mask=None):
     return decoder(*queries, pyramid.features, pyramid.spatial_shapes, ratios, pyramid.padding_mask, attention_mask)
 
 
-@pytest.fixture
-def pyramid(rng):
-    return random_pyramid(rng, D_MODEL, VALID, SHAPES)
-
-
 def _multi_head_attention(attention, query, key, value, forbidden=None):
     """Compute plain attention of 4 heads, without dropout."""
     weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)

@@ -13,7 +13,7 @@ from deformdetr.nn import (
     MSDeformAttn,
     valid_ratios,
 )
-from pyramids import SHAPES, VALID, random_pyramid
+from pyramids import SHAPES
 from random_weights import shaken
 
 D_MODEL = 16
@@ -43,11 +43,6 @@ def _decoder(rng, n_heads=3, *, norm=False, has_scale=False, **settings):
 def _decode(decoder, content, boxes, pyramid, mask=None):
     ratios = valid_ratios(pyramid.masks)
     return decoder(content, None, boxes, pyramid.features, pyramid.spatial_shapes, ratios, pyramid.padding_mask, mask)
-
-
-@pytest.fixture
-def pyramid(rng):
-    return random_pyramid(rng, D_MODEL, VALID, SHAPES)
 
 
 @pytest.fixture

@@ -39,11 +39,6 @@ def _scored(module, pyramid):
     return module.class_head(memory), (module.box_head(memory) + grid).sigmoid()
 
 
-@pytest.fixture
-def pyramid(rng):
-    return random_pyramid(rng, D_MODEL, VALID, SHAPES)
-
-
 def _propose(module, pyramid):
     return module(pyramid.features, pyramid.spatial_shapes, pyramid.padding_mask)
 

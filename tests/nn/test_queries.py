@@ -6,14 +6,8 @@ from torch import nn
 
 from bounds import fills_uniform_bound
 from deformdetr.nn import AnchorQueries, LearnedQueries, ProposalQueries
-from pyramids import SHAPES, VALID, random_pyramid
 
 D_MODEL = 16
-
-
-@pytest.fixture
-def pyramid(rng):
-    return random_pyramid(rng, D_MODEL, VALID, SHAPES)
 
 
 def _propose(module, pyramid):

@@ -1,8 +1,10 @@
 """State dicts of the goldens, and small models of every variant."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from deformdetr.config import ConvBackboneConfig, DeformableDETRConfig, DETRConfig
@@ -62,3 +64,14 @@ def golden_checkpoint(golden: Golden) -> dict[str, Tensor]:
             source = re.sub(r"^(bbox_embed|class_embed)\.\d+\.", rf"\1.{layers - 1}.", source)
         state[name] = fill(source, tuple(shape))
     return state
+
+
+def random_state(config: DeformableDETRConfig | DETRConfig, rng: torch.Generator) -> dict[str, Tensor]:
+    """Draw every entry of the state dict of a model."""
+    return {name: torch.randn(value.shape, generator=rng) for name, value in config.build().state_dict().items()}
+
+
+def assert_equal(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Check that two state dicts have the same names and values."""
+    assert state.keys() == expected.keys()
+    assert [name for name in state if not torch.equal(state[name], expected[name])] == []
