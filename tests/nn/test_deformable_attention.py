@@ -2,12 +2,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dat_names import attention_to_original, golden_layer
+from dat_names import GOLDEN, assert_golden, golden_layer
 from deformdetr.nn import DeformableAttention2d
-from goldens import load_golden, unit
+from goldens import unit
 from random_weights import redrawn
 
-GOLDEN = load_golden("dat").arrays
 VARIANTS = {
     "deformable": ((4, 2), (5, 6), {"kernel_size": 5}),
     "strided": ((4, 4), (6, 6), {"kernel_size": 3, "stride": 2, "offset_range": 5.0}),
@@ -24,15 +23,7 @@ def test_output_gradients_and_points_in_float64_are_those_of_the_original(name):
     tag = f"dat.{name}"
     layer = golden_layer(DeformableAttention2d(16, heads, groups, map_size=size, **settings), tag)
     x = unit(f"{tag}.input", (2, 16, *size)).requires_grad_()
-    output = layer(x)
-    torch.testing.assert_close(output, torch.from_numpy(GOLDEN[f"{tag}/output"]), rtol=0, atol=1e-12)
-    leaves = dict(layer.named_parameters())
-    upstream = unit(f"{tag}.grad_output", tuple(output.shape))
-    grad_x, *gradients = torch.autograd.grad(output, [x, *leaves.values()], upstream)
-    found = {"input": grad_x} | attention_to_original(dict(zip(leaves, gradients, strict=True)), is_window=False)
-    assert {key.removeprefix(f"{tag}/grad/") for key in GOLDEN if key.startswith(f"{tag}/grad/")} == set(found)
-    for key, gradient in found.items():
-        torch.testing.assert_close(gradient, torch.from_numpy(GOLDEN[f"{tag}/grad/{key}"]), rtol=1e-11, atol=1e-11)
+    assert_golden(layer, tag, x)
     # There, (y, x) between the outermost pixel centers, which are -1 and 1.
     positions = torch.from_numpy(GOLDEN[f"{tag}/positions"]).flatten(2, 3).transpose(1, 2).flip(-1)
     width_and_height = torch.tensor(size[::-1])

@@ -1,12 +1,10 @@
 import pytest
 import torch
 
-from dat_names import attention_to_original, golden_layer
+from dat_names import assert_golden, golden_layer
 from deformdetr.nn._window_attention import WindowAttention
-from goldens import load_golden, unit
+from goldens import unit
 from random_weights import redrawn
-
-GOLDEN = load_golden("dat").arrays
 
 
 def _layer(rng, window_size, shift):
@@ -18,14 +16,7 @@ def test_output_and_gradients_in_float64_are_those_of_the_original(name, shift):
     tag = f"dat.{name}"
     layer = golden_layer(WindowAttention(16, 4, window_size=3, shift=shift), tag, is_window=True)
     x = unit(f"{tag}.input", (2, 16, 6, 9)).requires_grad_()
-    output = layer(x)
-    torch.testing.assert_close(output, torch.from_numpy(GOLDEN[f"{tag}/output"]), rtol=0, atol=1e-12)
-    leaves = dict(layer.named_parameters())
-    upstream = unit(f"{tag}.grad_output", tuple(output.shape))
-    grad_x, *gradients = torch.autograd.grad(output, [x, *leaves.values()], upstream)
-    found = {"input": grad_x} | attention_to_original(dict(zip(leaves, gradients, strict=True)), is_window=True)
-    for key, gradient in found.items():
-        torch.testing.assert_close(gradient, torch.from_numpy(GOLDEN[f"{tag}/grad/{key}"]), rtol=1e-11, atol=1e-11)
+    assert_golden(layer, tag, x, is_window=True)
 
 
 def _windows(size, window_size, shift):

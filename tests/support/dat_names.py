@@ -2,11 +2,13 @@
 
 import re
 
+import torch
 from torch import Tensor, nn
 
 from deformdetr.nn._dat_weights import translate_dat_weights
-from goldens import fill
+from goldens import fill, load_golden, unit
 
+GOLDEN = load_golden("dat").arrays
 ATTENTION = {
     "position_bias": "rpe_table",
     "offset_conv": "conv_offset.0",
@@ -65,3 +67,16 @@ def golden_layer(layer: nn.Module, tag: str, *, is_window: bool = False) -> nn.M
     prefix = "stages.0.blocks.0.attention."
     layer.load_state_dict({name.removeprefix(prefix): t for name, t in translate_dat_weights(state).items()})
     return layer.double()
+
+
+def assert_golden(layer: nn.Module, tag: str, x: Tensor, *, is_window: bool = False) -> None:
+    """Check that a layer's output and gradients in float64 are those of a golden."""
+    output = layer(x)
+    torch.testing.assert_close(output, torch.from_numpy(GOLDEN[f"{tag}/output"]), rtol=0, atol=1e-12)
+    leaves = dict(layer.named_parameters())
+    upstream = unit(f"{tag}.grad_output", tuple(output.shape))
+    grad_x, *gradients = torch.autograd.grad(output, [x, *leaves.values()], upstream)
+    found = {"input": grad_x} | attention_to_original(dict(zip(leaves, gradients, strict=True)), is_window)
+    assert {key.removeprefix(f"{tag}/grad/") for key in GOLDEN if key.startswith(f"{tag}/grad/")} == set(found)
+    for key, gradient in found.items():
+        torch.testing.assert_close(gradient, torch.from_numpy(GOLDEN[f"{tag}/grad/{key}"]), rtol=1e-11, atol=1e-11)
