@@ -19,7 +19,7 @@ class Config(BaseModel):
     @field_validator("*")
     @classmethod
     def _fits_float32(cls, value: object) -> object:
-        """Check numbers alone and in lists: tensors have them as float32, where larger ones are infinite or an error."""
+        """Check numbers alone and in lists: tensors have them as float32, where larger ones are infinite or errors."""
         for number in value if isinstance(value, tuple | list) else (value,):
             if isinstance(number, float) and abs(number) > _LARGEST:
                 raise ValueError(f"numbers must be at most {_LARGEST:.2g}, the largest of float32")
