@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from checkpoints import tiny_config
+from deformdetr import DETRConfig, preset
+from deformdetr.config import ConvBackboneConfig, DATConfig
 from deformdetr.models._inputs import is_unpadded
 
 
@@ -45,3 +47,23 @@ def test_layers_get_a_mask_only_if_there_is_padding(rng):
     model(images, mask)
     assert masks[0] is None
     assert masks[1].any()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tiny_config(),
+        tiny_config(with_box_refine=True, two_stage=True, masks=True, backbone=ConvBackboneConfig()),
+        preset("demo").replace(backbone=DATConfig()),
+        DETRConfig(d_model=16, n_heads=2, num_encoder_layers=1, num_decoder_layers=1, d_ffn=16, masks=True),
+    ],
+    ids=["deformable_detr", "two_stage_masks", "dat", "detr_masks"],
+)
+def test_a_batch_may_be_empty(config):
+    model = config.build()
+    outputs = model(torch.zeros(0, 3, 64, 96))
+    shown = {name: outputs[name] for name in ("pred_logits", "pred_boxes", "pred_masks") if name in outputs}
+    assert {len(predictions) for predictions in shown.values()} == {0}
+    assert "pred_masks" in shown or not config.masks
+    sum(predictions.sum() for predictions in shown.values()).backward()
+    assert config.build_postprocess()(outputs, []) == []

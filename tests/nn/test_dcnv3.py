@@ -167,3 +167,11 @@ def test_it_runs_the_kernel_of_attention(rng, monkeypatch):
     output = layer(x)
     assert len(calls) == 1
     torch.testing.assert_close(output, layer.double()(x.double()).float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_batch_may_be_empty(name):
+    layer = DCNv3(channels=8, group=2, **VARIANTS[name]).eval()
+    out = layer(torch.zeros(0, 5, 6, 8))
+    out.sum().backward()
+    assert out.shape == (0, 5, 6, 8)

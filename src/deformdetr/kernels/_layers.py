@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deformdetr import _compat
+from deformdetr._tracing import fixed_size
 from deformdetr.kernels import _dropout, _linear
 from deformdetr.kernels._layer_kernels import is_selected
 
@@ -19,6 +20,11 @@ def apply_linear(layer: nn.Module, x: Float[Tensor, "*batch d_in"]) -> Float[Ten
         return _linear.linear(x, layer.weight, layer.bias)
     out: Tensor = layer(x)
     return out
+
+
+def split_channels(x: Float[Tensor, "*batch channels"], parts: int) -> Float[Tensor, "*batch parts channels_of_part"]:
+    """Return `x` with its last axis split into equal parts. `view` cannot infer a size where the batch is empty."""
+    return x.view(*x.shape[:-1], parts, fixed_size(x.shape[-1]) // parts)
 
 
 def apply_dropout(layer: nn.Module, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -18,7 +18,7 @@ from deformdetr.kernels import (
     register_flop_formulas,
     sampling_locations,
 )
-from deformdetr.kernels._layers import apply_linear
+from deformdetr.kernels._layers import apply_linear, split_channels
 
 
 class MSDeformAttn(nn.Module):
@@ -155,7 +155,7 @@ class MSDeformAttn(nn.Module):
                 `input_level_start_index` is not an integer per level but, say, a padding mask.
         """
         _check_level_starts(input_level_start_index, self.n_levels)
-        value = _split(apply_linear(self.value_proj, input_flatten), self.n_heads, -1)
+        value = split_channels(apply_linear(self.value_proj, input_flatten), self.n_heads)
         offsets, logits = self._offsets_and_logits(query, reference_points, input_spatial_shapes)
         sampled = fused_ms_deform_attn(
             value,

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from deformdetr._dtypes import at_least_float32
 from deformdetr._grids import level_size, pixel_indices
 from deformdetr.kernels import fused_ms_deform_attn
-from deformdetr.kernels._layers import apply_linear
+from deformdetr.kernels._layers import apply_linear, split_channels
 
 
 class DCNv3(nn.Module):
@@ -123,15 +123,15 @@ class DCNv3(nn.Module):
     ) -> Float[Tensor, "batch _new_height _new_width channels"]:
         """Return the features at the kernel's places; positions are computed in float32 or wider."""
         height, width = x.shape[1:3]
-        value = apply_linear(self.input_proj, x).view(*x.shape[:3], self.group, -1)
+        value = split_channels(apply_linear(self.input_proj, x), self.group)
         local = self.dw_conv(x.permute(0, 3, 1, 2))
-        points = (local.shape[0], -1, self.group, 1, self.taps.shape[0])
+        points = (local.shape[0], local.shape[1] * local.shape[2], self.group, 1, self.taps.shape[0])
         offsets = at_least_float32(apply_linear(self.offset, local)).view(*points, 2)
         logits = apply_linear(self.mask, local).view(points)
         references = self._centers(local.shape[1:3], (height, width), offsets)
         moved = (self.taps + offsets) * self.offset_scale
         out = fused_ms_deform_attn(value.flatten(1, 2), [(height, width)], references, moved, logits)
-        out = out.view(*local.shape[:3], self.group, -1)
+        out = split_channels(out.view(local.shape), self.group)
         if self.center_feature_scale:
             weight, bias = self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias
             out = torch.lerp(out, value, F.linear(local, weight, bias).sigmoid()[..., None])

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from deformdetr._dtypes import at_least_float32
 from deformdetr._grids import level_size, pixel_indices
 from deformdetr.kernels import ms_deform_attn
-from deformdetr.kernels._layers import apply_linear
+from deformdetr.kernels._layers import apply_linear, split_channels
 
 
 class DeformableAttention2d(nn.Module):
@@ -112,13 +112,13 @@ class DeformableAttention2d(nn.Module):
 
     def _points(self, query: Tensor) -> Tensor:
         """Return the points (batch, points, groups, 2), where the outermost pixel centers are 0 and 1."""
-        groups = query.view(*query.shape[:3], self.n_groups, -1).permute(0, 3, 4, 1, 2)
+        groups = split_channels(query, self.n_groups).permute(0, 3, 4, 1, 2)
         convolved = self.offset_conv(groups.flatten(0, 1)).permute(0, 2, 3, 1)
         offsets = at_least_float32(self.offset_proj(F.gelu(self.offset_norm(convolved))))
         height, width = offsets.shape[1:3]
         moved = _pixels(height, width, offsets) + offsets.flatten(1, 2).tanh() * (self.offset_range / 2)
         points = moved / _size(height, width, offsets)
-        return points.view(query.shape[0], self.n_groups, -1, 2).transpose(1, 2)
+        return points.view(query.shape[0], self.n_groups, *points.shape[1:]).transpose(1, 2)
 
     def _locations(self, points: Tensor, height: int, width: int) -> Tensor:
         size = _size(height, width, points)
@@ -128,7 +128,7 @@ class DeformableAttention2d(nn.Module):
         """Return the features at the points, (batch, points, d_model): one sample of weight one for every group."""
         height, width = x.shape[1:3]
         locations = self._locations(points, height, width)[:, :, :, None, None]
-        value = x.reshape(x.shape[0], -1, self.n_groups, x.shape[3] // self.n_groups)
+        value = split_channels(x.flatten(1, 2), self.n_groups)
         return ms_deform_attn(value, [(height, width)], locations, torch.ones_like(locations[..., 0]))
 
     def _bias(self, points: Tensor, height: int, width: int) -> Tensor:
@@ -136,13 +136,13 @@ class DeformableAttention2d(nn.Module):
         queries = _pixels(height, width, points) / _size(height, width, points)
         distances = queries[:, None] - points.transpose(1, 2).flatten(0, 1)[:, None]
         table = self.position_bias.to(points.dtype).expand(points.shape[0], -1, -1, -1)
-        tables = table.reshape(distances.shape[0], -1, *table.shape[2:])
+        tables = table.reshape(distances.shape[0], self.n_heads // self.n_groups, *table.shape[2:])
         bias = F.grid_sample(tables, distances, mode="bilinear", padding_mode="zeros", align_corners=True)
         return bias.view(points.shape[0], self.n_heads, *bias.shape[2:])
 
     def _split(self, x: Tensor) -> Tensor:
         """Split the channels into heads: (batch, heads, pixels, channels)."""
-        return x.view(*x.shape[:2], self.n_heads, -1).transpose(1, 2)
+        return split_channels(x, self.n_heads).transpose(1, 2)
 
     def extra_repr(self) -> str:
         """Return the settings that the layers do not show."""

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deformdetr.kernels._layers import apply_linear
+from deformdetr.kernels._layers import apply_linear, split_channels
 from deformdetr.nn._group_norm import GroupNorm
 
 # For an image of 800 x 1333 pixels the largest activation of a query takes 8.5 MB, and three of them exist at a time.
@@ -60,8 +60,8 @@ class AttentionMaps(nn.Module):
             padding_mask: True at padded pixels, which get no attention.
         """
         pixels = memory.flatten(2).transpose(1, 2)
-        queries = apply_linear(self.query_proj, query).view(*query.shape[:2], self.n_heads, -1)
-        keys = apply_linear(self.key_proj, pixels).view(*pixels.shape[:2], self.n_heads, -1)
+        queries = split_channels(apply_linear(self.query_proj, query), self.n_heads)
+        keys = split_channels(apply_linear(self.key_proj, pixels), self.n_heads)
         weights = torch.einsum("bqmc,bpmc->bqmp", queries * queries.shape[-1] ** -0.5, keys)
         if padding_mask is not None:
             weights = weights.masked_fill(padding_mask.flatten(1)[:, None, None], -torch.inf)
@@ -177,18 +177,22 @@ class _MaskConvolutions(nn.Module):
             shared: Result of `convolve_features`.
             laterals: Projected lateral features, coarsest first.
         """
+        sizes = maps.shape[:2]
         first: Any = self.convs[0]
-        x = _add_to_queries(F.conv2d(maps.flatten(0, 1), first.weight[:, self.d_model :], padding=1), shared)
+        x = _add_to_queries(F.conv2d(maps.flatten(0, 1), first.weight[:, self.d_model :], padding=1), shared, sizes)
         x = self.norms[0](x).relu()
         x = self.norms[1](self.convs[1](x)).relu()
         for feature, conv, norm in zip(laterals, self.convs[2:], self.norms[2:], strict=True):
-            x = _add_to_queries(F.interpolate(x, feature.shape[-2:], mode="nearest"), feature)
+            x = _add_to_queries(F.interpolate(x, feature.shape[-2:], mode="nearest"), feature, sizes)
             x = norm(conv(x)).relu()
         logits: Tensor = self.out(x)
-        return logits.view(*maps.shape[:2], *logits.shape[2:])
+        return logits.view(*sizes, *logits.shape[2:])
 
 
-def _add_to_queries(queries: Tensor, images: Tensor) -> Tensor:
-    """Add the features of an image to those of all its queries, (batch * queries, channels, height, width)."""
-    per_image = queries.view(images.shape[0], -1, *queries.shape[1:])
+def _add_to_queries(queries: Tensor, images: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Add features of images to those of their queries, (batch * queries, channels, height, width).
+
+    `sizes` are the numbers of images and of queries.
+    """
+    per_image = queries.view(*sizes, *queries.shape[1:])
     return (per_image + images.unsqueeze(1)).flatten(0, 1)

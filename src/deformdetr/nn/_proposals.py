@@ -169,7 +169,7 @@ def proposal_logits(
     boxes = []
     start = 0
     for level, (height, width) in enumerate(spatial_shapes):
-        mask = padding_mask[:, start : start + height * width].view(-1, height, width)
+        mask = padding_mask[:, start : start + height * width].view(padding_mask.shape[0], height, width)
         centers = pixel_indices(height, width, device=mask.device) / valid_sizes(mask)[:, None]
         boxes.append(torch.cat([centers, torch.full_like(centers, 0.05 * 2.0**level)], dim=-1))
         start = start + height * width

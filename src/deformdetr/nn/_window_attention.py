@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deformdetr._grids import padding_to_multiple
-from deformdetr.kernels._layers import apply_linear
+from deformdetr.kernels._layers import apply_linear, split_channels
 
 
 class WindowAttention(nn.Module):
@@ -99,7 +99,7 @@ class WindowAttention(nn.Module):
 
     def _attend(self, windows: Tensor, bias: Tensor) -> Tensor:
         """Return the attention's result for windows (batch, windows, pixels, d_model)."""
-        projected = apply_linear(self.qkv_proj, windows).view(*windows.shape[:3], 3, self.n_heads, -1)
+        projected = split_channels(split_channels(apply_linear(self.qkv_proj, windows), 3), self.n_heads)
         # PyTorch's fused kernels take four axes; windows are more heads to them.
         query, key, value = projected.permute(3, 0, 1, 4, 2, 5).flatten(2, 3).unbind(0)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
