@@ -37,7 +37,7 @@ INHERITED = {
 
 NAMES = {
     "dispatch_modes": (torch._C, "_len_torch_dispatch_stack"),
-    "transforms": (torch._C._functorch, "peek_interpreter_stack"),
+    "transforms": (torch._C._functorch, "get_interpreter_stack"),
     "storages": (torch._C, "_has_storage"),
     "global_hooks": (nn.modules.module, "_global_forward_hooks"),
     "product": (torch.ops, "mkldnn"),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _count_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
-_find_transform = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
+_list_transforms = getattr(getattr(torch._C, "_functorch", None), "get_interpreter_stack", None)
 _has_storage = getattr(torch._C, "_has_storage", None)
 _linear_pointwise = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _extension = getattr(getattr(torch, "_C", None), "__file__", None)
@@ -46,7 +46,15 @@ def has_dispatch_modes() -> bool | None:
 
 def is_transformed() -> bool:
     """Return whether a transform of `torch.func` is active; True if PyTorch hides it."""
-    return _find_transform is None or _find_transform() is not None
+    return _list_transforms is None or bool(_list_transforms())
+
+
+def has_higher_derivatives() -> bool:
+    """Return whether transforms of `torch.func` differentiate in forward mode, or twice; True if PyTorch hides them."""
+    if _list_transforms is None:
+        return True
+    kinds = [transform.key().name for transform in _list_transforms() or ()]
+    return "Jvp" in kinds or kinds.count("Grad") > 1
 
 
 def has_storage(tensor: Tensor) -> bool:

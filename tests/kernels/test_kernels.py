@@ -10,6 +10,7 @@ import os
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from deformdetr.kernels import fused_ms_deform_attn, ms_deform_attn, ms_deform_attn_backward, sampling_locations
 from deformdetr.testing import (
@@ -148,6 +149,50 @@ def test_vmap_maps_over_any_of_the_inputs(in_dims: tuple, rng: torch.Generator, 
             expected = function(*own)
             got = mapped[index] if isinstance(mapped, Tensor) else tuple(by[index] for by in mapped)
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def _directional(attend, leaves: list[Tensor]) -> Tensor:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(attend(*map(forward_ad.make_dual, leaves, leaves))).tangent
+
+
+def _along_gradient(attend, leaves: list[Tensor]) -> Tensor:
+    """Return the directional derivative of the gradient: forward mode over reverse mode."""
+    grad = torch.func.grad(lambda *inputs: attend(*inputs).square().sum(), argnums=(0, 1, 2))
+    return torch.cat([tangent.flatten() for tangent in torch.func.jvp(grad, tuple(leaves), tuple(leaves))[1]])
+
+
+DERIVATIVES = {
+    "dual numbers": _directional,
+    "jvp": lambda attend, leaves: torch.func.jvp(attend, tuple(leaves), tuple(leaves))[1],
+    "jacfwd": lambda attend, leaves: torch.func.jacfwd(attend, argnums=1)(*leaves),
+    "jvp of grad": _along_gradient,
+    "jacrev of grad": lambda attend, leaves: torch.func.jacrev(
+        torch.func.grad(lambda *inputs: attend(*inputs).square().sum(), argnums=2)
+    )(*leaves),
+}
+
+
+# PyTorch itself compiles formulas of forward mode by it.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning", "ignore:.torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("fused", [False, True], ids=["sampled", "fused"])
+@pytest.mark.parametrize("name", DERIVATIVES)
+def test_forward_mode_and_second_transforms_give_the_derivatives_of_the_reference(
+    name: str, fused: bool, rng: torch.Generator, device: str
+):
+    shapes = PYRAMIDS["one_level"]
+    inputs = [
+        each.detach().to(device, torch.float32) for each in random_inputs(rng, shapes, queries=2, heads=2, channels=3)
+    ]
+    references = torch.rand(1, 2, 1, 2, generator=rng).to(device)
+
+    def attend(backend: str, *leaves: Tensor) -> Tensor:
+        if not fused:
+            return ms_deform_attn(leaves[0], shapes, *leaves[1:], backend)
+        return fused_ms_deform_attn(leaves[0], shapes, references, *leaves[1:], backend=backend)
+
+    expected, got = (DERIVATIVES[name](functools.partial(attend, each), inputs) for each in ("reference", "auto"))
+    torch.testing.assert_close(got, expected)
 
 
 class TestFused:

@@ -44,7 +44,7 @@ def uses_onednn(x: Any, weight: Tensor, bias: Tensor | None) -> bool:
         # A compiler is a dispatch mode itself, and modes that see functions count as parts of every tensor.
         and _compat.has_dispatch_modes() is False
         and not has_torch_function(tensors)
-        and not _has_tangent(*tensors)
+        and not has_tangent(*tensors)
     )
 
 
@@ -54,8 +54,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product.view(*x.shape[:-1], -1)
 
 
-def _has_tangent(*tensors: Tensor) -> bool:
-    """Return whether a tensor carries a forward-mode derivative, which `_Linear` has no formula for."""
+def has_tangent(*tensors: Tensor) -> bool:
+    """Return whether a tensor carries a forward-mode derivative, which autograd functions have no formula for."""
     return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)  # type: ignore[no-untyped-call]
 
 
@@ -82,7 +82,7 @@ class _Linear(torch.autograd.Function):
         needs_rows, needs_weight, needs_bias = ctx.needs_input_grad
         # Gradients that are differentiated or mapped in turn use PyTorch's operators.
         is_plain = not torch.is_grad_enabled() and (
-            torch.compiler.is_compiling() or (_compat.has_storage(grad) and not _has_tangent(grad, rows, weight))
+            torch.compiler.is_compiling() or (_compat.has_storage(grad) and not has_tangent(grad, rows, weight))
         )
         return (
             (_multiply(grad, weight.t(), None) if is_plain else grad @ weight) if needs_rows else None,

@@ -23,6 +23,7 @@ from deformdetr._tracing import is_tracing
 from deformdetr.kernels import _discrete, _gather, _numba, _reference
 from deformdetr.kernels._checks import check_arguments, check_output, check_visible_storages
 from deformdetr.kernels._levels import MOST_POINTS, Pyramid, place_levels, read_on_cpu
+from deformdetr.kernels._linear import has_tangent
 from deformdetr.kernels._sampling import locate_samples, mask_padding, normalize_attention
 
 
@@ -43,6 +44,8 @@ def choose_forward(backend: str, method: str, *tensors: Tensor) -> Callable[...,
         return partial(_run_plainly, _reference.forward)
     if _needs_op(tensors):
         return forward_op
+    if _needs_formulas(tensors):
+        return partial(_run_plainly, _reference.forward)
     run: Callable[..., Tensor] = (_TransformedForward if _compat.is_transformed() else _Forward).apply
     return run
 
@@ -69,16 +72,24 @@ def _needs_op(tensors: tuple[Tensor | None, ...]) -> bool:
     return not _compat.is_transformed() if has_modes is None else has_modes
 
 
+def _needs_formulas(tensors: tuple[Tensor, ...]) -> bool:
+    """Return whether derivatives are computed in forward mode, or of higher order by transforms of `torch.func`."""
+    return _compat.has_higher_derivatives() or has_tangent(*tensors)
+
+
 def can_fuse(value: Tensor, offsets: Tensor, logits: Tensor, references: Tensor) -> bool:
     """Return whether a kernel takes offsets and logits.
 
-    Not under a transform of `torch.func`, which needs the separate operations.
+    Not under a transform of `torch.func` nor in forward mode, which need the separate operations.
     """
     return (
         _runs_triton(value, offsets, logits, references)
         and logits.shape[4] <= MOST_POINTS
         and not is_tracing()
-        and (torch.compiler.is_compiling() or not _compat.is_transformed())
+        and (
+            torch.compiler.is_compiling()
+            or not (_compat.is_transformed() or has_tangent(value, offsets, logits, references))
+        )
     )
 
 
