@@ -357,3 +357,19 @@ def test_an_unknown_backend_in_the_environment_does_not_matter(tmp_path):
         assert named == backend
         assert kept is None or used.strip() == kept
         assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_names_with_dollars_are_no_formulas(tmp_path: Path) -> None:
+    pictures = []
+    for name in ("$\\foo$", "\\foo"):
+        plot_confusion(np.array([[5, 1], [2, 0]]), [name], tmp_path / "confusion.png")
+        plot_precision_recall([(name, np.linspace(1, 0, 5))], tmp_path / "curves.png")
+        with Image.open(tmp_path / "curves.png") as picture:
+            pictures.append(picture.convert("RGB").tobytes())
+    assert pictures[0] != pictures[1]
+
+
+def test_plots_name_characters_of_no_font_once(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning) as caught:
+        plot_confusion(np.array([[5, 1], [2, 0]]), ["\U0002fa1d"], tmp_path / "confusion.png")
+    assert ["are drawn as empty boxes" in str(warning.message) for warning in caught] == [True]

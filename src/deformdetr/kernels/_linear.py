@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import grad as gradients
 from torch.overrides import has_torch_function
 
 from deformdetr import _compat
 from deformdetr._memory import check_storages
-from deformdetr._tracing import is_tracing
+from deformdetr._tracing import has_tangent, is_tracing
 from deformdetr.kernels._layer_kernels import is_selected
 
 # For fewer rows, calling oneDNN takes longer than it saves: 33 microseconds for one row, where `nn.Linear` takes 9.
@@ -52,11 +51,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute `x @ weight.T + bias`, differentiable any number of times; `x` has two dimensions or more."""
     product: Tensor = _Linear.apply(x.flatten(0, -2), weight, bias)
     return product.view(*x.shape[:-1], -1)
-
-
-def has_tangent(*tensors: Tensor) -> bool:
-    """Return whether a tensor carries a forward-mode derivative, which autograd functions have no formula for."""
-    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)  # type: ignore[no-untyped-call]
 
 
 def _is_plain(tensor: Any) -> bool:

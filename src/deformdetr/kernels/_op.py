@@ -19,11 +19,10 @@ from torch import Tensor
 
 from deformdetr import _compat
 from deformdetr._memory import check_storages
-from deformdetr._tracing import is_tracing
+from deformdetr._tracing import has_tangent, is_tracing
 from deformdetr.kernels import _discrete, _gather, _numba, _reference
 from deformdetr.kernels._checks import check_arguments, check_output, check_visible_storages
 from deformdetr.kernels._levels import MOST_POINTS, Pyramid, place_levels, read_on_cpu
-from deformdetr.kernels._linear import has_tangent
 from deformdetr.kernels._sampling import locate_samples, mask_padding, normalize_attention
 
 

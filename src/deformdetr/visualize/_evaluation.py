@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from deformdetr.visualize._images import save_image
 from deformdetr.visualize._matplotlib import new_figure
-from deformdetr.visualize._plots import rendered, use_fonts
+from deformdetr.visualize._plots import rendered, show_names
 
 _MAX_CURVES = 20
 _MAX_CLASSES = 40
@@ -53,7 +53,7 @@ def plot_precision_recall(
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     legend = figure.legend(loc="outside right upper", frameon=False, title="mean precision", fontsize=9)
-    use_fonts(legend.get_texts())
+    show_names(legend.get_texts())
     save_image(rendered(figure), path)
 
 
@@ -95,7 +95,7 @@ def plot_confusion(
     axes.set_yticks(range(len(labels)), labels)
     axes.set(xlabel="detected as", ylabel="object")
     axes.set_title(title, fontsize=10)
-    use_fonts([*axes.get_xticklabels(), *axes.get_yticklabels()])
+    show_names([*axes.get_xticklabels(), *axes.get_yticklabels()])
     save_image(rendered(figure), path)
 
 

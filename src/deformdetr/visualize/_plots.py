@@ -1,6 +1,7 @@
 """Plots of sampling points and of training curves."""
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def _plot_points(axes: Any, image: Tensor, locations: Tensor, weights: Tensor, r
         axes.plot(*center, marker="+", markersize=16, markeredgewidth=line, color=edge, zorder=20)
     margin = np.array((width, height)) * _MARGIN
     axes.set(xlim=(-margin[0], width + margin[0]), ylim=(height + margin[1], -margin[1]), title=title)
-    use_fonts([axes.title])
+    show_names([axes.title])
     axes.set_axis_off()
 
 
@@ -195,14 +196,18 @@ def rendered(figure: Any) -> Image.Image:
     # Figures created without pyplot do not affect the caller's backend or open windows.
     canvas = matplotlib_module("backends.backend_agg").FigureCanvasAgg(figure)
     figure.set_dpi(120)
-    canvas.draw()
+    with warnings.catch_warnings():
+        # `find_font` has warned of all missing characters at once.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def use_fonts(texts: Sequence[Any]) -> None:
-    """Set a font for each text of a figure that has all of its characters, if there is one."""
+def show_names(texts: Sequence[Any]) -> None:
+    """Show names in a figure as they are: in fonts that have their characters, and dollars as dollars, not formulas."""
     fonts = matplotlib_module("font_manager")
     for text in texts:
+        text.set_parse_math(False)
         file = find_font(text.get_text())
         if file is not None:
             text.set_fontproperties(fonts.FontProperties(fname=file, size=text.get_fontsize()))
