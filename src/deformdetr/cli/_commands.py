@@ -24,7 +24,7 @@ from deformdetr import __version__
 from deformdetr.cli._convert import Convert
 from deformdetr.cli._datasets import Coco, Shards, Split
 from deformdetr.cli._export import Export
-from deformdetr.cli._options import OUTPUT, RUN
+from deformdetr.cli._options import OUTPUT, RUN, UserPath
 from deformdetr.cli._summary import Summary
 from deformdetr.cli._template import commented_yaml
 from deformdetr.config import (
@@ -86,10 +86,10 @@ class Train(BaseModel):
     use `accelerate launch -m deformdetr train ...` or torchrun.
     """
 
-    config: CliPositionalArg[Path] = Field(
+    config: CliPositionalArg[UserPath] = Field(
         description="YAML or JSON file; `deformdetr config` prints one to start from."
     )
-    output: Path | None = Field(
+    output: UserPath | None = Field(
         default=None, validation_alias=OUTPUT, description="Run directory; by default runs/ and the name of CONFIG."
     )
     resume: CliToggleFlag[bool] = Field(
@@ -119,7 +119,7 @@ class Eval(BaseModel):
     """
 
     run: CliPositionalArg[str] = Field(description=RUN)
-    output: Path | None = Field(
+    output: UserPath | None = Field(
         default=None,
         validation_alias=OUTPUT,
         description="JSON file to write, and beside it a folder; by default evaluation.json in the run directory. A "
@@ -158,15 +158,15 @@ class Predict(BaseModel):
     """
 
     run: CliPositionalArg[str] = Field(description=RUN)
-    images: CliPositionalArg[list[Path]] = Field(description="Files, folders, and patterns such as 'photos/**/*.jpg'.")
-    output: Path = Field(validation_alias=OUTPUT, description="Folder to write to, which is created.")
+    images: CliPositionalArg[list[UserPath]] = Field(description="Files, folders, patterns such as 'photos/**/*.jpg'.")
+    output: UserPath = Field(validation_alias=OUTPUT, description="Folder to write to, which is created.")
     threshold: float = Field(
         default=0.5, ge=0, le=1, description="Lowest score to draw; predictions.json has all detections."
     )
     batch_size: int | None = Field(
         default=None, ge=1, description="Images per forward pass; by default 1 on a CPU and 8 on a GPU."
     )
-    font: Path | None = Field(default=None, description="Font file for names; by default one that has the characters.")
+    font: UserPath | None = Field(default=None, description="Font file for names; by default one with the characters.")
 
     def execute(self) -> int:
         """Run the command."""
@@ -186,9 +186,9 @@ class Check(BaseModel):
     With --draw, also write a picture of the first training images as training will see them, with their boxes.
     """
 
-    config: CliPositionalArg[Path] = Field(description="YAML or JSON file.")
+    config: CliPositionalArg[UserPath] = Field(description="YAML or JSON file.")
     decode: CliToggleFlag[bool] = Field(default=False, description="Decode every image to find broken ones.")
-    draw: Path | None = Field(
+    draw: UserPath | None = Field(
         default=None, description="Picture to write: augmented training images with boxes, as .png or .jpg."
     )
     data: _DATA = Field(default_factory=_no_settings, description="Settings of the dataset.")
@@ -264,7 +264,7 @@ class Schema(BaseModel):
 class Demo(BaseModel):
     """Train a small model on synthetic shapes, evaluate it and draw its detections, in minutes on two CPU cores."""
 
-    output: Path = Field(
+    output: UserPath = Field(
         default=Path("runs/demo"),
         validation_alias=OUTPUT,
         description="Run directory; an earlier demonstration in it is replaced.",

@@ -1,12 +1,12 @@
 """The command `convert`."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg, CliToggleFlag
 
 from deformdetr._tables import table
+from deformdetr.cli._options import UserPath
 from deformdetr.integrations import COCO_CATEGORY_IDS, CheckpointFormat, ConversionReport, convert_checkpoint
 
 
@@ -18,7 +18,7 @@ class Convert(BaseModel):
     """
 
     source: CliPositionalArg[str] = Field(description="Path, URL, or user/name on the Hugging Face Hub.")
-    target: CliPositionalArg[Path] = Field(description="File to write: .safetensors, or .pth, .pt, .bin or .ckpt.")
+    target: CliPositionalArg[UserPath] = Field(description="File to write: .safetensors, or .pth, .pt, .bin or .ckpt.")
     to: CheckpointFormat = Field(description="Format of TARGET.")
     coco_91_to_80: CliToggleFlag[bool] = Field(
         default=False,

@@ -1,14 +1,13 @@
 """The commands `coco`, `split` and `shards`."""
 
 import json
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg, CliToggleFlag
 
 from deformdetr._files import check_folder, check_writable, write_text
-from deformdetr.cli._options import OUTPUT
+from deformdetr.cli._options import OUTPUT, UserPath
 from deformdetr.data import (
     DataConfig,
     DecodeConfig,
@@ -33,8 +32,8 @@ class Coco(BaseModel):
     Exports of Roboflow, CVAT, Label Studio and LabelImg are read. Images stay where they are.
     """
 
-    source: CliPositionalArg[Path] = Field(description="Folder of the dataset.")
-    output: Path = Field(validation_alias=OUTPUT, description="Folder to write train.json, val.json and so on to.")
+    source: CliPositionalArg[UserPath] = Field(description="Folder of the dataset.")
+    output: UserPath = Field(validation_alias=OUTPUT, description="Folder to write train.json, val.json and so on to.")
     format: Literal["yolo", "voc"] | None = Field(
         default=None, description="Format of the dataset; by default voc if there are XML files, and else yolo."
     )
@@ -86,8 +85,8 @@ class Split(BaseModel):
     Equal arguments give equal files. Images stay where they are.
     """
 
-    annotations: CliPositionalArg[Path] = Field(description="COCO annotation file.")
-    output: Path | None = Field(
+    annotations: CliPositionalArg[UserPath] = Field(description="COCO annotation file.")
+    output: UserPath | None = Field(
         default=None, validation_alias=OUTPUT, description="Folder to write to; by default that of the file."
     )
     val_share: float = Field(default=0.2, gt=0, lt=1, description="Share of the images for evaluation.")
@@ -115,9 +114,11 @@ class Shards(BaseModel):
     Without --images and --annotations, write the index of the shards that are in the folder already.
     """
 
-    output: Path = Field(validation_alias=OUTPUT, description="Folder of the shards, a new one with --images.")
-    images: Path | None = Field(default=None, description="Folder that the file names of the images are relative to.")
-    annotations: Path | None = Field(default=None, description="COCO annotation file of the images.")
+    output: UserPath = Field(validation_alias=OUTPUT, description="Folder of the shards, a new one with --images.")
+    images: UserPath | None = Field(
+        default=None, description="Folder that the file names of the images are relative to."
+    )
+    annotations: UserPath | None = Field(default=None, description="COCO annotation file of the images.")
     shard_mb: float = Field(default=256, gt=0, description="Megabytes after which the next shard begins.")
 
     def execute(self) -> int:

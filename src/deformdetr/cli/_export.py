@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 from jaxtyping import Float
 from pydantic import BaseModel, Field, PositiveFloat
@@ -10,7 +9,7 @@ from pydantic_settings import CliPositionalArg, CliToggleFlag
 from torch import Tensor
 
 from deformdetr._tables import table
-from deformdetr.cli._options import RUN
+from deformdetr.cli._options import RUN, UserPath
 from deformdetr.data import (
     AnyDataConfig,
     DatasetError,
@@ -36,14 +35,16 @@ class Export(BaseModel):
     """
 
     run: CliPositionalArg[str] = Field(description=RUN)
-    onnx: Path = Field(description="File to write, .onnx.")
+    onnx: UserPath = Field(description="File to write, .onnx.")
     sampling: OnnxSampling = Field(default="grid_sample", description="Operators of deformable attention.")
     opset: int = Field(default=18, description="Version of the ONNX operator set, 17 or newer.")
     postprocess: CliToggleFlag[bool] = Field(
         default=False,
         description="Also return boxes in pixels, scores, labels and masks.",
     )
-    images: list[Path] = Field(default=[], description="Images for the comparison; by default two evaluation images.")
+    images: list[UserPath] = Field(
+        default=[], description="Images for the comparison; by default two evaluation images."
+    )
     tolerance: PositiveFloat = Field(
         default=1e-3,
         description="Largest allowed difference of a logit or a mask, and of a box as a fraction of the image.",
