@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -322,3 +323,8 @@ def test_wrong_fields_of_replace_fail_a_type_check(tmp_path: Path) -> None:
     assert errors.keys() == expected.keys(), found
     for number, name in expected.items():
         assert f'Unexpected keyword argument "{name}"' in errors[number]
+
+
+@pytest.mark.parametrize("kind", [ResNetConfig, DATConfig, partial(TimmConfig, name="resnet18")])
+def test_weights_may_be_paths_which_are_kept_as_text(kind):
+    assert kind(weights=Path("a", "b.pth")) == kind(weights=str(Path("a", "b.pth")))

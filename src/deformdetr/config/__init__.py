@@ -1,6 +1,6 @@
 """Typed configs of models, which build them, and the presets."""
 
-from deformdetr.config._base import Config, DefaultedConfig, load_config, save_config
+from deformdetr.config._base import Config, DefaultedConfig, Source, load_config, save_config
 from deformdetr.config._criterion import FocalCriterionConfig, SoftmaxCriterionConfig
 from deformdetr.config._deformable_detr import DeformableDETRConfig
 from deformdetr.config._denoising import ContrastiveDenoisingConfig, DenoisingConfig
@@ -37,6 +37,7 @@ __all__ = [
     "ResNetConfig",
     "SinePositionConfig",
     "SoftmaxCriterionConfig",
+    "Source",
     "TimmConfig",
     "load_config",
     "preset",

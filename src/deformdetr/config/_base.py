@@ -10,6 +10,9 @@ from deformdetr._files import read_mapping, write_mapping
 
 _LARGEST = (2 - 2**-23) * 2.0**127
 
+Source = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
+"""Type of settings that are a path, a URL or a name. Paths are kept as text."""
+
 
 class Config(BaseModel):
     """Base class of configs: immutable. An unknown field is an error, as is a number that is no finite float32."""

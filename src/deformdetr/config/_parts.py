@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from deformdetr.config._base import DefaultedConfig, Width
+from deformdetr.config._base import DefaultedConfig, Source, Width
 from deformdetr.config._timm import TimmConfig
 from deformdetr.nn import (
     ConvBackbone,
@@ -50,7 +50,7 @@ class ResNetConfig(DefaultedConfig):
     trainable_layers: Annotated[int, Field(ge=0, le=5)] = Field(
         default=3, description="Stages that train, counted from the last; 5 includes the stem."
     )
-    weights: str | None = Field(
+    weights: Source | None = Field(
         default=None,
         description="None: random; DEFAULT: torchvision's ImageNet weights; otherwise a state dict: a path, a URL or a "
         "name on the Hugging Face Hub.",
@@ -134,7 +134,7 @@ class DATConfig(DefaultedConfig):
     trainable_layers: Annotated[int, Field(ge=0, le=5)] = Field(
         default=5, description="Stages that train, counted from the last; 5 includes the stem."
     )
-    weights: str | None = Field(
+    weights: Source | None = Field(
         default=None,
         description="None: random; otherwise a checkpoint of the original implementation: a path, a URL or a name on "
         "the Hugging Face Hub.",

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from deformdetr._files import http_error, locate_checkpoint, reading_tensors
-from deformdetr.config._base import Config
+from deformdetr.config._base import Config, Source
 from deformdetr.nn import FeatureBackbone
 
 # Set by other fields, or the path of a file.
@@ -36,7 +36,7 @@ class TimmConfig(Config):
     frozen: tuple[str, ...] = Field(
         default=(), description="Modules that are not trained, by timm's names, such as stem and stages.0."
     )
-    weights: str | None = Field(
+    weights: Source | None = Field(
         default=None,
         description="None: random; DEFAULT: timm's pretrained weights; otherwise a state dict of timm's: a path, a URL "
         "or a name on the Hugging Face Hub.",

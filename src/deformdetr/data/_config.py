@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from deformdetr._coco_types import LabelMap
-from deformdetr.config import Config, DefaultedConfig
+from deformdetr.config import Config, DefaultedConfig, Source
 from deformdetr.models import IMAGENET_MEAN, IMAGENET_STD
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -228,8 +228,8 @@ class ShardsConfig(Config):
     """
 
     kind: Literal["shards"] = "shards"
-    train: str = Field(min_length=1, description="Folder or http(s) URL of the shards of the training images.")
-    val: str = Field(min_length=1, description="Folder or http(s) URL of the shards of the evaluation images.")
+    train: Source = Field(min_length=1, description="Folder or http(s) URL of the shards of the training images.")
+    val: Source = Field(min_length=1, description="Folder or http(s) URL of the shards of the evaluation images.")
     cache: Path | None = Field(
         default=None, description="Folder that keeps images from URLs for later epochs; None keeps none."
     )
