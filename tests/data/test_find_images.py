@@ -30,3 +30,12 @@ def test_missing_paths_are_all_named(tmp_path: Path) -> None:
 def test_suffixes_are_those_of_pictures() -> None:
     assert {".jpg", ".jfif", ".png", ".webp", ".tif", ".gif", ".bmp", ".ppm"} <= image_suffixes()
     assert image_suffixes().isdisjoint({".pdf", ".mpg", ".h5", ".txt", ""})
+
+
+def test_links_to_folders_are_followed_and_each_folder_is_searched_once(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "a.png").touch()
+    (tmp_path / "photos" / "own").mkdir(parents=True)
+    for name, target in (("one", "disk"), ("two", "disk"), ("own/up", "photos")):
+        (tmp_path / "photos" / name).symlink_to(tmp_path / target)
+    assert find_images(tmp_path / "photos") == ([tmp_path / "photos" / "one" / "a.png"], [])

@@ -1,6 +1,7 @@
 """Finding image files in folders."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,8 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> FoundImages:
     """Return files as given, and the image files of folders and their subfolders, sorted and without repetitions.
 
     Image files have a suffix of a format that Pillow can open, such as .jfif, .webp or .jp2, in upper or lower case.
-    Hidden files are no images, because archives from a Mac hold one beside each image. A single path is a list of one.
+    Hidden files are no images, because archives from a Mac hold one beside each image. Links to folders are followed,
+    and each folder is searched once. A single path is a list of one.
 
     Raises:
         FileNotFoundError: If a path does not exist.
@@ -47,11 +49,23 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> FoundImages:
         if not path.is_dir():
             found.images.append(path)
             continue
-        for file in sorted(each for each in path.rglob("*") if each.is_file()):
+        for file in sorted(_files_below(path)):
             parts = file.relative_to(path).parts
             is_image = file.suffix.lower() in image_suffixes() and not any(part.startswith(".") for part in parts)
             (found.images if is_image else found.others).append(file)
     return FoundImages(*(list(dict.fromkeys(each)) for each in found))
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    searched = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in searched:
+            folders.clear()
+            continue
+        searched.add(real)
+        # In the order of names, so that the same one of two links to a folder is followed on every machine.
+        folders.sort()
+        yield from (file for file in map(Path(place).joinpath, names) if file.is_file())
 
 
 @cache
