@@ -177,8 +177,12 @@ def test_pictures_of_an_earlier_call_are_left_out_however_their_folder_is_writte
     for name in ("a.png", "found/a.png"):
         save_picture(tmp_path / "photos" / name, 8, 8)
     monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("photos")
     folder, out = Path("photos"), Path("photos", "found")
-    for given, leave_out in ((folder, out), (folder.resolve(), out), (folder, out.resolve()), (Path(), out.resolve())):
+    links = ((folder, Path("link", "found")), (Path("link"), out), (folder, Path("link", "..", "photos", "found")))
+    for given, leave_out in (
+        (folder, out), (folder.resolve(), out), (folder, out.resolve()), (Path(), out.resolve()), *links
+    ):  # fmt: skip
         assert [file.resolve() for file in find_files([given], leave_out=leave_out).images] == [
             folder.resolve() / "a.png"
         ]

@@ -68,5 +68,6 @@ def _is_named_as_image(file: Path, folder: Path | None) -> bool:
 def _is_own(file: Path, path: Path, leave_out: Path | None) -> bool:
     if leave_out is None:
         return False
-    file, path, leave_out = file.absolute(), path.absolute(), leave_out.absolute()
+    # Links to files stay as they are.
+    file, path, leave_out = file.parent.resolve() / file.name, path.resolve(), leave_out.resolve()
     return file.is_relative_to(leave_out) and not path.is_relative_to(leave_out)
