@@ -63,7 +63,7 @@ def server(folder: Path) -> Iterator[Server]:
 
 
 def from_shards(location: object, **settings: Any) -> DetectionDataset:
-    return build_dataset(ShardsConfig(train=str(location), val=str(location), **settings), "train")
+    return build_dataset(ShardsConfig(train=location, val=location, **settings), "train")
 
 
 def assert_same_samples(found: DetectionDataset, expected: DetectionDataset) -> None:
@@ -124,6 +124,12 @@ def test_equal_datasets_give_equal_shards_and_the_index_can_be_written_again(
     index_shards(folder, progress=lambda *counts: done.append(counts))
     assert done == [(1, 3), (2, 3), (3, 3)]
     assert_same_samples(from_shards(folder), build_dataset(files, "train"))
+
+
+def test_a_missing_folder_is_named_with_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetError, match=f"there is no folder shards; a relative path starts at .*{tmp_path.name}$"):
+        from_shards(Path("shards"))
 
 
 def test_shards_are_complete_or_absent(tmp_path: Path, files: DataConfig) -> None:

@@ -7,7 +7,7 @@ file and the reason in one line. Writers leave either the old or the new file, a
 from deformdetr._files._download import cache_folder, download_once, is_url, read_range
 from deformdetr._files._errors import FileError, printable
 from deformdetr._files._hub import CHECKPOINT_SUFFIXES, HubName, HubOptions, fetch_file, http_error
-from deformdetr._files._paths import check_folder, check_writable, expand_path, fitting_name
+from deformdetr._files._paths import check_folder, check_writable, expand_path, fitting_name, where_from
 from deformdetr._files._replacing import is_unfinished, keep_as, remove_unfinished, replacing, write_text
 from deformdetr._files._settings import parse_json, read_json, read_mapping, write_mapping
 from deformdetr._files._sources import locate_checkpoint, parse_source
@@ -49,6 +49,7 @@ __all__ = [
     "reading_tensors",
     "remove_unfinished",
     "replacing",
+    "where_from",
     "write_mapping",
     "write_tensor_file",
     "write_tensors",

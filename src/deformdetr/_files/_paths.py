@@ -42,14 +42,18 @@ def check_readable(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
-        where = "" if path.is_absolute() else f"; a relative path starts at the current directory, {Path.cwd()}"
-        raise FileNotFoundError(f"there is no file {path}{where}") from error
+        raise FileNotFoundError(f"there is no file {path}{where_from(path)}") from error
     except (OSError, ValueError) as error:
         raise FileError(f"{path} cannot be read: {reason_of(error)}") from error
     if stat.S_ISDIR(mode):
         raise FileError(f"{path} is a folder; name a file in it")
     if not stat.S_ISREG(mode):
         raise FileError(f"{path} is not a regular file")
+
+
+def where_from(path: Path) -> str:
+    """Return the end of a message about a missing path: where it starts, if it is relative."""
+    return "" if path.is_absolute() else f"; a relative path starts at the current directory, {Path.cwd()}"
 
 
 def check_folder(path: Path) -> None:

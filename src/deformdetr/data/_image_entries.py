@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from deformdetr._coco_types import ImageId
+from deformdetr._files import where_from
 from deformdetr.data._config import DecodeConfig
 from deformdetr.data._containment import OUTSIDE, ContainedNames
 from deformdetr.data._documents import EntryList
@@ -88,7 +89,7 @@ class _ImageReader:
         self._names = None if folder is None or decode.allow_outside else ContainedNames(folder)
         self._has_folder = folder is not None and folder.is_dir()
         if folder is not None and not self._has_folder:
-            self._report(f"the image folder {folder} does not exist", _NO_FOLDER)
+            self._report(f"the image folder {folder} does not exist{where_from(folder)}", _NO_FOLDER)
 
     def read(self, number: int, entry: Any) -> None:
         """Read one entry, or report all that is wrong with it."""

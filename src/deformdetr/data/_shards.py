@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote, urlsplit
 import numpy as np
 from jaxtyping import Int64
 
-from deformdetr._files import FileError, cache_folder, download_once, expand_path, read_range
+from deformdetr._files import FileError, cache_folder, download_once, expand_path, read_range, where_from
 from deformdetr.data._containment import OUTSIDE
 from deformdetr.data._errors import DatasetError, Kind, Problems
 from deformdetr.data._index import hash_of, read_arrays, short_hash, write_arrays
@@ -158,6 +158,8 @@ class Shards:
     def _open_folder(self, location: str) -> ShardIndex:
         if re.match(r"\w+://", location):
             raise DatasetError(f"{location} is neither a folder nor an address that begins with http:// or https://")
+        if not self._folder.is_dir():
+            raise DatasetError(f"there is no folder {self._folder}{where_from(self._folder)}")
         index = ShardIndex.read(self._folder / INDEX, str(self._folder))
         self.annotations = self._folder / ANNOTATIONS
         _check_annotations(self.annotations, index)
