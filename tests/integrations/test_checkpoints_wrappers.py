@@ -17,6 +17,7 @@ from deformdetr.integrations import (
     to_original,
     translate_state_dict,
 )
+from deformdetr.integrations.hub import from_pretrained, save_pretrained
 
 FORMATS = ("deformdetr", "original", "hugging_face_4", "hugging_face_5", "mmdetection_2", "mmdetection_3", "detrex")
 PARTS = ("module", "model", "_orig_mod", "net", "detector", "ema_model", "student")
@@ -221,3 +222,33 @@ def test_what_is_refused_is_described():
     many = {f"entry {number}": number for number in range(20)}
     with pytest.raises(CheckpointError, match=r"entry 7: int; 12 more entries$"):
         load_checkpoint(tiny_config().build(), many)
+
+
+def compiled(module):
+    """Return a module with the names that `torch.compile` gives to its parameters."""
+    wrapper = torch.nn.Module()
+    wrapper.add_module("_orig_mod", module)
+    return wrapper
+
+
+def compiled_in_part(model):
+    model.encoder = compiled(model.encoder)
+    return model
+
+
+WRAPPERS = [compiled, compiled_in_part, torch.nn.DataParallel, torch.optim.swa_utils.AveragedModel]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_wrapped_models_take_checkpoints_and_are_saved(wrap, model, tmp_path):
+    wrapped = wrap(tiny_config(with_box_refine=True).build())
+    report = load_checkpoint(wrapped, model.state_dict())
+    assert report.fits
+    save_pretrained(wrapped, tiny_config(with_box_refine=True), tmp_path)
+    for name, tensor in from_pretrained(tmp_path).state_dict().items():
+        torch.testing.assert_close(tensor, model.state_dict()[name], rtol=0, atol=0)
+
+
+def test_models_without_memory_take_no_checkpoint(model):
+    with pytest.raises(CheckpointError, match=r"the model cannot take a checkpoint: .* is torch\.strided on meta"):
+        load_checkpoint(tiny_config(with_box_refine=True).build().to("meta"), model.state_dict())

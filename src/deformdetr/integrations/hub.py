@@ -34,6 +34,7 @@ from deformdetr.config import (
 )
 from deformdetr.integrations._checkpoints._convert import save_checkpoint
 from deformdetr.integrations._checkpoints._load import load_checkpoint
+from deformdetr.integrations._checkpoints._weights import find_weights
 from deformdetr.integrations._pretrained._card import model_card
 from deformdetr.integrations._pretrained._hugging_face import is_from_transformers, read_config, read_settings
 from deformdetr.integrations._pretrained._settings import InferenceSettings
@@ -352,7 +353,7 @@ def _how_to_name(source: str | Path) -> str:
 def _check_described(model: nn.Module, config: DeformableDETRConfig | DETRConfig, settings: InferenceSettings) -> None:
     with torch.device("meta"):
         described = with_backbone_weights(config, None).build().state_dict()
-    state = model.state_dict()
+    state = find_weights(model.state_dict()).tensors
     differing = sorted(
         name
         for name in state.keys() | described.keys()

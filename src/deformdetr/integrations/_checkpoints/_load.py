@@ -32,7 +32,8 @@ def load_checkpoint(
     DETR, DINO, DN-DETR).
 
     Args:
-        model: A `DeformableDETR` of the checkpoint's variant, or a `DETR`. If a checkpoint does not tell whether
+        model: A `DeformableDETR` of the checkpoint's variant, or a `DETR`, or one that is compiled, wrapped for several
+            devices or averaged. If a checkpoint does not tell whether
             decoder layers share their heads, the model does.
         source: A state dict, or a file that holds one below any entries and prefixes, given as a path, a URL or a name
             on the Hugging Face Hub; see `locate_checkpoint`. The file is `.safetensors`, or with any other suffix in
@@ -64,26 +65,30 @@ def load_checkpoint(
         ('deformdetr', True, 'entry model')
     """
     described = str(source) if isinstance(source, str | Path) else "the state dict"
+    state = model.state_dict()
+    try:
+        own = find_weights(state).tensors
+    except ValueError as error:
+        raise CheckpointError(f"the model cannot take a checkpoint: {error}") from error
     content = read_content(source)
     try:
         weights = find_weights(content)
-        tensors = weights.format.read(weights.tensors, share_heads=shares_heads(model.state_dict())).everything
+        tensors = weights.format.read(weights.tensors, share_heads=shares_heads(own)).everything
         if classes is not None:
             tensors = select_classes(tensors, classes)
     except ValueError as error:
         raise CheckpointError(f"{described}: {error}") from error
-    report = _compare(
-        weights, tensors, model.state_dict(), drop_class_head=drop_class_head, new_mask_head=new_mask_head
-    )
+    report = _compare(weights, tensors, own, drop_class_head=drop_class_head, new_mask_head=new_mask_head)
     if not report.fits:
-        theirs, ours = Variant.read(tensors), Variant.read(model.state_dict())
+        theirs, ours = Variant.read(tensors), Variant.read(own)
         # What is dropped or new needs no advice.
         num_classes = None if report.dropped else theirs.num_classes
         advised = theirs._replace(num_classes=num_classes, masks=bool(report.new) or theirs.masks)
         report.advice.extend(advised.advise(ours))
         if strict:
             raise CheckpointError(f"{described} does not fit the model\n{report}")
-    model.load_state_dict({name: tensors[name] for name in report.loaded}, strict=False)
+    names = {id(tensor): name for name, tensor in state.items()}
+    model.load_state_dict({names[id(own[name])]: tensors[name] for name in report.loaded}, strict=False)
     return report
 
 
