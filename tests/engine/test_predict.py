@@ -188,11 +188,18 @@ def test_pictures_of_an_earlier_call_are_left_out_however_their_folder_is_writte
         ]
 
 
-@pytest.mark.parametrize("batch_size", [0, -1])
-def test_batches_without_images_are_refused_before_anything_is_written(batch_size, finished_run, tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be positive, got 0"),
+        ({"batch_size": -1}, "batch_size must be positive, got -1"),
+        ({"threshold": 1.5}, r"threshold must be in \[0, 1\], got 1.5"),
+    ],
+)
+def test_wrong_numbers_are_refused_before_anything_is_written(arguments, message, finished_run, tmp_path):
     picture = save_picture(tmp_path / "a.png", 64, 64)
-    with pytest.raises(ValueError, match=f"batch_size must be positive, got {batch_size}"):
-        predict(finished_run, [picture], tmp_path / "out", batch_size=batch_size)
+    with pytest.raises(ValueError, match=message):
+        predict(finished_run, [picture], tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
 
 

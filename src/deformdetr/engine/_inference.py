@@ -72,10 +72,11 @@ def detect(
         precision: As in `TrainConfig`.
         panoptic: Post-processing for panoptic segmentations.
     """
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
+    device = weight.device
     images = images.to(device, non_blocking=True)
     with torch.inference_mode(), autocast(device, precision):
-        outputs = model(images.images, images.padding_mask)
+        outputs = model(images.images.to(weight.dtype), images.padding_mask)
         found = [_known_labels(detections, num_labels) for detections in postprocess(outputs, sizes)]
         if panoptic is None:
             return Found(found, None)

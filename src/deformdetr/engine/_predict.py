@@ -14,7 +14,7 @@ from deformdetr._files import check_folder, fitting_name, write_text
 from deformdetr.data import DatasetError, DecodeConfig, LabelMap, load_image
 from deformdetr.engine._errors import PredictionError
 from deformdetr.engine._image_files import find_files, is_video
-from deformdetr.engine._predictor import Predictor, batched, checked_batch_size, load
+from deformdetr.engine._predictor import Predictor, batched, check_threshold, checked_batch_size, load
 from deformdetr.engine._progress import ProgressDisplay
 from deformdetr.engine._result import DetectionResult
 from deformdetr.engine._video import require_av, video_frames, writing_video
@@ -114,6 +114,7 @@ def predict(
         PredictionError: If a path does not exist, there are no images, or a picture would replace one of the images.
             Nothing is written then.
         NotADirectoryError: If `out_dir` is a file.
+        ValueError: If `threshold` is not in [0, 1], or `batch_size` is not positive. Nothing is written then.
         OSError: If `font` cannot be read as a font. Nothing is written then.
         ModuleNotFoundError: If there is a video, and PyAV is not installed.
 
@@ -122,6 +123,7 @@ def predict(
         >>> result = predict("runs/detector", ["photo.jpg"], "predictions")  # doctest: +SKIP
         >>> result.images[0]["names"], result.images[0]["scores"]  # doctest: +SKIP
     """
+    check_threshold(threshold)
     out_dir = Path(out_dir)
     check_folder(out_dir)
     if font is not None:

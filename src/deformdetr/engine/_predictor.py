@@ -144,8 +144,7 @@ class Predictor:
         Arguments and errors are those of a call. A single path is an iterable of one.
         """
         images = [images] if isinstance(images, str | Path) else images
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+        check_threshold(threshold)
         for batch in batched(images, checked_batch_size(batch_size, self.device)):
             for each in self._detect(batch):
                 yield each.above(threshold)
@@ -237,6 +236,16 @@ def predictor_of(
     )
 
 
+def check_threshold(threshold: float) -> None:
+    """Check a lowest score.
+
+    Raises:
+        ValueError: If it is not in [0, 1].
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+
+
 def checked_batch_size(batch_size: int | None, device: torch.device) -> int:
     """Return the images per forward pass. By default 1 on a CPU, which does not gain from batches, and 8 elsewhere.
 
@@ -291,7 +300,8 @@ def _from_tensor(image: Tensor) -> Tensor:
         return image.cpu()
     if not image.is_floating_point():
         raise TypeError(f"a tensor must be uint8 or floating-point, got {image.dtype}")
+    image = image.detach()
     low, high = float(image.min()), float(image.max())
     if not 0 <= low <= high <= 1:
         raise ValueError(f"a floating-point tensor must be in [0, 1] and not normalized, got {low:.3g} to {high:.3g}")
-    return (image.detach().cpu() * 255).round().to(torch.uint8)
+    return (image.cpu() * 255).round().to(torch.uint8)
