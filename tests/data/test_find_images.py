@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,13 @@ def test_links_to_folders_are_followed_and_each_folder_is_searched_once(tmp_path
     for name, target in (("one", "disk"), ("two", "disk"), ("own/up", "photos")):
         (tmp_path / "photos" / name).symlink_to(tmp_path / target)
     assert find_images(tmp_path / "photos") == ([tmp_path / "photos" / "one" / "a.png"], [])
+
+
+def test_folders_that_cannot_be_read_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    # Root may read all folders of the tests.
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        find_images(tmp_path)

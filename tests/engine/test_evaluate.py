@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,6 +149,14 @@ def test_files_that_cannot_be_written_are_refused_before_evaluating(name, messag
     with pytest.raises((ValueError, OSError), match=message):
         evaluate_run(finished_run, output=tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_read_only_run_is_refused_before_evaluating_unless_another_file_is_named(finished_run, tmp_path, monkeypatch):
+    # Root may write to every folder of the tests.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != finished_run)
+    with pytest.raises(PermissionError, match="may not be written to"):
+        evaluate_run(finished_run, data_changes={"num_val": 1})
+    evaluate_run(finished_run, data_changes={"num_val": 1}, output=tmp_path / "a.json")
 
 
 def test_batches_without_images_are_refused(finished_run, tmp_path):

@@ -1,8 +1,10 @@
 """Finding runs, and keeping their metrics."""
 
 import inspect
+import os
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,6 +96,13 @@ def test_a_used_directory_is_refused_before_the_dataset_is_read(finished_run):
     missing = DataConfig(train_images="a", train_annotations="b", val_images="c", val_annotations="d")
     with pytest.raises(RunError, match="is not empty"):
         train(experiment.replace(data=missing), finished_run)
+
+
+def test_a_read_only_directory_is_refused_before_the_dataset_is_read(tmp_path, monkeypatch):
+    missing = DataConfig(train_images="a", train_annotations="b", val_images="c", val_annotations="d")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(PermissionError, match=f"the folder {tmp_path} may not be written to"):
+        train(tiny_experiment().replace(data=missing), tmp_path / "run")
 
 
 def test_another_config_is_refused_with_the_one_that_continues_the_run(finished_run):

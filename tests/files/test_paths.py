@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deformdetr._files import FileError, check_writable, expand_path, fitting_name
+from deformdetr._files import FileError, check_folder, check_writable, expand_path, fitting_name
 from deformdetr._files._paths import check_readable
 
 
@@ -69,6 +69,22 @@ def test_paths_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
             check_writable(tmp_path / name, suffixes=[".pth", ".pt"], overwrite=False)
     check_writable(tmp_path / "old.pth", suffixes=[".pth"], overwrite=True)
     check_writable(tmp_path / "new.pth", suffixes=[".pth"], overwrite=False)
+
+
+def test_folders_that_may_not_be_written_to_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "read only"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    # Root may write to every folder of the tests.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).absolute() != folder)
+    for name in ("", "new", "new/deeper"):
+        with pytest.raises(PermissionError, match=f"the folder {folder} may not be written to"):
+            check_folder(folder / name)
+    for name in ("read only/new.pth", "read only/old.pth"):
+        with pytest.raises(PermissionError, match="the folder read only may not be written to"):
+            check_writable(Path(name), suffixes=[".pth"], overwrite=True)
+    check_folder(Path())
+    check_folder(Path("new", "deeper"))
 
 
 @pytest.mark.parametrize("stem", ["short", "x" * 300, "é" * 200, "名" * 100, "\udcff" * 260])

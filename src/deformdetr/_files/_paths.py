@@ -57,13 +57,17 @@ def where_from(path: Path) -> str:
 
 
 def check_folder(path: Path) -> None:
-    """Check that a path is a folder, or can become one because there is nothing, before its content is computed.
+    """Check that files can be written to a folder, or that it can be made, before its content is computed.
 
     Raises:
         NotADirectoryError: If it is a file.
+        PermissionError: If it, or the folder to make it in, may not be written to.
     """
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file, and a folder is needed")
+    existing = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"the folder {existing} may not be written to")
 
 
 def check_writable(path: Path, *, suffixes: Sequence[str], overwrite: bool) -> None:
@@ -73,6 +77,7 @@ def check_writable(path: Path, *, suffixes: Sequence[str], overwrite: bool) -> N
         ValueError: If the suffix is not one of `suffixes`.
         FileExistsError: If the path is a folder, or a file and `overwrite` is False.
         FileNotFoundError: If the folder of the file does not exist.
+        PermissionError: If it may not be written to.
     """
     if path.suffix not in suffixes:
         choice = suffixes[0] if len(suffixes) == 1 else f"one of {', '.join(suffixes)}"
@@ -83,6 +88,7 @@ def check_writable(path: Path, *, suffixes: Sequence[str], overwrite: bool) -> N
         raise FileExistsError(f"{path} exists already; overwrite=True, or --force, replaces it")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent}")
+    check_folder(path.parent)
 
 
 def reason_of(error: Exception) -> str:

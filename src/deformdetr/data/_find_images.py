@@ -28,6 +28,7 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> FoundImages:
 
     Raises:
         FileNotFoundError: If a path does not exist.
+        OSError: If a folder cannot be read.
 
     Examples:
         >>> import tempfile
@@ -58,7 +59,7 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> FoundImages:
 
 def _files_below(folder: Path) -> Iterator[Path]:
     searched = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=_fail, followlinks=True):
         if (real := os.path.realpath(place)) in searched:
             folders.clear()
             continue
@@ -66,6 +67,10 @@ def _files_below(folder: Path) -> Iterator[Path]:
         # In the order of names, so that the same one of two links to a folder is followed on every machine.
         folders.sort()
         yield from (file for file in map(Path(place).joinpath, names) if file.is_file())
+
+
+def _fail(error: OSError) -> None:
+    raise error
 
 
 @cache

@@ -243,13 +243,12 @@ def _result_file(run: str | Path, path: Path, output: str | Path | None) -> Path
         ValueError: If it does not end in `.json`, since a folder has the name without it.
         OSError: If it cannot be written.
     """
-    if output is not None:
-        check_writable(Path(output), suffixes=(".json",), overwrite=True)
-        check_folder(Path(output).with_suffix(""))
-        return Path(output)
-    if not expand_path(run).exists():
+    if output is None and not expand_path(run).exists():
         raise RunError(f"{run} is downloaded and has no run directory: name a JSON file to write, output or --output")
-    return RunDirectory(path.parent).evaluation
+    file = RunDirectory(path.parent).evaluation if output is None else Path(output)
+    check_writable(file, suffixes=(".json",), overwrite=True)
+    check_folder(file.with_suffix(""))
+    return file
 
 
 def _changed(

@@ -8,6 +8,7 @@ from typing import Any
 from deformdetr._files import (
     FileError,
     HubName,
+    check_folder,
     is_unfinished,
     is_url,
     keep_as,
@@ -74,9 +75,11 @@ class RunDirectory:
 
         Raises:
             RunError: If it is not.
+            PermissionError: If it may not be written to.
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file, not a directory")
+        check_folder(self.path)
         content = self._content()
         if content and not resume:
             names = ", ".join(content[:5]) + (", ..." if len(content) > 5 else "")
