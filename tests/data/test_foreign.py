@@ -112,13 +112,18 @@ def test_keypoints_are_left_out(tmp_path: Path) -> None:
 def test_all_problems_of_yolo_are_reported_by_kind(tmp_path: Path) -> None:
     yolo_roboflow(tmp_path)
     labels = tmp_path / "train" / "labels" / "a.v1.txt"
+    picture(tmp_path / "train" / "images" / "b.jpg")
+    put(labels.with_name("b.txt"), "0 1\n" * 4)
     put(labels, "0 0.5 0.5 0.1\n2 0.5 0.5 0.1 0.1\ncat 0.5 0.5 0.1 0.1\n0 nan 0.5 0.1 0.1\n0.5 0.5 0.5 0.1 0.1\n")
     (tmp_path / "valid" / "images" / "a.v1.jpg").write_bytes(b"no picture")
     with pytest.raises(DatasetError) as caught:
         read_yolo(tmp_path)
     text = str(caught.value)
-    assert len(caught.value.problems) == 6
-    assert f"{labels}: lines that are neither boxes nor polygons: 3" in text
+    assert len(caught.value.problems) == 10
+    # Of all files together, since each image has one.
+    assert "\n  lines that are neither boxes nor polygons: 7\n" in text
+    assert "\n    ... and 2 more of this kind\n" in text
+    assert f"\n    {labels}: line 1 is" in text
     assert "line 2: class 2 is none of 2 names" in text
     assert "image files that cannot be read: 1" in text
 

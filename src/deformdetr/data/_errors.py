@@ -15,7 +15,10 @@ class Kind(NamedTuple):
 
 
 class Problem(str):
-    """One problem: the name of its file, and what is wrong with an entry, with id and value."""
+    """One problem: the name of its file, and what is wrong with an entry, with id and value.
+
+    Problems of one kind and `source` are listed together.
+    """
 
     __slots__ = ("kind", "source")
     kind: Kind | None
@@ -95,12 +98,13 @@ def dataset_error(problems: Sequence[str]) -> DatasetError:
 def _lines(groups: dict[tuple[str, Kind | None], list[str]]) -> Iterable[str]:
     for (source, kind), found in groups.items():
         indent = "  "
+        prefix = ""
         if kind is not None:
             cause = f" ({kind.cause})" if kind.cause else ""
-            yield f"  {source}: {kind.title}: {len(found):,}{cause}"
+            # The heading has the name of the file, if it is the same for all.
+            prefix = f"{source}: " if source else ""
+            yield f"  {prefix}{kind.title}: {len(found):,}{cause}"
             indent = "    "
-        # The heading has the name of the file.
-        prefix = f"{source}: " if kind is not None else ""
         yield from (f"{indent}{problem.removeprefix(prefix)}" for problem in found[:_SHOWN])
         if len(found) > _SHOWN:
             yield f"{indent}... and {len(found) - _SHOWN:,} more of this kind"

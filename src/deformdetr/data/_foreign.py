@@ -56,12 +56,12 @@ class DocumentBuilder:
     def add_image(self, split: str, path: Path) -> dict[str, Any] | None:
         """Add an image to a split and return its entry, or report that it cannot be read."""
         if not self._decode.allow_outside and not self._names.has(path.relative_to(self.root)):
-            self.problems.report(f"leads out of {self.root}", OUTSIDE, source=path)
+            self.problems.report(f"{path}: leads out of {self.root}", OUTSIDE)
             return None
         try:
             header = read_header(path, self._decode)
         except DatasetError as error:
-            self.problems.report(str(error).removeprefix(f"{path}: "), _UNREADABLE, source=path)
+            self.problems.report(str(error), _UNREADABLE)
             return None
         images, _ = self._splits.setdefault(split, ([], []))
         name = path.relative_to(self.root).as_posix()

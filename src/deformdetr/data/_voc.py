@@ -126,22 +126,22 @@ def _read_file(
     try:
         annotation = ElementTree.parse(file).getroot()
     except (ElementTree.ParseError, LookupError, OSError, ValueError) as error:
-        builder.problems.report(str(error), _INVALID, source=file)
+        builder.problems.report(f"{file}: {error}", _INVALID)
         return
     if annotation.tag != "annotation":
-        builder.problems.report(f"its root is <{annotation.tag}>, not <annotation>", _INVALID, source=file)
+        builder.problems.report(f"{file}: its root is <{annotation.tag}>, not <annotation>", _INVALID)
         return
     name = (annotation.findtext("filename") or "").strip()
     path = images.find(file, name)
     if path is None:
-        builder.problems.report(f"there is no image {name or file.stem!r}, or several", _NO_IMAGE, source=file)
+        builder.problems.report(f"{file}: there is no image {name or file.stem!r}, or several", _NO_IMAGE)
         return
     objects = []
     for number, element in enumerate(annotation.iterfind("object"), start=1):
         try:
             objects.append(_read_object(element))
         except ValueError as error:
-            builder.problems.report(f"object number {number}: {error}", _INVALID_OBJECT, source=file)
+            builder.problems.report(f"{file}: object number {number}: {error}", _INVALID_OBJECT)
     splits = [split for split, stems in lists.items() if file.stem in stems or path.stem in stems]
     parents = [part.lower() for part in path.relative_to(builder.root).parts[:-1]]
     for split in splits or [next((part for part in parents if part in _SPLITS), "all")]:

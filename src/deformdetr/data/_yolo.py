@@ -138,7 +138,7 @@ def _listed(root: Path, file: Path, builder: DocumentBuilder) -> Iterator[Path]:
     for line in _lines(file):
         path = _below(file.parent, line) or _below(root, line)
         if path is None:
-            builder.problems.report(f"there is no image {line}", _NO_IMAGE, source=file)
+            builder.problems.report(f"{file}: there is no image {line}", _NO_IMAGE)
         else:
             yield path
 
@@ -171,10 +171,10 @@ def _read_labels(
         except ValueError:
             values = [math.nan]
         if len(values) < 5 or not all(map(math.isfinite, values)):
-            builder.problems.report(f"line {number} is {line!r:.80}", _INVALID_LINE, source=file)
+            builder.problems.report(f"{file}: line {number} is {line!r:.80}", _INVALID_LINE)
         elif int(values[0]) != values[0] or int(values[0]) not in names:
             builder.problems.report(
-                f"line {number}: class {words[0]} is none of {len(names)} names", _UNKNOWN_CLASS, source=file
+                f"{file}: line {number}: class {words[0]} is none of {len(names)} names", _UNKNOWN_CLASS
             )
         else:
             numbers = values[1:5] if keypoints and len(values) == 5 + keypoints else values[1:]
