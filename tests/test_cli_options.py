@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from deformdetr.cli._commands import Commands
 from deformdetr.engine import models_in
@@ -24,3 +24,9 @@ def test_paths_may_begin_with_the_home_folder(annotation, tmp_path, monkeypatch)
         is_list = "list" in str(annotation)
         found = TypeAdapter(annotation).validate_python([given] if is_list else given)
         assert found == ([expected] if is_list else expected)
+
+
+@pytest.mark.parametrize("annotation", PATHS)
+def test_empty_paths_are_refused(annotation):
+    with pytest.raises(ValidationError, match="the path is empty"):
+        TypeAdapter(annotation).validate_python([""] if "list" in str(annotation) else "")

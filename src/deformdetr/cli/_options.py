@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, AliasChoices
+from pydantic import AfterValidator, AliasChoices, BeforeValidator
 
 
 def _expand_home(path: Path) -> Path:
@@ -14,8 +14,15 @@ def _expand_home(path: Path) -> Path:
         raise ValueError(f"{path}: {error}") from error
 
 
+def _refuse_nothing(path: str | Path) -> str | Path:
+    """Return the path; an empty one would be the current directory."""
+    if not str(path):
+        raise ValueError("the path is empty, as a variable that is not set")
+    return path
+
+
 # Shells leave `~` in `--output=~/runs/a` and in quoted patterns as it is.
-UserPath = Annotated[Path, AfterValidator(_expand_home)]
+UserPath = Annotated[Path, BeforeValidator(_refuse_nothing), AfterValidator(_expand_home)]
 
 RUN = (
     "Run directory, one of its checkpoints, or a folder of save_pretrained: a path, a URL, or user/name on the Hugging "
