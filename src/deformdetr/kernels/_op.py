@@ -39,11 +39,10 @@ def choose_forward(backend: str, method: str, *tensors: Tensor) -> Callable[...,
     if method == "discrete":
         return partial(_run_plainly, _discrete.forward)
     # `torch.jit.trace` records operations that serve other sizes, too.
-    if backend == "reference" or is_tracing():
-        return partial(_run_plainly, _reference.forward)
-    if _needs_op(tensors):
+    is_plain = backend == "reference" or is_tracing()
+    if not is_plain and _needs_op(tensors):
         return forward_op
-    if _needs_formulas(tensors):
+    if is_plain or _compat.has_higher_derivatives() or has_tangent(*tensors):
         return partial(_run_plainly, _reference.forward)
     run: Callable[..., Tensor] = (_TransformedForward if _compat.is_transformed() else _Forward).apply
     return run
@@ -71,24 +70,14 @@ def _needs_op(tensors: tuple[Tensor | None, ...]) -> bool:
     return not _compat.is_transformed() if has_modes is None else has_modes
 
 
-def _needs_formulas(tensors: tuple[Tensor, ...]) -> bool:
-    """Return whether derivatives are computed in forward mode, or of higher order by transforms of `torch.func`."""
-    return _compat.has_higher_derivatives() or has_tangent(*tensors)
-
-
 def can_fuse(value: Tensor, offsets: Tensor, logits: Tensor, references: Tensor) -> bool:
-    """Return whether a kernel takes offsets and logits.
-
-    Not under a transform of `torch.func` nor in forward mode, which need the separate operations.
-    """
+    """Return whether a kernel takes offsets and logits. `torch.func` and forward mode need the separate operations."""
+    inputs = (value, offsets, logits, references)
     return (
-        _runs_triton(value, offsets, logits, references)
+        _runs_triton(*inputs)
         and logits.shape[4] <= MOST_POINTS
         and not is_tracing()
-        and (
-            torch.compiler.is_compiling()
-            or not (_compat.is_transformed() or has_tangent(value, offsets, logits, references))
-        )
+        and (torch.compiler.is_compiling() or not (_compat.is_transformed() or has_tangent(*inputs)))
     )
 
 
