@@ -103,7 +103,8 @@ def test_loaded_folder_computes_the_operator_and_its_gradients_beside_this_libra
     torch.testing.assert_close(got, expected)
     grad = torch.randn(expected.shape, generator=rng)
     for ours, theirs in zip(*(torch.autograd.grad(out, inputs, grad) for out in (expected, got)), strict=True):
-        torch.testing.assert_close(theirs, ours)
+        # Two kernels: gradients of locations reach 200, and differed by at most 1e-4 in 300 draws.
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-3)
     with pytest.raises(ValueError, match="hold 82 pixels, but value holds 79"):
         kernel.ms_deform_attn(inputs[0][:, :-3], SHAPES, *inputs[1:])
 
