@@ -50,10 +50,11 @@ def is_transformed() -> bool:
 
 
 def has_higher_derivatives() -> bool:
-    """Return whether transforms of `torch.func` differentiate in forward mode, or twice; True if PyTorch hides them."""
-    if _list_transforms is None:
-        return True
-    kinds = [transform.key().name for transform in _list_transforms() or ()]
+    """Return whether transforms of `torch.func` differentiate in forward mode, or twice.
+
+    False if PyTorch hides them: such derivatives are then errors, where all other calls would be slow without a word.
+    """
+    kinds = [transform.key().name for transform in _list_transforms() or ()] if _list_transforms else []
     return "Jvp" in kinds or kinds.count("Grad") > 1
 
 
