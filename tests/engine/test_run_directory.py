@@ -1,8 +1,11 @@
 """Finding runs, and keeping their metrics."""
 
+import errno
 import inspect
 import os
 import re
+import threading
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +22,14 @@ from deformdetr.engine import (
     DetectionResult,
     RunDirectory,
     RunError,
+    _run_directory,
     evaluate_run,
     load_run,
     read_experiment,
     train,
 )
 from deformdetr.integrations.hub import save_pretrained
-from experiments import tiny_experiment
+from experiments import tiny_experiment, tiny_run
 from local_server import point_hub_to, serving
 
 
@@ -137,6 +141,40 @@ def test_unfinished_files_of_a_killed_process_are_removed_on_resume(tmp_path):
     assert len(list(tmp_path.iterdir())) == len(kept) + 1
     run.create(tiny_experiment(), {}, epoch=0)
     assert sorted(tmp_path.iterdir()) == kept
+
+
+def _content(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_directory_in_which_another_training_runs_is_left_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(_run_directory, "_SECONDS_TO_END", 0.2)
+    run = tiny_run(tmp_path / "run", epochs=1)
+    before = _content(run)
+    with RunDirectory(run).claimed():
+        with pytest.raises(RunError, match=r"run: another training is running in this directory"):
+            train(tiny_experiment(epochs=2), run, resume=True)
+        assert _content(run) == before
+    assert train(tiny_experiment(epochs=2), run, resume=True).epoch == 2
+
+
+def test_a_training_waits_for_one_that_ends(tmp_path):
+    ending, events = ExitStack(), []
+    ending.enter_context(RunDirectory(tmp_path).claimed())
+    ending.callback(events.append, "ended")
+    threading.Timer(0.3, ending.close).start()
+    with RunDirectory(tmp_path).claimed():
+        assert events == ["ended"]
+
+
+@pytest.mark.parametrize(("number", "is_refused"), [(errno.ENOLCK, False), (errno.EBADF, False), (errno.EIO, True)])
+def test_folders_that_have_no_locks_are_used_without(tmp_path, monkeypatch, number, is_refused):
+    def fail(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    with pytest.raises(OSError, match=r"error") if is_refused else nullcontext(), RunDirectory(tmp_path).claimed():
+        pass
 
 
 def _path_arguments():

@@ -1,7 +1,12 @@
 """Directories of training runs."""
 
+import errno
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +30,8 @@ from deformdetr.engine._errors import RunError
 from deformdetr.engine._experiment import changes_that_matter
 from deformdetr.integrations import hub
 
+# A launcher that starts a killed training again may do so before the last process that loads data has ended.
+_SECONDS_TO_END = 10
 _NEEDED = "a run directory of `deformdetr train`, one of its checkpoints, or a folder of save_pretrained is needed"
 
 
@@ -159,7 +166,7 @@ class RunDirectory:
         self._last_is_whole = True
 
     def create(self, experiment: Experiment, environment: Mapping[str, Any], *, epoch: int) -> None:
-        """Create the directory with config and environment.
+        """Write config and environment into the directory, which is created unless it exists.
 
         Metrics of epochs after `epoch`, which will run again, are dropped. Unfinished files of killed processes are
         removed, because they would fill the disk over time.
@@ -169,6 +176,30 @@ class RunDirectory:
         write_mapping(self.config, experiment.model_dump(mode="json"))
         write_mapping(self.environment, environment)
         self._write_metrics([row for row in self.read_metrics() if row["epoch"] <= epoch])
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Create the directory, and keep other trainings out of it until the context or the process ends.
+
+        Nothing is kept out where folders cannot be locked: on Windows, and in some network file systems.
+
+        Raises:
+            RunError: If another training is running in the directory.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if sys.platform == "win32":
+            yield
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            deadline = time.monotonic() + _SECONDS_TO_END
+            while not _lock(descriptor):
+                if time.monotonic() > deadline:
+                    raise RunError(f"{self.path}: another training is running in this directory")
+                time.sleep(0.1)
+            yield
+        finally:
+            os.close(descriptor)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one line to the metrics."""
@@ -191,6 +222,20 @@ class RunDirectory:
                 break
             rows.append(row)
         return rows
+
+
+def _lock(descriptor: int) -> bool:
+    """Return whether a folder is now locked for this process, or cannot be."""
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    return True
 
 
 def _resumable(file: Path) -> Checkpoint:

@@ -68,7 +68,8 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
             `train.init_checkpoint` names no single file, a package of `train.tracking` is missing, or the config of
             `accelerate launch` contradicts the settings.
         DatasetError: If the dataset has problems, or an image cannot be read.
-        RunError: If the directory holds other files or another run, or processes find different checkpoints in it.
+        RunError: If the directory holds other files or another run, another training is running in it, or processes
+            find different checkpoints in it.
         TrainingError: If a loss or a gradient is not finite.
         TrainingInterrupted: If a signal has ended the training. It is a `KeyboardInterrupt`.
         CheckpointError: If `train.init_checkpoint` does not fit the model.
@@ -102,9 +103,11 @@ def train(experiment: Experiment, output_dir: str | Path, *, resume: bool = Fals
     _check_agreement(processes, run, checkpoint)
     training = _Training(experiment, datasets, processes, run, checkpoint, notes=notes)
     processes.wait()
-    if processes.is_main:
+    if not processes.is_main:
+        return training.run()
+    with run.claimed():
         run.create(experiment, describe_environment(processes), epoch=training.epoch)
-    return training.run()
+        return training.run()
 
 
 def _check_agreement(processes: Processes, run: RunDirectory, checkpoint: Checkpoint | None) -> None:
