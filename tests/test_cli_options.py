@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from deformdetr.cli import main
 from deformdetr.cli._commands import Commands
 from deformdetr.engine import models_in
 
@@ -30,3 +31,11 @@ def test_paths_may_begin_with_the_home_folder(annotation, tmp_path, monkeypatch)
 def test_empty_paths_are_refused(annotation):
     with pytest.raises(ValidationError, match="the path is empty"):
         TypeAdapter(annotation).validate_python([""] if "list" in str(annotation) else "")
+
+
+@pytest.mark.parametrize(
+    "arguments", ["eval,", "predict,,a.png,--output,found", "export,,--onnx,a.onnx", "convert,,a.pth,--to,original"]
+)
+def test_empty_names_of_runs_and_checkpoints_are_refused(arguments, capsys):
+    assert main(arguments.split(",")) == 2
+    assert "the path is empty; is a variable not set?" in capsys.readouterr().err

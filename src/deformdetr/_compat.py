@@ -12,6 +12,7 @@ from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 _count_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
@@ -52,10 +53,15 @@ def is_transformed() -> bool:
 def has_higher_derivatives() -> bool:
     """Return whether transforms of `torch.func` differentiate in forward mode, or twice.
 
-    False if PyTorch hides them: such derivatives are then errors, where all other calls would be slow without a word.
+    False if PyTorch hides them: these derivatives then raise. True would send every call to the slow reference.
     """
     kinds = [transform.key().name for transform in _list_transforms() or ()] if _list_transforms else []
     return "Jvp" in kinds or kinds.count("Grad") > 1
+
+
+def has_tangent(*tensors: Tensor) -> bool:
+    """Return whether a tensor carries a forward-mode derivative, which autograd functions have no formula for."""
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)  # type: ignore[no-untyped-call]
 
 
 def has_storage(tensor: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Support for forward-mode derivatives and for `torch.jit.trace`, in which sizes are tensors whose comparison warns."""
+"""Support for `torch.jit.trace`: while it records, sizes are tensors, and comparing them warns."""
 
 import functools
 import warnings
@@ -6,8 +6,6 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
-from torch.autograd import forward_ad
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -16,11 +14,6 @@ _R = TypeVar("_R")
 def is_tracing() -> bool:
     """Return whether `torch.jit.trace` records."""
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
-
-
-def has_tangent(*tensors: Tensor) -> bool:
-    """Return whether a tensor carries a forward-mode derivative, which autograd functions have no formula for."""
-    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)  # type: ignore[no-untyped-call]
 
 
 def compares_sizes(function: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -1,5 +1,7 @@
 import os
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,11 +44,27 @@ def test_links_to_folders_are_followed_and_each_folder_is_searched_once(tmp_path
     assert find_images(tmp_path / "photos") == ([tmp_path / "photos" / "one" / "a.png"], [])
 
 
-def test_folders_that_cannot_be_read_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: str) -> None:
-        raise PermissionError(13, "Permission denied", path)
+@pytest.mark.parametrize("link", ["all", "images/again", ".latest"])
+def test_links_within_a_folder_change_no_names(tmp_path: Path, link: str) -> None:
+    (tmp_path / "images" / "deep").mkdir(parents=True)
+    (tmp_path / "images" / "deep" / "a.png").touch()
+    (tmp_path / link).symlink_to(tmp_path / "images")
+    assert find_images(tmp_path) == ([tmp_path / "images" / "deep" / "a.png"], [])
+
+
+@pytest.mark.parametrize("name", ["photos", ".trash"])
+def test_folders_that_cannot_be_read_are_errors_unless_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    scan = os.scandir
+
+    def refuse(path: Path | str) -> Any:
+        if Path(path).name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
 
     # Root may read all folders of the tests.
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(PermissionError, match="Permission denied"):
-        find_images(tmp_path)
+    with nullcontext() if name.startswith(".") else pytest.raises(PermissionError, match="Permission denied"):
+        assert find_images(tmp_path) == ([], [])

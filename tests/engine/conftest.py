@@ -14,5 +14,5 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw curves for runs of several tests alone, such as `finished_run`: it takes longer than training them."""
+    """Draw no curves, except for runs that tests share, such as `finished_run`: drawing takes longer than training."""
     monkeypatch.setattr(_train, "plot_curves", lambda records, path: path.touch())

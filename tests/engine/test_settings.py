@@ -61,6 +61,12 @@ def test_long_inputs_are_not_repeated_in_messages(settings):
     assert len(message) < 2000
 
 
+def test_names_with_line_ends_are_shown_in_one_line():
+    with pytest.raises(ValidationError) as invalid:
+        TrainConfig.model_validate({"a\nb": 1})
+    assert describe(invalid.value, TrainConfig).startswith(r"there is no setting 'a\nb'")
+
+
 def test_long_lists_of_invalid_settings_are_cut():
     with pytest.raises(ValidationError) as invalid:
         TrainConfig.model_validate({f"unknown{number}": 1 for number in range(500)})

@@ -71,6 +71,14 @@ def test_paths_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     check_writable(tmp_path / "new.pth", suffixes=[".pth"], overwrite=False)
 
 
+def test_a_file_within_a_path_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.touch()
+    for path in (file, file / "run" / "deeper"):
+        with pytest.raises(NotADirectoryError, match=r"a\.txt is a file, and a folder is needed"):
+            check_folder(path)
+
+
 def test_folders_that_may_not_be_written_to_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "read only"
     folder.mkdir()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from deformdetr.kernels import fused_ms_deform_attn, ms_deform_attn, ms_deform_attn_backward, sampling_locations
 from deformdetr.testing import (
@@ -156,6 +157,12 @@ def _directional(attend, leaves: list[Tensor]) -> Tensor:
         return forward_ad.unpack_dual(attend(*map(forward_ad.make_dual, leaves, leaves))).tangent
 
 
+def _in_mode(attend, leaves: list[Tensor]) -> Tensor:
+    # Modes see the op otherwise, and PyTorch's custom ops drop tangents without a word.
+    with FlopCounterMode(display=False):
+        return torch.func.jvp(attend, tuple(leaves), tuple(leaves))[1]
+
+
 def _along_gradient(attend, leaves: list[Tensor]) -> Tensor:
     """Return the directional derivative of the gradient: forward mode over reverse mode."""
     grad = torch.func.grad(lambda *inputs: attend(*inputs).square().sum(), argnums=(0, 1, 2))
@@ -165,6 +172,8 @@ def _along_gradient(attend, leaves: list[Tensor]) -> Tensor:
 DERIVATIVES = {
     "dual numbers": _directional,
     "jvp": lambda attend, leaves: torch.func.jvp(attend, tuple(leaves), tuple(leaves))[1],
+    "linearize": lambda attend, leaves: torch.func.linearize(attend, *leaves)[1](*leaves),
+    "jvp in a dispatch mode": _in_mode,
     "jacfwd": lambda attend, leaves: torch.func.jacfwd(attend, argnums=1)(*leaves),
     "jvp of grad": _along_gradient,
     "jacrev of grad": lambda attend, leaves: torch.func.jacrev(
@@ -173,8 +182,9 @@ DERIVATIVES = {
 }
 
 
-# PyTorch itself compiles formulas of forward mode by it.
+# PyTorch itself compiles formulas of forward mode by `torch.jit.script`, and its `linearize` warns of its own graph.
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning", "ignore:.torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")
 @pytest.mark.parametrize("fused", [False, True], ids=["sampled", "fused"])
 @pytest.mark.parametrize("name", DERIVATIVES)
 def test_forward_mode_and_second_transforms_give_the_derivatives_of_the_reference(

@@ -16,5 +16,5 @@ def printable(text: str, width: int = 2000) -> str:
 
 
 def _without_middle(line: str, width: int) -> str:
-    kept = width // 2
+    kept = (width - 5) // 2
     return line if len(line) <= width else f"{line[:kept]} ... {line[-kept:]}"

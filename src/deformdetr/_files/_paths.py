@@ -63,9 +63,9 @@ def check_folder(path: Path) -> None:
         NotADirectoryError: If it is a file.
         PermissionError: If it, or the folder to make it in, may not be written to.
     """
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"{path} is a file, and a folder is needed")
     existing = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{existing} is a file, and a folder is needed")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise PermissionError(f"the folder {existing} may not be written to")
 

@@ -24,7 +24,7 @@ from deformdetr import __version__
 from deformdetr.cli._convert import Convert
 from deformdetr.cli._datasets import Coco, Shards, Split
 from deformdetr.cli._export import Export
-from deformdetr.cli._options import OUTPUT, RUN, UserPath
+from deformdetr.cli._options import OUTPUT, RUN, UserPath, UserSource
 from deformdetr.cli._summary import Summary
 from deformdetr.cli._template import commented_yaml
 from deformdetr.config import (
@@ -118,7 +118,7 @@ class Eval(BaseModel):
     Options override settings of the run's dataset: `--data.val_images DIR --data.val_annotations FILE`.
     """
 
-    run: CliPositionalArg[str] = Field(description=RUN)
+    run: CliPositionalArg[UserSource] = Field(description=RUN)
     output: UserPath | None = Field(
         default=None,
         validation_alias=OUTPUT,
@@ -157,7 +157,7 @@ class Predict(BaseModel):
     Files that cannot be read are reported and skipped. The exit status is then 1.
     """
 
-    run: CliPositionalArg[str] = Field(description=RUN)
+    run: CliPositionalArg[UserSource] = Field(description=RUN)
     images: CliPositionalArg[list[UserPath]] = Field(description="Files, folders, patterns such as 'photos/**/*.jpg'.")
     output: UserPath = Field(validation_alias=OUTPUT, description="Folder to write to, which is created.")
     threshold: float = Field(

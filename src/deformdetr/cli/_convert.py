@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg, CliToggleFlag
 
 from deformdetr._tables import table
-from deformdetr.cli._options import UserPath
+from deformdetr.cli._options import UserPath, UserSource
 from deformdetr.integrations import COCO_CATEGORY_IDS, CheckpointFormat, ConversionReport, convert_checkpoint
 
 
@@ -17,7 +17,7 @@ class Convert(BaseModel):
     nothing is written unless --allow_loss is given.
     """
 
-    source: CliPositionalArg[str] = Field(description="Path, URL, or user/name on the Hugging Face Hub.")
+    source: CliPositionalArg[UserSource] = Field(description="Path, URL, or user/name on the Hugging Face Hub.")
     target: CliPositionalArg[UserPath] = Field(description="File to write: .safetensors, or .pth, .pt, .bin or .ckpt.")
     to: CheckpointFormat = Field(description="Format of TARGET.")
     coco_91_to_80: CliToggleFlag[bool] = Field(

@@ -9,7 +9,7 @@ from pydantic_settings import CliPositionalArg, CliToggleFlag
 from torch import Tensor
 
 from deformdetr._tables import table
-from deformdetr.cli._options import RUN, UserPath
+from deformdetr.cli._options import RUN, UserPath, UserSource
 from deformdetr.data import (
     AnyDataConfig,
     DatasetError,
@@ -34,7 +34,7 @@ class Export(BaseModel):
     in a batch, and is not kept if they differ.
     """
 
-    run: CliPositionalArg[str] = Field(description=RUN)
+    run: CliPositionalArg[UserSource] = Field(description=RUN)
     onnx: UserPath = Field(description="File to write, .onnx.")
     sampling: OnnxSampling = Field(default="grid_sample", description="Operators of deformable attention.")
     opset: int = Field(default=18, description="Version of the ONNX operator set, 17 or newer.")

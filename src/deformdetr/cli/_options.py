@@ -7,7 +7,7 @@ from pydantic import AfterValidator, AliasChoices, BeforeValidator
 
 
 def _expand_home(path: Path) -> Path:
-    """Return the path with its first part expanded if that is `~`."""
+    """Return the path with its first part expanded if that is `~`. Others, such as `~name`, may be names of files."""
     try:
         return path.expanduser() if path.parts[:1] == ("~",) else path
     except RuntimeError as error:
@@ -17,12 +17,14 @@ def _expand_home(path: Path) -> Path:
 def _refuse_nothing(path: str | Path) -> str | Path:
     """Return the path; an empty one would be the current directory."""
     if not str(path):
-        raise ValueError("the path is empty, as a variable that is not set")
+        raise ValueError("the path is empty; is a variable not set?")
     return path
 
 
 # Shells leave `~` in `--output=~/runs/a` and in quoted patterns as it is.
 UserPath = Annotated[Path, BeforeValidator(_refuse_nothing), AfterValidator(_expand_home)]
+# A path, a URL or a name on the Hub.
+UserSource = Annotated[str, BeforeValidator(_refuse_nothing)]
 
 RUN = (
     "Run directory, one of its checkpoints, or a folder of save_pretrained: a path, a URL, or user/name on the Hugging "

@@ -22,10 +22,11 @@ class Config(BaseModel):
     @field_validator("*")
     @classmethod
     def _fits_float32(cls, value: object) -> object:
-        """Check numbers alone and in lists: tensors have them as float32, where larger ones are infinite or errors."""
-        for number in value if isinstance(value, tuple | list) else (value,):
+        """Check numbers alone and in collections: tensors of float32 have larger ones as infinite, or raise."""
+        given = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else (value,)
+        for number in given:
             if isinstance(number, float) and abs(number) > _LARGEST:
-                raise ValueError(f"numbers must be at most {_LARGEST:.2g}, the largest of float32")
+                raise ValueError(f"the magnitude of numbers must be at most {_LARGEST:.2g}, the largest of float32")
         return value
 
     def replace(self, **changes: Any) -> Self:

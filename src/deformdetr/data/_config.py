@@ -39,8 +39,10 @@ _ImageMean = Annotated[
     tuple[Probability, Probability, Probability],
     Field(description="Subtracted from red, green and blue, on a scale of 0 to 1."),
 ]
+# Smaller ones would be zero in float32, or give images of infinite colors.
+_Deviation = Annotated[float, Field(ge=1e-6)]
 _ImageStd = Annotated[
-    tuple[PositiveFloat, PositiveFloat, PositiveFloat], Field(description="Red, green and blue are divided by this.")
+    tuple[_Deviation, _Deviation, _Deviation], Field(description="Red, green and blue are divided by this.")
 ]
 _NumWorkers = Annotated[
     int,

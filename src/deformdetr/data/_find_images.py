@@ -59,18 +59,27 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> FoundImages:
 
 def _files_below(folder: Path) -> Iterator[Path]:
     searched = set()
-    for place, folders, names in os.walk(folder, onerror=_fail, followlinks=True):
-        if (real := os.path.realpath(place)) in searched:
-            folders.clear()
-            continue
-        searched.add(real)
-        # In the order of names, so that the same one of two links to a folder is followed on every machine.
-        folders.sort()
-        yield from (file for file in map(Path(place).joinpath, names) if file.is_file())
+    # Links to folders come last, so that files have the names of the folders that they lie in.
+    starts = [folder]
+    for start in starts:
+        for place, folders, names in os.walk(start, onerror=_fail):
+            here = Path(place)
+            real = here.resolve()
+            if real in searched:
+                folders.clear()
+                continue
+            searched.add(real)
+            # In the order of names, so that the same one of two links to a folder is followed on every machine.
+            folders.sort()
+            shown = [here / name for name in folders if not name.startswith(".")]
+            starts += [each for each in shown if each.is_symlink()]
+            yield from (file for file in map(here.joinpath, names) if file.is_file())
 
 
 def _fail(error: OSError) -> None:
-    raise error
+    # Hidden folders have no images.
+    if not Path(error.filename).name.startswith("."):
+        raise error
 
 
 @cache

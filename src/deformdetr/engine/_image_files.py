@@ -1,6 +1,7 @@
 """Finding image and video files."""
 
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from deformdetr.data import FoundImages, find_images, image_suffixes
@@ -28,8 +29,10 @@ def find_files(paths: Iterable[Path], *, leave_out: Path | None = None) -> Found
     given = list(paths)
     found = FoundImages([], [])
     absent: list[str] = []
+    resolve = cache(Path.resolve)
     for path in given:
         folder = path if path.is_dir() else None
+        own = None if leave_out is None or resolve(path).is_relative_to(resolve(leave_out)) else resolve(leave_out)
         if folder is not None:
             files = [file for each in find_images(folder) for file in each]
         elif path.exists():
@@ -40,7 +43,8 @@ def find_files(paths: Iterable[Path], *, leave_out: Path | None = None) -> Found
         for file in sorted(files):
             # A file that is given is an image, whatever its name.
             is_image = file == path or _is_named_as_image(file, folder)
-            if not _is_own(file, path, leave_out):
+            # Links to files stay as they are.
+            if own is None or not (resolve(file.parent) / file.name).is_relative_to(own):
                 (found.images if is_image else found.others).append(file)
     if absent:
         raise PredictionError(f"no such file or folder: {', '.join(absent)}")
@@ -63,11 +67,3 @@ def _is_named_as_image(file: Path, folder: Path | None) -> bool:
     parts = (file.name,) if folder is None else file.relative_to(folder).parts
     is_hidden = any(part.startswith(".") for part in parts)
     return not is_hidden and (file.suffix.lower() in image_suffixes() or is_video(file))
-
-
-def _is_own(file: Path, path: Path, leave_out: Path | None) -> bool:
-    if leave_out is None:
-        return False
-    # Links to files stay as they are.
-    file, path, leave_out = file.parent.resolve() / file.name, path.resolve(), leave_out.resolve()
-    return file.is_relative_to(leave_out) and not path.is_relative_to(leave_out)

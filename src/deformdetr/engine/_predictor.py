@@ -146,10 +146,9 @@ class Predictor:
         images = [images] if isinstance(images, str | Path) else images
         check_threshold(threshold)
         for batch in batched(images, checked_batch_size(batch_size, self.device)):
-            for each in self._detect(batch):
-                yield each.above(threshold)
+            yield from self._detect(batch, threshold)
 
-    def _detect(self, sources: Sequence[ImageSource]) -> list[DetectionResult]:
+    def _detect(self, sources: Sequence[ImageSource], threshold: float) -> list[DetectionResult]:
         images = [read_image(source, self.decode) for source in sources]
         prepared = [self.prepare(image) for image in images]
         by_size: dict[torch.Size, list[int]] = {}
@@ -168,7 +167,9 @@ class Predictor:
             )
             for number, index in enumerate(indices):
                 segmentation = None if segmentations is None else segmentations[number]
-                results[index] = self._result(sources[index], images[index], detections[number], segmentation)
+                found = self._result(sources[index], images[index], detections[number], segmentation)
+                # At once, so that masks below the threshold are not kept.
+                results[index] = found.above(threshold)
         return [results[index] for index in range(len(sources))]
 
     def _result(

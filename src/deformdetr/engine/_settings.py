@@ -101,15 +101,16 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
     lines = []
     problems = error.errors(include_url=False)
     for problem in problems[:_MAX_LINES]:
-        name = printable(_dotted(problem["loc"], model), _LONGEST_NAME)
+        name = _dotted(problem["loc"], model)
+        quoted = printable(repr(name), _LONGEST_NAME)
         if problem["type"] == "extra_forbidden":
-            lines.append(f"there is no setting '{name}'{suggest(name, known)}")
+            lines.append(f"there is no setting {quoted}{suggest(quoted[1:-1], known)}")
         elif problem["type"] == "missing":
-            lines.append(f"the setting '{name}' is missing")
+            lines.append(f"the setting {quoted} is missing")
         else:
             given = "" if isinstance(problem["input"], dict | BaseModel) else f", got {problem['input']!r:.60}"
             message = printable(problem["msg"].removeprefix("Value error, "), _LONGEST_MESSAGE)
-            lines.append(f"{name or 'settings'}: {message}{given}")
+            lines.append(f"{quoted[1:-1] or 'settings'}: {message}{given}")
     if len(problems) > _MAX_LINES:
         lines.append(f"and {len(problems) - _MAX_LINES:,} more")
     return lines[0] if len(lines) == 1 else "\n  ".join([f"{len(problems):,} settings are not valid:", *lines])

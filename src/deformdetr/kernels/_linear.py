@@ -12,7 +12,7 @@ from torch.overrides import has_torch_function
 
 from deformdetr import _compat
 from deformdetr._memory import check_storages
-from deformdetr._tracing import has_tangent, is_tracing
+from deformdetr._tracing import is_tracing
 from deformdetr.kernels._layer_kernels import is_selected
 
 # For fewer rows, calling oneDNN takes longer than it saves: 33 microseconds for one row, where `nn.Linear` takes 9.
@@ -43,7 +43,7 @@ def uses_onednn(x: Any, weight: Tensor, bias: Tensor | None) -> bool:
         # A compiler is a dispatch mode itself, and modes that see functions count as parts of every tensor.
         and _compat.has_dispatch_modes() is False
         and not has_torch_function(tensors)
-        and not has_tangent(*tensors)
+        and not _compat.has_tangent(*tensors)
     )
 
 
@@ -76,7 +76,7 @@ class _Linear(torch.autograd.Function):
         needs_rows, needs_weight, needs_bias = ctx.needs_input_grad
         # Gradients that are differentiated or mapped in turn use PyTorch's operators.
         is_plain = not torch.is_grad_enabled() and (
-            torch.compiler.is_compiling() or (_compat.has_storage(grad) and not has_tangent(grad, rows, weight))
+            torch.compiler.is_compiling() or (_compat.has_storage(grad) and not _compat.has_tangent(grad, rows, weight))
         )
         return (
             (_multiply(grad, weight.t(), None) if is_plain else grad @ weight) if needs_rows else None,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deformdetr import _compat
 from deformdetr._memory import check_storages
-from deformdetr._tracing import has_tangent, is_tracing
+from deformdetr._tracing import is_tracing
 from deformdetr.kernels import _discrete, _gather, _numba, _reference
 from deformdetr.kernels._checks import check_arguments, check_output, check_visible_storages
 from deformdetr.kernels._levels import MOST_POINTS, Pyramid, place_levels, read_on_cpu
@@ -39,13 +39,17 @@ def choose_forward(backend: str, method: str, *tensors: Tensor) -> Callable[...,
     if method == "discrete":
         return partial(_run_plainly, _discrete.forward)
     # `torch.jit.trace` records operations that serve other sizes, too.
-    is_plain = backend == "reference" or is_tracing()
-    if not is_plain and _needs_op(tensors):
-        return forward_op
-    if is_plain or _compat.has_higher_derivatives() or has_tangent(*tensors):
+    if backend == "reference" or is_tracing() or _needs_reference(tensors):
         return partial(_run_plainly, _reference.forward)
+    if _needs_op(tensors):
+        return forward_op
     run: Callable[..., Tensor] = (_TransformedForward if _compat.is_transformed() else _Forward).apply
     return run
+
+
+def _needs_reference(tensors: tuple[Tensor, ...]) -> bool:
+    """Return whether derivatives are wanted that only plain operations have: custom ops drop tangents in silence."""
+    return not torch.compiler.is_compiling() and (_compat.has_higher_derivatives() or _compat.has_tangent(*tensors))
 
 
 def choose_backward(*tensors: Tensor | None) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -77,7 +81,7 @@ def can_fuse(value: Tensor, offsets: Tensor, logits: Tensor, references: Tensor)
         _runs_triton(*inputs)
         and logits.shape[4] <= MOST_POINTS
         and not is_tracing()
-        and (torch.compiler.is_compiling() or not (_compat.is_transformed() or has_tangent(*inputs)))
+        and (torch.compiler.is_compiling() or not (_compat.is_transformed() or _compat.has_tangent(*inputs)))
     )
 
 

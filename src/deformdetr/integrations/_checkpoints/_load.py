@@ -33,8 +33,7 @@ def load_checkpoint(
 
     Args:
         model: A `DeformableDETR` of the checkpoint's variant, or a `DETR`, or one that is compiled, wrapped for several
-            devices or averaged. If a checkpoint does not tell whether
-            decoder layers share their heads, the model does.
+            devices or averaged. If a checkpoint does not tell whether decoder layers share their heads, the model does.
         source: A state dict, or a file that holds one below any entries and prefixes, given as a path, a URL or a name
             on the Hugging Face Hub; see `locate_checkpoint`. The file is `.safetensors`, or with any other suffix in
             PyTorch's format, of which only tensors and plain values are unpickled. Of several state dicts,
@@ -66,10 +65,16 @@ def load_checkpoint(
     """
     described = str(source) if isinstance(source, str | Path) else "the state dict"
     state = model.state_dict()
+    if any(tensor.is_meta for tensor in state.values() if isinstance(tensor, Tensor)):
+        raise CheckpointError("the model cannot take a checkpoint: it has no memory, being on the device meta")
     try:
         own = find_weights(state).tensors
-    except ValueError as error:
-        raise CheckpointError(f"the model cannot take a checkpoint: {error}") from error
+    except ValueError:
+        # A model of others, which may have some of these layers.
+        own = state
+    else:
+        taken = set(map(id, own.values()))
+        own = own | {name: each for name, each in state.items() if id(each) not in taken and name != "n_averaged"}
     content = read_content(source)
     try:
         weights = find_weights(content)

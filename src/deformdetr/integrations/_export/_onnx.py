@@ -258,7 +258,7 @@ def _name_axes(content: Any) -> None:
 
 
 def _remove_stack_traces(graph: Any) -> None:
-    """Remove what code made each node: it names folders of this machine, and can fill half of the file."""
+    """Remove the source lines that made each node: they name the author's folders, and can fill half of the file."""
     for node in graph.node:
         kept = [each for each in node.metadata_props if each.key != "pkg.torch.onnx.stack_trace"]
         del node.metadata_props[:]
