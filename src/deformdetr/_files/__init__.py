@@ -5,7 +5,7 @@ file and the reason in one line. Writers leave either the old or the new file, a
 """
 
 from deformdetr._files._download import cache_folder, download_once, is_url, read_range
-from deformdetr._files._errors import FileError, printable
+from deformdetr._files._errors import FileError
 from deformdetr._files._hub import CHECKPOINT_SUFFIXES, HubName, HubOptions, fetch_file, http_error
 from deformdetr._files._paths import check_folder, check_writable, expand_path, fitting_name, where_from
 from deformdetr._files._replacing import is_unfinished, keep_as, remove_unfinished, replacing, write_text
@@ -41,7 +41,6 @@ __all__ = [
     "locate_checkpoint",
     "parse_json",
     "parse_source",
-    "printable",
     "read_json",
     "read_mapping",
     "read_range",

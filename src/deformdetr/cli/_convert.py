@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg, CliToggleFlag
 
-from deformdetr._tables import table
+from deformdetr._text import table
 from deformdetr.cli._options import UserPath, UserSource
 from deformdetr.integrations import COCO_CATEGORY_IDS, CheckpointFormat, ConversionReport, convert_checkpoint
 

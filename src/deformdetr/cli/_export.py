@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, PositiveFloat
 from pydantic_settings import CliPositionalArg, CliToggleFlag
 from torch import Tensor
 
-from deformdetr._tables import table
+from deformdetr._text import table
 from deformdetr.cli._options import RUN, UserPath, UserSource
 from deformdetr.data import (
     AnyDataConfig,

@@ -86,7 +86,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _fail(message: str, status: int) -> int:
-    from deformdetr._files import printable
+    from deformdetr._text import printable
 
     # Of several processes, one has the message.
     if message:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from deformdetr._files import printable
+from deformdetr._text import printable
 
 _Models = Sequence[type[BaseModel]]
 _MAX_LINES = 20

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from deformdetr._tables import table
+from deformdetr._text import table
 from deformdetr.config import DeformableDETRConfig, DETRConfig, with_backbone_weights
 from deformdetr.kernels import register_flop_formulas
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from deformdetr._coco_types import LabelMap
-from deformdetr._tables import table
+from deformdetr._text import table
 from deformdetr.evaluation._matching import Matches, OperatingPoint
 from deformdetr.evaluation._panoptic import PanopticMetrics
 

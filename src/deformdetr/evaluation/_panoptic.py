@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from deformdetr._coco_types import LabelMap
-from deformdetr._tables import table
+from deformdetr._text import table
 from deformdetr.structures import PanopticSegmentation
 
 _FACTORS: tuple[Literal["PQ", "SQ", "RQ"], ...] = ("PQ", "SQ", "RQ")

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
-from deformdetr._tables import table
+from deformdetr._text import table
 
 Status: TypeAlias = Literal["passed", "failed", "refused", "inapplicable"]
 
