@@ -55,7 +55,10 @@ def has_higher_derivatives() -> bool:
 
     False if PyTorch hides them: these derivatives then raise. True would send every call to the slow reference.
     """
-    kinds = [transform.key().name for transform in _list_transforms() or ()] if _list_transforms else []
+    transforms = _list_transforms() if _list_transforms else None
+    if not transforms:
+        return False
+    kinds = [transform.key().name for transform in transforms]
     return "Jvp" in kinds or kinds.count("Grad") > 1
 
 

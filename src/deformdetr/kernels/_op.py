@@ -38,18 +38,17 @@ def choose_forward(backend: str, method: str, *tensors: Tensor) -> Callable[...,
         raise ValueError(f"method must be 'bilinear' or 'discrete', got {method!r}")
     if method == "discrete":
         return partial(_run_plainly, _discrete.forward)
+    # Custom ops have no such derivatives, and drop tangents in silence.
+    is_differentiated = not torch.compiler.is_compiling() and (
+        _compat.has_higher_derivatives() or _compat.has_tangent(*tensors)
+    )
     # `torch.jit.trace` records operations that serve other sizes, too.
-    if backend == "reference" or is_tracing() or _needs_reference(tensors):
+    if backend == "reference" or is_differentiated or is_tracing():
         return partial(_run_plainly, _reference.forward)
     if _needs_op(tensors):
         return forward_op
     run: Callable[..., Tensor] = (_TransformedForward if _compat.is_transformed() else _Forward).apply
     return run
-
-
-def _needs_reference(tensors: tuple[Tensor, ...]) -> bool:
-    """Return whether derivatives are wanted that only plain operations have: custom ops drop tangents in silence."""
-    return not torch.compiler.is_compiling() and (_compat.has_higher_derivatives() or _compat.has_tangent(*tensors))
 
 
 def choose_backward(*tensors: Tensor | None) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
